@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+REAL_MODEL ?= .cache/real-135m
+
+.PHONY: demo test test-real lint bench clean
+
+demo: .venv/installed
+	$(BIN)/vindex demo
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+test-real: .venv/installed $(REAL_MODEL)/config.json
+	VINDEX_REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m real
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(REAL_MODEL)/config.json: .venv/installed
+	$(BIN)/python tests/real_model.py $(REAL_MODEL)
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("vindex needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,1 @@
+"""A checkpoint becomes a vindex: tensors one at a time, singular directions with a certificate."""

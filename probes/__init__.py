@@ -1,0 +1,1 @@
+"""Forward hooks on a live model: measure, gate, edit."""

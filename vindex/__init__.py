@@ -1,0 +1,1 @@
+"""Read, verify and score a vindex: the singular directions of a model's FFN layers."""

@@ -1,0 +1,34 @@
+"""The `vindex` command: the one place where the artifact, the extractors and the probes meet."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from vindex.errors import VindexError
+
+app = typer.Typer(
+    name="vindex",
+    help="What a model's FFN layers read, write and know: extract, score, probe, edit, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command. A VindexError is one line on stderr and exit status 1; Ctrl-C is exit status 130."""
+    try:
+        app()
+    except VindexError as error:
+        sys.stderr.write(f"vindex: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("vindex: interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

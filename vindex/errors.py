@@ -1,0 +1,37 @@
+"""One tree of errors. A message says what was found, what was expected, where, and the way out, in one line."""
+
+
+class VindexError(Exception):
+    """Base of everything this project raises on purpose; the command prints it as one line and exits 1."""
+
+
+class FormatError(VindexError):
+    """A vindex on disk does not follow docs/format.md."""
+
+
+class CheckpointError(VindexError):
+    """A model checkpoint is missing, damaged or of a kind that is not supported."""
+
+
+class NumericError(VindexError):
+    """A number is not finite, does not fit its type, or misses its certificate."""
+
+
+class TargetError(VindexError):
+    """The place to write to is taken, read-only or full."""
+
+
+class QueryError(VindexError):
+    """A question about a vindex or a model that it cannot answer: unknown token, layer out of range."""
+
+
+class ProbeError(VindexError):
+    """A measurement on a live model cannot be made as asked."""
+
+
+class FactError(ProbeError):
+    """A fact, or a file of facts, cannot be used with this tokenizer or model."""
+
+
+class PatchError(VindexError):
+    """A patch or gate file does not fit the weights it is applied to."""
