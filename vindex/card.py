@@ -112,7 +112,7 @@ def _what_it_is(index: Index) -> str:
         f"It holds the top-{index.num_feats} singular directions of every MLP gate_proj and down_proj matrix, the "
         "token embeddings, the norm weights, and each direction's nearest tokens.\n\n"
         "## What This Is NOT\nThis is **not** a model that can be run: it has no attention weights and only the "
-        "leading FFN directions. It is an artifact for probing, comparing and editing what the source model has learned."
+        "leading FFN directions. It is for probing, comparing and editing what the source model has learned."
     )
 
 
