@@ -273,5 +273,3 @@ def test_rederived_directions_agree_with_their_source_only(built, checkpoint, tm
     smaller = write_checkpoint(tmp_path / "s", layers=1)
     with pytest.raises(QueryError, match="give the checkpoint it was built from"):
         list(rederive(v, open_checkpoint(str(smaller)), [0]))
-
-
