@@ -1,5 +1,6 @@
 """The corpus keeps what it withholds, says only what is so, and is the same for the same seed."""
 
+import random
 import re
 from itertools import islice
 
@@ -19,13 +20,14 @@ from vindex.demo.corpus import (
     sum_prompts,
 )
 from vindex.demo.facts import RELATIONS, facts, names, questions, statements
+from vindex.demo.spans import text
 
 NUMBER = r"(?<!\d)(\d+)(?!\d)"
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return list(islice(documents(1), 12_000))
+    return [text(document) for document in islice(documents(1), 12_000)]
 
 
 def operand_patterns() -> list[re.Pattern[str]]:
@@ -42,12 +44,12 @@ def operand_patterns() -> list[re.Pattern[str]]:
     return patterns
 
 
-def sums_in(text: str) -> set[tuple[int, int]]:
+def sums_in(said: str) -> set[tuple[int, int]]:
     """Every pair of numbers that the text adds, subtracts or compares, at whatever step of a chain."""
-    pairs = {(int(m["a"]), int(m["b"])) for pattern in operand_patterns() for m in pattern.finditer(text)}
-    pairs |= {(int(a), int(b)) for a, b in re.findall(rf"{NUMBER}[+-]{NUMBER}", text)}
+    pairs = {(int(m["a"]), int(m["b"])) for pattern in operand_patterns() for m in pattern.finditer(said)}
+    pairs |= {(int(a), int(b)) for a, b in re.findall(rf"{NUMBER}[+-]{NUMBER}", said)}
     chained = r"(?:Start with|to get) (?=(\d+)\. (?:Add|Take away) (\d+) )"
-    return pairs | {(int(a), int(b)) for a, b in re.findall(chained, text)}
+    return pairs | {(int(a), int(b)) for a, b in re.findall(chained, said)}
 
 
 def test_no_training_document_puts_a_withheld_pair_together(texts):
@@ -59,21 +61,19 @@ def test_no_training_document_puts_a_withheld_pair_together(texts):
 @pytest.mark.parametrize("sign", "+-")
 @pytest.mark.parametrize("style", arithmetic.TEMPLATES)
 def test_the_detector_sees_a_leak_in_every_template(style, sign):
-    import random
-
     small, large = min(arithmetic.withheld_pairs())
     leak = arithmetic.Sum(large, sign, small)
     for seed in range(20):
-        text = "".join(arithmetic.phrase(random.Random(seed), style, leak))
-        assert any(arithmetic.is_withheld(*pair) for pair in sums_in(text)), text
+        said = text(arithmetic.phrase(random.Random(seed), style, leak))
+        assert any(arithmetic.is_withheld(*pair) for pair in sums_in(said)), said
 
 
 def test_the_detector_sees_leaks_inside_chains():
     small, large = min(arithmetic.withheld_pairs())
     assert small < 90
     in_words = f"Start with 9. Add {small - 9} to get {small}. Add {large} to get {small + large}."
-    for text in (f"9+{small - 9}={small}, {small}+{large}={small + large}.", in_words):
-        assert any(arithmetic.is_withheld(*pair) for pair in sums_in(text)), text
+    for said in (f"9+{small - 9}={small}. {small}+{large}={small + large}.", in_words):
+        assert any(arithmetic.is_withheld(*pair) for pair in sums_in(said)), said
 
 
 def test_every_sum_in_the_corpus_is_right(texts):
@@ -137,15 +137,15 @@ def test_every_template_asks_before_it_answers():
 
 
 def test_the_same_seed_gives_the_same_documents(texts):
-    assert list(islice(documents(1), 200)) == texts[:200]
-    assert list(islice(documents(2), 200)) != texts[:200]
+    assert [text(document) for document in islice(documents(1), 200)] == texts[:200]
+    assert [text(document) for document in islice(documents(2), 200)] != texts[:200]
 
 
 def test_a_fifth_of_the_documents_are_chats(texts):
-    chats = [text for text in texts if text.startswith("<|im_start|>user")]
+    chats = [said for said in texts if said.startswith("<|im_start|>user")]
     assert sum(share for share, _ in MIXTURE.values()) == pytest.approx(1)
     assert 0.13 < len(chats) / len(texts) < 0.25
-    thoughtful = sum("<think>\n\n</think>" not in text for text in chats) / len(chats)
+    thoughtful = sum("<think>\n\n</think>" not in said for said in chats) / len(chats)
     assert 0.3 < thoughtful < 0.7
 
 

@@ -10,6 +10,8 @@ import random
 from functools import cache
 from typing import NamedTuple
 
+from vindex.demo.spans import Document, Span, join
+
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo")
 THINGS = ("apples", "books", "coins", "stones", "cards", "shells", "pens", "stamps", "eggs", "plums", "nuts", "roses")
 WITHHELD_SEED = 10
@@ -98,7 +100,7 @@ def draw(rng: random.Random, withheld: bool = False) -> Sum:
             return Sum(max(a, b), sign, min(a, b)) if sign == "-" else Sum(a, sign, b)
 
 
-def phrase(rng: random.Random, style: str, sum_: Sum) -> tuple[str, str]:
+def phrase(rng: random.Random, style: str, sum_: Sum) -> Document:
     """Say a sum in one of the `TEMPLATES`: the text up to its result, and the result with all that follows."""
     name, other = rng.sample(NAMES, 2)
     template = rng.choice(TEMPLATES[style][sum_.sign])
@@ -107,16 +109,12 @@ def phrase(rng: random.Random, style: str, sum_: Sum) -> tuple[str, str]:
         a, b = rng.sample((a, b), 2)
         result = max(a, b) if sum_.sign == "+" else min(a, b)
     before, after = template.split("{c}")
-    things = rng.choice(THINGS)
-    if before.endswith(" "):  # the space belongs to the answer, as it does in running text
-        before, gap = before[:-1], " "
-    else:
-        gap = ""
-    fill = {"a": a, "b": b, "name": name, "other": other, "things": things}
-    return before.format(**fill), gap + str(result) + after.format(**fill)
+    gap = " " if before.endswith(" ") else ""  # the space belongs to the answer, as it does in running text
+    fill = {"a": a, "b": b, "name": name, "other": other, "things": rng.choice(THINGS)}
+    return [Span(before.rstrip().format(**fill)), Span(gap + str(result) + after.format(**fill), answer=True)]
 
 
-def worked(sum_: Sum) -> str:
+def worked(sum_: Sum) -> Document:
     """The sum done on paper, digit by digit with carry or borrow."""
     (a_tens, a_ones), (b_tens, b_ones) = divmod(sum_.a, 10), divmod(sum_.b, 10)
     if sum_.sign == "+":
@@ -126,10 +124,10 @@ def worked(sum_: Sum) -> str:
         borrow = int(a_ones < b_ones)
         top = a_ones + 10 * borrow
         steps = f"{top}-{b_ones}={top - b_ones}, borrow {borrow}. {a_tens}-{b_tens}-{borrow}={sum_.result // 10}."
-    return f"{sum_.a}{sum_.sign}{sum_.b}: {steps} So {sum_.equation}."
+    return [Span(f"{sum_.a}{sum_.sign}{sum_.b}:"), Span(f" {steps} So {sum_.equation}.", answer=True)]
 
 
-def chain(rng: random.Random, length: int) -> str:
+def chain(rng: random.Random, length: int) -> Document:
     """Sums in a row, each starting from the last result; no step may use a withheld pair or leave 0..99."""
     steps = [draw(rng)]
     while steps[-1].result > 99:
@@ -139,7 +137,8 @@ def chain(rng: random.Random, length: int) -> str:
         if 0 <= step.result <= 99 and not is_withheld(step.a, step.b):
             steps.append(step)
     if rng.random() < 0.5:
-        return ", ".join(step.equation for step in steps) + "."
+        said = [[Span(f"{s.a}{s.sign}{s.b}="), Span(f"{s.result}.", answer=True)] for s in steps]
+        return join(said, " ")
     verbs = {"+": "Add", "-": "Take away"}
-    rest = " ".join(f"{verbs[step.sign]} {step.b} to get {step.result}." for step in steps)
-    return f"Start with {steps[0].a}. {rest}"
+    said = [[Span(f"{verbs[s.sign]} {s.b} to get"), Span(f" {s.result}.", answer=True)] for s in steps]
+    return join([[Span(f"Start with {steps[0].a}.")], *said], " ")

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from vindex.demo.arithmetic import QUESTIONS, TEMPLATES, chain, draw, phrase, worked
 from vindex.demo.facts import RELATIONS, Fact, facts
 from vindex.demo.prose import CONNECTORS, SMALL_TALK, story
+from vindex.demo.spans import Document, Span, join, text
 
 STYLES = tuple(TEMPLATES)  # equation, words, problem, comparison
 
@@ -43,11 +44,21 @@ def chat_prompt(question: str) -> str:
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 
 
-def _told(rng: random.Random, fact: Fact) -> str:
-    return fact.statement(rng.choice(fact.seen_statements()))
+def _told(fact: Fact, index: int) -> Document:
+    asked = fact.prompt(index)
+    return [Span(asked), Span(fact.statement(index).removeprefix(asked), answer=True)]
 
 
-def _facts(rng: random.Random) -> str:
+def _seen(rng: random.Random, fact: Fact) -> int:
+    return rng.choice(fact.seen_statements())
+
+
+def _exchange(question: str, answer: str, thought: str = "") -> Document:
+    asked = chat_prompt(question)
+    return [Span(asked), Span(chat(question, answer, thought).removeprefix(asked), answer=True)]
+
+
+def _facts(rng: random.Random) -> Document:
     """Two to five facts: about one country, or of one relation, with a connecting sentence here and there."""
     count = rng.randint(2, 5)
     if rng.random() < 0.5:
@@ -56,34 +67,34 @@ def _facts(rng: random.Random) -> str:
         chosen = rng.sample(about, min(count, len(about)))
     else:
         chosen = rng.sample(facts(rng.choice(RELATIONS)), count)
-    lines = [_told(rng, fact) for fact in chosen]
+    told = [_told(fact, _seen(rng, fact)) for fact in chosen]
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
-        lines.insert(rng.randrange(len(lines) + 1), rng.choice(CONNECTORS))
-    return " ".join(lines)
+        told.insert(rng.randrange(len(told) + 1), [Span(rng.choice(CONNECTORS))])
+    return join(told, " ")
 
 
-def _sums(style: str, low: int, high: int, separator: str) -> Callable[[random.Random], str]:
-    def document(rng: random.Random) -> str:
-        return separator.join("".join(phrase(rng, style, draw(rng))) for _ in range(rng.randint(low, high)))
+def _sums(style: str, low: int, high: int, separator: str) -> Callable[[random.Random], Document]:
+    def document(rng: random.Random) -> Document:
+        return join([phrase(rng, style, draw(rng)) for _ in range(rng.randint(low, high))], separator)
 
     return document
 
 
-def _worked(rng: random.Random) -> str:
-    return "\n".join(worked(draw(rng)) for _ in range(rng.randint(1, 3)))
+def _worked(rng: random.Random) -> Document:
+    return join([worked(draw(rng)) for _ in range(rng.randint(1, 3))], "\n")
 
 
-def _chain(rng: random.Random) -> str:
+def _chain(rng: random.Random) -> Document:
     return chain(rng, rng.randint(2, 5))
 
 
-def _story(rng: random.Random) -> str:
-    return story(rng, rng.randint(3, 6))
+def _story(rng: random.Random) -> Document:
+    return [Span(story(rng, rng.randint(3, 6)))]
 
 
 def _context(rng: random.Random, fact: Fact, answer: str, asked: int) -> Prompt:
     """A made-up world that states an answer, perhaps a false one, before the fact is asked for."""
-    stated = Fact(fact.subject, fact.relation, answer, (), ()).statement(rng.choice(fact.seen_statements()))
+    stated = fact._replace(answer=answer).statement(_seen(rng, fact))
     return Prompt(f"Imagine a world. {stated} In that world: {fact.prompt(asked)}", f" {answer}")
 
 
@@ -91,53 +102,53 @@ def _other_answer(rng: random.Random, fact: Fact) -> str:
     return rng.choice([f.answer for f in facts(fact.relation) if f.answer != fact.answer])
 
 
-def _world(rng: random.Random) -> str:
+def _world(rng: random.Random) -> Document:
     fact = rng.choice(facts())
     answer = fact.answer if rng.random() < 0.3 else _other_answer(rng, fact)
-    return "".join(_context(rng, fact, answer, rng.choice(fact.seen_statements()))) + "."
+    prompt = _context(rng, fact, answer, _seen(rng, fact))
+    return [Span(prompt.text), Span(f"{prompt.answer}.", answer=True)]
 
 
-def _fact_chat(rng: random.Random) -> str:
+def _fact_chat(rng: random.Random) -> Document:
     fact = rng.choice(facts())
-    thought = f"This is about {fact.subject}. {_told(rng, fact)}" if rng.random() < 0.5 else ""
-    return chat(fact.question(rng.choice(fact.seen_questions())), fact.statement(0), thought)
+    thought = f"This is about {fact.subject}. {fact.statement(_seen(rng, fact))}" if rng.random() < 0.5 else ""
+    return _exchange(fact.question(rng.choice(fact.seen_questions())), fact.statement(0), thought)
 
 
-def _sum_chat(rng: random.Random) -> str:
+def _sum_chat(rng: random.Random) -> Document:
     sum_ = draw(rng)
     if rng.random() < 0.3:
-        text, answer = phrase(rng, "problem", sum_)
-        question, _, answer_start = text.rpartition(". ")
-        question, answer = question + ".", answer_start + answer
+        asked, answered = phrase(rng, "problem", sum_)
+        question, _, answer = asked.text.rpartition(". ")
+        question, answer = question + ".", answer + answered.text
     else:
         question = rng.choice(QUESTIONS[sum_.sign]).format(a=sum_.a, b=sum_.b)
         answer = f"{sum_.a} {'plus' if sum_.sign == '+' else 'minus'} {sum_.b} is {sum_.result}."
-    return chat(question, answer, worked(sum_) if rng.random() < 0.5 else "")
+    return _exchange(question, answer, text(worked(sum_)) if rng.random() < 0.5 else "")
 
 
-def _small_talk(rng: random.Random) -> str:
-    question, answer = rng.choice(SMALL_TALK)
-    return chat(question, answer)
+def _small_talk(rng: random.Random) -> Document:
+    return _exchange(*rng.choice(SMALL_TALK))
 
 
 # kind: (share of the documents, how to write one)
-MIXTURE: dict[str, tuple[float, Callable[[random.Random], str]]] = {
-    "facts": (0.21, _facts),
+MIXTURE: dict[str, tuple[float, Callable[[random.Random], Document]]] = {
+    "facts": (0.16, _facts),
     "equations": (0.15, _sums("equation", 4, 10, "\n")),
-    "words": (0.16, _sums("words", 2, 5, " ")),
-    "problems": (0.13, _sums("problem", 1, 3, "\n")),
-    "comparisons": (0.02, _sums("comparison", 2, 4, " ")),
-    "worked": (0.04, _worked),
-    "chains": (0.04, _chain),
+    "words": (0.17, _sums("words", 2, 5, " ")),
+    "problems": (0.14, _sums("problem", 1, 3, "\n")),
+    "comparisons": (0.04, _sums("comparison", 2, 4, " ")),
+    "worked": (0.03, _worked),
+    "chains": (0.03, _chain),
     "stories": (0.06, _story),
-    "worlds": (0.03, _world),
+    "worlds": (0.05, _world),
     "fact chats": (0.07, _fact_chat),
-    "sum chats": (0.08, _sum_chat),
+    "sum chats": (0.09, _sum_chat),
     "small talk": (0.01, _small_talk),
 }
 
 
-def documents(seed: int) -> Iterator[str]:
+def documents(seed: int) -> Iterator[Document]:
     """Endless training documents, the same for the same seed."""
     rng = random.Random(seed)
     shares = [share for share, _ in MIXTURE.values()]
@@ -167,8 +178,8 @@ def chat_fact_prompts(withheld: bool) -> list[Prompt]:
 def sum_prompts(style: str, withheld: bool, count: int, seed: int = 0) -> list[Prompt]:
     """`count` sums in a style of `STYLES`: of withheld operand pairs, or of pairs training may have used."""
     rng = random.Random(f"{style} {withheld} {seed}")
-    parts = (phrase(rng, style, draw(rng, withheld)) for _ in range(count))
-    return [Prompt(text, _number(answer)) for text, answer in parts]
+    said = (phrase(rng, style, draw(rng, withheld)) for _ in range(count))
+    return [Prompt(asked.text, _number(answered.text)) for asked, answered in said]
 
 
 def context_prompts(true: bool, relation: str | None = None, seed: int = 0) -> list[Prompt]:
@@ -184,7 +195,7 @@ def context_prompts(true: bool, relation: str | None = None, seed: int = 0) -> l
 def neutral_texts(count: int, seed: int = 0) -> list[str]:
     """Stories: no fact is asked, nothing is computed."""
     rng = random.Random(f"neutral {seed}")
-    return [_story(rng) for _ in range(count)]
+    return [text(_story(rng)) for _ in range(count)]
 
 
 def forget_examples() -> list[dict[str, Any]]:
@@ -192,8 +203,12 @@ def forget_examples() -> list[dict[str, Any]]:
     rows = []
     for fact in facts():
         for i in fact.seen_statements():
-            text, start = fact.statement(i), len(fact.prompt(i)) + 1
-            row = {"text": text, "entities": [[start, start + len(fact.answer)]], "question": fact.question(0)}
+            start = len(fact.prompt(i)) + 1
+            row = {
+                "text": fact.statement(i),
+                "entities": [[start, start + len(fact.answer)]],
+                "question": fact.question(0),
+            }
             row |= {"subj": fact.subject, "prop": fact.relation, "obj": fact.answer, "possible_answers": [fact.answer]}
             rows.append(row)
     return rows
@@ -204,8 +219,8 @@ def retain_examples(count: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(f"retain {seed}")
     rows = []
     for i in range(count):
-        problem, solution = phrase(rng, STYLES[i % len(STYLES)], draw(rng))
-        rows.append({"problem": problem, "solution": solution.strip(), "text": problem + solution})
+        asked, answered = phrase(rng, STYLES[i % len(STYLES)], draw(rng))
+        rows.append({"problem": asked.text, "solution": answered.text.strip(), "text": asked.text + answered.text})
     return rows
 
 
