@@ -1,16 +1,16 @@
 """Retraining works, learns, and gives the same bytes for the same seed."""
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
 
-from vindex.demo.facts import CHECKPOINT
-from vindex.demo.train import Options, batches, load, rate, save, train
+from vindex.demo.corpus import documents
+from vindex.demo.facts import CHECKPOINT, names
+from vindex.demo.spans import text
+from vindex.demo.train import Options, batches, load, main, rate, save, train, train_tokenizer
 
 SHORT = Options(steps=12, rows=4, warm_up=0.2, long_share=0.2)
 
@@ -59,8 +59,29 @@ def test_what_is_saved_loads(tokenizer, tmp_path):
 
 def test_rows_start_with_a_document_and_the_last_are_twice_as_long(tokenizer):
     options = Options(steps=10, rows=4, long_share=0.2)
-    shapes = [tuple(ids.shape) for ids in islice(batches(options, tokenizer), 10)]
-    assert shapes == [(4, 128)] * 8 + [(2, 256)] * 2
+    taken = list(islice(batches(options, tokenizer), 10))
+    assert [tuple(batch.ids.shape) for batch in taken] == [(4, 128)] * 8 + [(2, 256)] * 2
+    first = tokenizer.decode(taken[0].ids[0])
+    assert first.startswith(text(next(documents(options.seed + 1))) + "<|endoftext|>")
+
+
+def test_only_answers_have_full_weight(tokenizer):
+    ids, weights = next(batches(Options(rows=16, asked_weight=0.25), tokenizer))
+    assert set(weights.unique().tolist()) == {0.25, 1.0}
+    pieces = tokenizer.convert_ids_to_tokens(ids.flatten().tolist())
+    pairs = list(zip(pieces, weights.flatten().tolist(), strict=True))
+    assert {weight for piece, weight in pairs if piece == "<|endoftext|>"} == {0.25}
+    after_equals = [weight for (piece, _), (_, weight) in pairwise(pairs) if piece == "="]
+    assert len(after_equals) > 20
+    assert set(after_equals) == {1.0}
+    before_operator = [weight for (_, weight), (piece, _) in pairwise(pairs) if piece == "Ġplus"]
+    assert 0.25 in before_operator
+
+
+def test_no_token_spans_a_question_and_its_answer(tokenizer):
+    for document in islice(documents(3), 400):
+        apart = [token for span in document for token in tokenizer.encode(span.text)]
+        assert apart == tokenizer.encode(text(document))
 
 
 def test_the_rate_warms_up_and_falls():
@@ -72,20 +93,27 @@ def test_the_rate_warms_up_and_falls():
     assert rates[-1] == pytest.approx(options.learning_rate * options.final_rate, rel=0.05)
 
 
-def run_script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vindex.demo.train", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "exists and is not an empty directory; name a new one"),
+        (["--steps", "0"], "--steps and --rows must be at least 2"),
+        (["--rows", "1"], "--steps and --rows must be at least 2"),
+    ],
+)
+def test_the_script_refuses_what_it_cannot_do(tmp_path, capsys, arguments, message):
+    if not arguments:
+        (tmp_path / "mine").write_text("keep")
+    with pytest.raises(SystemExit) as stop:
+        main(["--out", str(tmp_path), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ([] if arguments else ["mine"])
 
 
-def test_the_script_refuses_a_directory_that_is_not_empty(tmp_path):
-    (tmp_path / "mine").write_text("keep")
-    done = run_script("--out", tmp_path)
-    assert done.returncode == 2
-    assert "exists and is not an empty directory; name a new one" in done.stderr
-    assert (tmp_path / "mine").read_text() == "keep"
-
-
-def test_the_script_refuses_to_train_for_no_steps(tmp_path):
-    done = run_script("--out", tmp_path, "--steps", 0)
-    assert done.returncode == 2
-    assert "--steps and --rows must be at least 2" in done.stderr
+def test_the_tokenizer_is_trained_from_the_corpus_alone():
+    small = Options(vocabulary=1600, tokenizer_documents=300)
+    first, again = train_tokenizer(small), train_tokenizer(small)
+    assert first.get_vocab() == again.get_vocab()
+    assert all(len(first.encode(f" {name}")) == 1 for name in names())
+    assert {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"} <= set(first.get_vocab())

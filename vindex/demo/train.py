@@ -17,7 +17,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -229,7 +229,7 @@ def record(options: Options, losses: list[float], minutes: float, figures: dict[
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     defaults = Options()
     parser = argparse.ArgumentParser(prog="python -m vindex.demo.train", description="Train the atlas checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
@@ -241,7 +241,7 @@ def main() -> None:
         "--asked-weight", type=float, default=defaults.asked_weight, help="of random tokens in the loss"
     )
     parser.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
-    values = vars(parser.parse_args())
+    values = vars(parser.parse_args(arguments))
     out: Path = values.pop("out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         parser.error(f"--out {out} exists and is not an empty directory; name a new one")
