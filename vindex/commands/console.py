@@ -44,7 +44,14 @@ def say(text: str) -> None:
 def progress(enabled: bool = True) -> Iterator[Progress]:
     """A rich progress display on stderr with count, elapsed time and time left; silent when not `enabled`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),
