@@ -15,6 +15,7 @@ any a_i + a_j from K_ij, so Gram matrices may be taken about any common origin.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,15 +29,15 @@ class Similarity(NamedTuple):
     """Similarity of every pair of layers over the same tokens; L = layers."""
 
     debiased: Tensor
-    """(L, L) float64, HSIC₁; may be negative."""
+    """(L, L) HSIC₁; may be negative."""
     biased: Tensor
-    """(L, L) float64, HSIC₀, in 0 to 1."""
+    """(L, L) HSIC₀, in 0 to 1."""
     with_sink: Tensor
-    """(L, L) float64, HSIC₁ with every token, sinks included."""
+    """(L, L) HSIC₁ with every token, sinks included."""
     permuted: Tensor
-    """(PERMUTATIONS, L − 1) float64: debiased, adjacent layers, the tokens of one of them permuted."""
+    """(PERMUTATIONS, L − 1): debiased, adjacent layers, the tokens of one of them permuted."""
     permuted_biased: Tensor
-    """(PERMUTATIONS, L − 1) float64."""
+    """(PERMUTATIONS, L − 1)."""
 
 
 def double_centre(grams: Tensor) -> Tensor:
@@ -66,36 +67,29 @@ def hsic1(one: Tensor, other: Tensor) -> Tensor:
 
 def linear_cka(one: Tensor, other: Tensor, *, debiased: bool = True) -> float:
     """CKA of activations (n, p) and (n, q) of the same n tokens."""
-    grams = torch.stack([gram(one), gram(other)])
-    return float(cosines(u_centre(grams) if debiased else double_centre(grams))[0, 1])
+    centre = u_centre if debiased else double_centre
+    first, second = _unit(centre(gram(activations.double())) for activations in (one, other))
+    return float(first @ second)
 
 
-def gram(activations: Tensor) -> Tensor:
-    """XXᵀ in float64 of activations (n, p) about their mean: (n, n)."""
-    centred = activations.double() - activations.double().mean(0)
+def gram(activations: Tensor, *, about: Tensor | None = None) -> Tensor:
+    """XXᵀ, (n, n), of activations (n, p) about their mean, or about another origin (p,)."""
+    centred = activations - (activations.mean(0) if about is None else about)
     return centred @ centred.mT
 
 
-def cosines(centred: Tensor) -> Tensor:
-    """Cosine of every pair among L centred Gram matrices (L, n, n): (L, L).
-
-    Raises ProbeError naming the first layer whose activations do not vary.
-    """
-    unit = _unit(centred)
-    return unit @ unit.mT
-
-
-def compare(grams: Tensor, kept: Tensor, *, seed: int = 0) -> Similarity:
-    """All of Similarity from the layers' Gram matrices (L, n, n) and the tokens that `no_sink` keeps, (n,) bool."""
-    chosen = grams[:, kept][:, :, kept]
-    debiased, biased = _unit(u_centre(chosen)), _unit(double_centre(chosen))
-    side = chosen.shape[-1]
+def compare(grams: Sequence[Tensor], kept: Sequence[int], *, seed: int = 0) -> Similarity:
+    """All of Similarity from the layers' Gram matrices, L times (n, n), and the tokens that `no_sink` keeps."""
+    index = torch.tensor(kept, device=grams[0].device)
+    chosen = [whole.index_select(0, index).index_select(1, index) for whole in grams]
+    debiased, biased = _unit(map(u_centre, chosen)), _unit(map(double_centre, chosen))
+    with_sink = _unit(map(u_centre, grams))
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(side, generator=generator).to(grams.device) for _ in range(PERMUTATIONS)]
+    orders = [torch.randperm(len(kept), generator=generator).to(index.device) for _ in range(PERMUTATIONS)]
     return Similarity(
         debiased @ debiased.mT,
         biased @ biased.mT,
-        cosines(u_centre(grams)),
+        with_sink @ with_sink.mT,
         torch.stack([_adjacent_permuted(debiased, order) for order in orders]),
         torch.stack([_adjacent_permuted(biased, order) for order in orders]),
     )
@@ -103,16 +97,16 @@ def compare(grams: Tensor, kept: Tensor, *, seed: int = 0) -> Similarity:
 
 def _adjacent_permuted(unit: Tensor, order: Tensor) -> Tensor:
     """Similarity of layer l with layer l + 1 whose tokens are taken in another order: (L, n²) → (L − 1,)."""
-    side = len(order)
-    shuffled = unit[1:].view(-1, side, side)[:, order[:, None], order].flatten(1)
-    return (unit[:-1] * shuffled).sum(-1)
+    entry = (order[:, None] * len(order) + order).flatten()
+    return (unit[:-1] * unit[1:].index_select(1, entry)).sum(1)
 
 
-def _unit(centred: Tensor) -> Tensor:
-    """Each matrix flattened to length 1: (L, n, n) → (L, n²)."""
-    flat = centred.flatten(1)
-    norms = flat.norm(dim=1, keepdim=True)
-    constant = (norms.squeeze(1) == 0).nonzero()
-    if len(constant):
-        raise ProbeError(f"layers.{int(constant[0])}: the residual stream is the same for every token; CKA is undefined")
-    return flat / norms
+def _unit(centred: Iterable[Tensor]) -> Tensor:
+    """Each of L matrices (n, n) flattened to length 1: (L, n²). Matrix by matrix, which stays in the processor's cache."""
+    rows = []
+    for layer, matrix in enumerate(centred):
+        norm = torch.linalg.vector_norm(matrix)
+        if norm == 0:
+            raise ProbeError(f"layers.{layer}: the residual stream is the same for every token; CKA is undefined")
+        rows.append(matrix.flatten() / norm)
+    return torch.stack(rows)

@@ -30,7 +30,7 @@ FRAME_DRAWS = 8
 STAGE_THRESHOLD = 0.9
 """C5: an adjacent pair of layers whose CKA is below this is a transition."""
 STAGE_THRESHOLDS = (0.80, 0.85, 0.90, 0.95, 0.98, 0.99)
-PERMUTATIONS = 10
+PERMUTATIONS = 5
 """C5: token permutations behind the null."""
 
 SPECTRUM_RANKS = (64, 128)
@@ -42,4 +42,4 @@ BOOTSTRAP = 10_000
 
 def choices() -> dict[str, object]:
     """All of the above by lower-case name, for the record."""
-    return {name.lower(): value for name, value in globals().items() if name.isupper()}
+    return {name.lower(): value for name, value in globals().items() if name.isupper() and name != "VERSION"}

@@ -96,87 +96,113 @@ class _Observer:
             gate, up, hidden, residual = (
                 self.pending[role][row][keep].float() for role in ("gate", "up", "hidden", "residual")
             )
-            if not (hidden.isfinite().all() and residual.isfinite().all()):
-                raise ProbeError(
-                    f"layers.{site.layer}: activations are NaN or infinite in {value.dtype}; "
-                    "try --dtype float32, or check the checkpoint with `vindex verify`"
-                )
-            self.layers[row].append(read_layer(gate, up, hidden, residual))
-            self.grams[row].append(gram(residual))
+            sink = sink_tokens(residual, site.layer)
+            self.layers[row].append(read_layer(gate, up, hidden, sink, site.layer))
+            self.grams[row].append(gram(residual, about=residual[~sink].mean(0)))
         self.pending.clear()
 
     def reading(self, row: int, mass: tuple[float, ...]) -> Reading:
         layers = tuple(self.layers[row])
-        grams = torch.stack(self.grams[row])
-        kept = torch.ones(grams.shape[-1], dtype=torch.bool, device=grams.device)
-        kept[sorted({position for layer in layers for position in layer.sinks})] = False
-        return Reading(layers, mass, compare(grams, kept))
+        sinks = {position for layer in layers for position in layer.sinks}
+        kept = [position for position in range(len(mass)) if position not in sinks]
+        return Reading(layers, mass, compare(self.grams[row], kept))
 
 
-def read_layer(gate: Tensor, up: Tensor, hidden: Tensor, residual: Tensor) -> LayerReading:
-    """Statistics of one layer from gate, up, hidden (n, I) and residual (n, H), all float32."""
-    sink = sink_tokens(residual)
-    size = hidden.abs()
+def read_layer(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, number: int) -> LayerReading:
+    """Statistics of layer `number` from gate, up, hidden (n, I), all float32, and which tokens are sinks (n,)."""
+    everything, no_sink = sparsity(hidden, sink, number)
     return LayerReading(
-        tuple(int(position) for position in sink.nonzero().flatten()),
-        sparsity(size),
-        sparsity(size[~sink]),
-        temperature(gate, up, hidden, ~sink),
+        tuple(sink.nonzero().flatten().tolist()), everything, no_sink, temperature(gate, up, hidden, sink)
     )
 
 
-def sink_tokens(residual: Tensor) -> Tensor:
+def sink_tokens(residual: Tensor, number: int) -> Tensor:
     """Which tokens no_sink drops: the first, and those whose norm is above SINK_RATIO × the median: (n, H) → (n,) bool."""
-    norms = residual.norm(dim=1)
+    norms = _finite(torch.linalg.vector_norm(residual, dim=1), residual, number)
     sink = norms > SINK_RATIO * norms.quantile(0.5)
     sink[0] = True
     return sink
 
 
-def sparsity(size: Tensor) -> Sparsity:
-    """From |h| (n, I)."""
-    rms = float(size.double().square().mean().sqrt())
-    shares = [
-        torch.count_nonzero(size < threshold).item() / size.numel()
-        for threshold in (*SPARSITY_THRESHOLDS, *(part * rms for part in RELATIVE_THRESHOLDS))
-    ]
-    return Sparsity(rms, tuple(shares[: len(SPARSITY_THRESHOLDS)]), tuple(shares[len(SPARSITY_THRESHOLDS) :]))
+def sparsity(hidden: Tensor, sink: Tensor, number: int) -> tuple[Sparsity, Sparsity]:
+    """Over all tokens, and without the sinks: from h (n, I) and which tokens are sinks (n,)."""
+    size = hidden.abs()
+    scratch = torch.empty_like(size)
+
+    def below(threshold: float) -> Tensor:
+        """Neurons below the threshold at each token, (n,); float sums of whole numbers are exact and fast."""
+        return torch.lt(size, threshold, out=scratch).sum(1)
+
+    power = _finite(torch.linalg.vector_norm(hidden, dim=1).double().square(), hidden, number)
+    absolute = torch.stack([below(threshold) for threshold in SPARSITY_THRESHOLDS])  # (thresholds, n)
+    found = []
+    for chosen in (torch.ones_like(sink), ~sink):
+        rms = float(power[chosen].mean() / hidden.shape[1]) ** 0.5
+        relative = torch.stack([below(part * rms) for part in RELATIVE_THRESHOLDS])
+        shares = (torch.cat([absolute, relative])[:, chosen].double().mean(1) / hidden.shape[1]).tolist()
+        count = len(SPARSITY_THRESHOLDS)
+        found.append(Sparsity(rms, tuple(shares[:count]), tuple(shares[count:])))
+    return found[0], found[1]
 
 
-def temperature(gate: Tensor, up: Tensor, hidden: Tensor, kept: Tensor) -> Temperature:
-    """From gate_proj(x), up_proj(x), h (n, I) and the tokens that no_sink keeps (n,)."""
-    variance = hidden.var(0)
+def temperature(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor) -> Temperature:
+    """From gate_proj(x), up_proj(x), h (n, I) and which tokens are sinks (n,)."""
+    all_tokens = torch.ones(len(sink), device=sink.device)
+    variance = moments(hidden, all_tokens).variance
     return Temperature(
         float(variance.mean()),
-        float(hidden[kept].var(0).mean()),
+        float(moments(hidden, (~sink).float()).variance.mean()),
         float(variance.quantile(0.5)),
-        float((gate * up).var(0).mean()),
+        float(moments(gate * up, all_tokens).variance.mean()),
         float(shuffled_variance(nn.functional.silu(gate), up).mean()),
     )
+
+
+class Moments(NamedTuple):
+    """Over tokens, for each of I neurons."""
+
+    mean: Tensor
+    variance: Tensor
+    """Unbiased."""
+
+
+def moments(values: Tensor, weights: Tensor) -> Moments:
+    """Mean and variance of (n, I) over the tokens whose weight (n,) is 1, the others' being 0."""
+    count = weights.sum()
+    mean = weights @ values / count
+    return Moments(mean, weights @ (values - mean).square() / (count - 1))
 
 
 def shuffled_variance(one: Tensor, other: Tensor) -> Tensor:
     """Expected unbiased variance of one_t · other_π(t) over uniformly random permutations π of n tokens: (n, I) → (I,).
 
-    With S = Σ_t one_t other_π(t): E Σ_t (one_t other_π(t))² = Σone² Σother² / n, and (Hoeffding 1951)
-    E S² = (Σone Σother / n)² + SS_one SS_other / (n − 1), SS the sum of squares about the mean.
+    From E (Σ_t one_t other_π(t))² of Hoeffding 1951: v₁v₂(n − 2)/n + m₁²v₂ + m₂²v₁, with means m and variances v.
     """
     n = len(one)
-    one, other = one.double(), other.double()
-    squares = one.square().sum(0) * other.square().sum(0) / n
-    scatter = one.var(0) * other.var(0) * (n - 1)  # SS_one · SS_other / (n − 1)
-    total_squared = (one.sum(0) * other.sum(0) / n).square() + scatter
-    return (squares - total_squared / n) / (n - 1)
+    all_tokens = torch.ones(n, device=one.device)
+    first, second = moments(one, all_tokens), moments(other, all_tokens)
+    both = first.variance * second.variance * (n - 2) / n
+    return both + first.mean.square() * second.variance + second.mean.square() * first.variance
 
 
 def top_mass(logits: Tensor) -> tuple[float, ...]:
     """Sum of the TOP largest softmax probabilities at each position, in float32: logits (n, V) → n numbers."""
-    count = min(TOP, logits.shape[-1])
     masses: list[float] = []
-    for part in logits.split(max(1, 2**24 // logits.shape[-1])):  # at most 64 MB of float32 at a time
+    for part in logits.split(max(1, 2**19 // logits.shape[-1])):  # small enough for the processor's cache
         scores = part.float()
-        mass = (scores.topk(count, sorted=False).values - scores.logsumexp(-1, keepdim=True)).exp().sum(-1)
-        masses.extend(mass.tolist())
-    if not all(math.isfinite(mass) for mass in masses):
-        raise ProbeError("logits: NaN or infinite; try --dtype float32")
+        largest = scores.topk(min(TOP, scores.shape[-1]), sorted=False).values
+        masses.extend((largest - scores.logsumexp(-1, keepdim=True)).exp().sum(-1).tolist())
+    if not all(map(math.isfinite, masses)):
+        raise ProbeError(f"logits: NaN or infinite in {logits.dtype}; try --dtype float32")
     return tuple(masses)
+
+
+def _finite(norms: Tensor, activations: Tensor, number: int) -> Tensor:
+    """`norms` again, unless one of them is not finite."""
+    if not norms.isfinite().all():
+        token = int((~norms.isfinite()).nonzero()[0])
+        raise ProbeError(
+            f"layers.{number}: activations are NaN or infinite at token {token}; "
+            "try --dtype float32, or check the checkpoint's files"
+        )
+    return norms

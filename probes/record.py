@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -18,6 +19,7 @@ import orjson
 from probes import definition
 from probes.constants import Constant
 from probes.definition import SPECTRUM_RANKS, STAGE_THRESHOLD
+from probes.measures import Measure
 from probes.model import Loaded, layers
 from probes.readings import Reading
 from probes.segments import segment
@@ -27,12 +29,13 @@ from probes.suite import Geometry, Results
 RECORD = "vindex-probe/1"
 
 
-def build(loaded: Loaded, results: Results, weights_sha256: dict[str, str]) -> dict[str, Any]:
+def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
     """The record of one run, plain JSON values, floats rounded to 6 significant digits."""
     return _plain(
         {
             "record": RECORD,
-            "definition": {"version": definition.VERSION, **definition.choices()},
+            "definition": definition.VERSION,
+            "choices": definition.choices(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": _model(loaded, weights_sha256),
             "libraries": libraries(),
@@ -58,13 +61,13 @@ def libraries() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def _model(loaded: Loaded, weights_sha256: dict[str, str]) -> dict[str, Any]:
+def _model(loaded: Loaded, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
     model, config = loaded.model, loaded.model.config
     first = layers(model)[0]
     return {
         "name": loaded.name,
         "revision": loaded.revision,
-        "weights_sha256": weights_sha256,
+        "weights_sha256": dict(weights_sha256),
         "architecture": type(model).__name__,
         "num_layers": len(layers(model)),
         "hidden_size": first.gate_proj.weight.shape[1],
@@ -81,10 +84,18 @@ def _constant(constant: Constant) -> dict[str, Any]:
         "symbol": constant.symbol,
         "name": constant.name,
         "definition": constant.definition,
-        **asdict(constant.headline),
+        **_measure(constant.headline),
         "per_layer": constant.per_layer,
-        "variants": {name: asdict(variant) for name, variant in constant.variants.items()},
+        "variants": {name: _measure(variant) for name, variant in constant.variants.items()},
     }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    """As it is; a count of stages is written as the whole number it is."""
+    entry = asdict(measure)
+    if measure.unit == "stages":
+        entry["value"], entry["samples"] = int(measure.value), [int(sample) for sample in measure.samples]
+    return entry
 
 
 def _layers(reading: Reading) -> dict[str, Any]:
