@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from vindex.commands import artifact, build
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -16,6 +17,11 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+for handler in (build.build, artifact.info, artifact.verify, artifact.score, artifact.feature, artifact.compare):
+    app.command()(handler)
+app.command()(artifact.card)
+app.command()(build.demo)
 
 
 def main() -> None:
