@@ -102,11 +102,11 @@ def _adjacent_permuted(unit: Tensor, order: Tensor) -> Tensor:
 
 
 def _unit(centred: Iterable[Tensor]) -> Tensor:
-    """Each of L matrices (n, n) flattened to length 1: (L, n²). Matrix by matrix, which stays in the processor's cache."""
+    """Each of L matrices (n, n) flattened to length 1, one by one to stay in the processor's cache: (L, n²)."""
     rows = []
     for layer, matrix in enumerate(centred):
-        norm = torch.linalg.vector_norm(matrix)
+        norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)  # in float32 it is 2e-5 too long
         if norm == 0:
             raise ProbeError(f"layers.{layer}: the residual stream is the same for every token; CKA is undefined")
-        rows.append(matrix.flatten() / norm)
+        rows.append(matrix.flatten() / norm.to(matrix.dtype))
     return torch.stack(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -55,12 +56,13 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
     headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
     variants = {}
     for suffix, take in (("", everything), (" no_sink", no_sink)):
+        sizes = [take(layer).rms for layer in readings[0].layers]
         for index, threshold in enumerate(SPARSITY_THRESHOLDS):
-            null = _over_layers(readings[0], lambda layer: _gaussian_below(threshold / take(layer).rms))
+            null = float(np.mean([_gaussian_below(threshold, rms) for rms in sizes]))
             variants[f"|h| < {threshold:g}{suffix}"] = measure(at(take, "below", index), unit, null=null)
         for index, part in enumerate(RELATIVE_THRESHOLDS):
             samples = at(take, "below_relative", index)
-            variants[f"|h| < {part:.0%} of rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part))
+            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part, 1.0))
     return Constant(
         "C1",
         "FFN sparsity",
@@ -73,7 +75,7 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
 
 
 def top_mass(readings: Sequence[Reading], vocabulary: int) -> Constant:
-    """C2: mean over positions of the sum of the 8 largest next-token probabilities. Null: uniform over the vocabulary."""
+    """C2: mean over positions of the sum of the 8 largest next-token probabilities. Null: a uniform distribution."""
     null = min(1.0, TOP / vocabulary)
     return Constant(
         "C2",
@@ -89,12 +91,12 @@ def top_mass(readings: Sequence[Reading], vocabulary: int) -> Constant:
 def gate_coherence(directions: Sequence[np.ndarray], mean_rows: np.ndarray) -> Constant:
     """C3: mean over adjacent layers of |cos| between their leading gate directions. Null: random orthonormal frames.
 
-    `directions`: per layer (F, H), unit rows, leading first, rows past the weight's rank zero. `mean_rows`: (L, H), mean
-    over neurons of each gate_proj's rows.
+    `directions`: per layer (F, H), unit rows, leading first, rows past the weight's rank zero. `mean_rows`: (L, H),
+    mean over neurons of each gate_proj's rows.
     """
     frames = [frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64) for frame in directions]  # drop zero rows
     width = directions[0].shape[1]
-    pairs = list(zip(frames[:-1], frames[1:], strict=True))
+    pairs = list(pairwise(frames))
     leading = [float(abs(one[0] @ other[0])) for one, other in pairs]
     means = mean_rows / np.linalg.norm(mean_rows, axis=1, keepdims=True)
     count = min(len(frame) for frame in frames)
@@ -213,9 +215,9 @@ def _adjacent(similarity: np.ndarray) -> np.ndarray:
     return np.diagonal(similarity, offset=1)
 
 
-def _gaussian_below(ratio: float) -> float:
-    """P(|x| < ratio · σ) for x normal with mean 0."""
-    return math.erf(ratio / math.sqrt(2))
+def _gaussian_below(threshold: float, rms: float) -> float:
+    """P(|x| < threshold) for x ~ N(0, rms²)."""
+    return math.erf(threshold / (rms * math.sqrt(2))) if rms > 0 else 1.0
 
 
 def _over_layers(reading: Reading, value: Callable[[LayerReading], float]) -> float:

@@ -51,8 +51,8 @@ def require_match(loaded: Loaded, vindex: Any, digests: Mapping[str, str]) -> No
     for name in sorted(sources.keys() | digests.keys()):
         if sources.get(name) != digests.get(name):
             raise ProbeError(
-                f"{name} of the model ({loaded.name}) has SHA-256 {_short(digests.get(name))}, the vindex was built from "
-                f"{_short(sources.get(name))}; give the model it was built from, or build the vindex again"
+                f"{name} of the model ({loaded.name}) has SHA-256 {_short(digests.get(name))}, the vindex was built "
+                f"from {_short(sources.get(name))}; give the model it was built from, or build the vindex again"
             )
 
 

@@ -57,9 +57,7 @@ def check_target(path: Path) -> None:
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
-            raise TargetError(
-                f"{path}: PNG needs matplotlib; pip install 'vindex[plot]', or write .html"
-            ) from error
+            raise TargetError(f"{path}: PNG needs matplotlib; pip install 'vindex[plot]', or write .html") from error
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
@@ -72,7 +70,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
 def title_of(record: Mapping[str, Any]) -> str:
     """C1–C5 with the headline values, on one line."""
-    figures = ", ".join(f"{symbol} {entry['value']:.3g}" for symbol, entry in record["constants"].items())
+    figures = ", ".join(f"{symbol} = {entry['value']:.3g}" for symbol, entry in record["constants"].items())
     text = record["texts"][0]["name"]
     return f"{record['model']['name']}: {figures} (definition {record['definition']}, text: {text})"
 
@@ -109,7 +107,7 @@ def describe(record: Mapping[str, Any]) -> tuple[tuple[Panel, ...], Heatmap]:
         Panel("spectra: var@64, dashed: Marchenko–Pastur floor", "layer", _spectra(record["spectra"])),
     )
     return panels, Heatmap(
-        "C5: debiased CKA; solid: stages, dotted: optimal segmentation",
+        "C5: debiased CKA; solid: stages; dotted: segmentation",
         cka["debiased"],
         tuple(cka["stage_starts"]),
         tuple(cka["segmentation"]["starts"]),
@@ -145,8 +143,8 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
     figure.suptitle(title, fontsize=12)
     for axis, panel in zip(axes, panels, strict=False):
         for line in panel.lines:
-            style = {"linestyle": "--", "linewidth": 1.2} if line.dashed else {"marker": "o", "markersize": 3}
-            axis.plot(line.x, line.y, color=line.colour, label=line.label, **style)
+            marks = {"linestyle": "--", "linewidth": 1.2} if line.dashed else {"marker": "o", "markersize": 3}
+            axis.plot(line.x, line.y, color=line.colour, label=line.label, **marks)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
         axis.set_yscale("log" if panel.log else "linear")
@@ -156,10 +154,10 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
         axis.legend(fontsize=8, frameon=False)
     axis = axes[-1]
     image = axis.imshow(heatmap.values, origin="lower", cmap="viridis", vmin=0, vmax=1)
-    for starts, style in ((heatmap.starts, "-"), (heatmap.segments, ":")):
+    for starts, dash in ((heatmap.starts, "-"), (heatmap.segments, ":")):
         for start in starts[1:]:
-            axis.axhline(start - 0.5, color="white", linestyle=style, linewidth=1)
-            axis.axvline(start - 0.5, color="white", linestyle=style, linewidth=1)
+            axis.axhline(start - 0.5, color="white", linestyle=dash, linewidth=1)
+            axis.axvline(start - 0.5, color="white", linestyle=dash, linewidth=1)
     axis.set_title(heatmap.title, fontsize=10)
     axis.set_xlabel("layer")
     axis.set_ylabel("layer")

@@ -117,8 +117,8 @@ def read_layer(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, number: i
 
 
 def sink_tokens(residual: Tensor, number: int) -> Tensor:
-    """Which tokens no_sink drops: the first, and those whose norm is above SINK_RATIO × the median: (n, H) → (n,) bool."""
-    norms = _finite(torch.linalg.vector_norm(residual, dim=1), residual, number)
+    """Which tokens no_sink drops, (n, H) → (n,) bool: the first, and those of norm above SINK_RATIO × the median."""
+    norms = _finite(torch.linalg.vector_norm(residual, dim=1), number)
     sink = norms > SINK_RATIO * norms.quantile(0.5)
     sink[0] = True
     return sink
@@ -133,7 +133,7 @@ def sparsity(hidden: Tensor, sink: Tensor, number: int) -> tuple[Sparsity, Spars
         """Neurons below the threshold at each token, (n,); float sums of whole numbers are exact and fast."""
         return torch.lt(size, threshold, out=scratch).sum(1)
 
-    power = _finite(torch.linalg.vector_norm(hidden, dim=1).double().square(), hidden, number)
+    power = _finite(torch.linalg.vector_norm(hidden, dim=1).double().square(), number)
     absolute = torch.stack([below(threshold) for threshold in SPARSITY_THRESHOLDS])  # (thresholds, n)
     found = []
     for chosen in (torch.ones_like(sink), ~sink):
@@ -197,8 +197,8 @@ def top_mass(logits: Tensor) -> tuple[float, ...]:
     return tuple(masses)
 
 
-def _finite(norms: Tensor, activations: Tensor, number: int) -> Tensor:
-    """`norms` again, unless one of them is not finite."""
+def _finite(norms: Tensor, number: int) -> Tensor:
+    """The norms of tokens (n,) again, unless one of them is not finite."""
     if not norms.isfinite().all():
         token = int((~norms.isfinite()).nonzero()[0])
         raise ProbeError(

@@ -139,9 +139,7 @@ def _projection(spectra: tuple[Spectrum, ...]) -> dict[str, Any]:
     return {
         "shape": shape,
         "var": {str(rank): [spectrum.share(rank) for spectrum in spectra] for rank in SPECTRUM_RANKS},
-        "marchenko_pastur": {
-            str(rank): value for rank, value in zip(SPECTRUM_RANKS, floor(shape), strict=True)
-        },
+        "marchenko_pastur": {str(rank): value for rank, value in zip(SPECTRUM_RANKS, floor(shape), strict=True)},
         "squared_norm": [spectrum.energy for spectrum in spectra],
         "singular_values": [spectrum.singular_values for spectrum in spectra],
     }

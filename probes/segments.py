@@ -1,9 +1,8 @@
 """Stages of a model as an optimal segmentation of its layers: kernel change-point detection.
 
-Harchaoui & Cappé 2007 (with Arlot et al. 2019, arXiv:1202.3878, for the penalty): take the similarity matrix S (L, L) of
-the layers as a kernel. A stage that spans layers a … b − 1 costs its scatter Σ_i S_ii − Σ_ij S_ij / (b − a), zero when
-its layers are the same. Dynamic programming finds, for every number of stages, the cheapest cut; the number of stages
-is the one with the least scatter + penalty × stages.
+Harchaoui & Cappé 2007 take the similarity matrix S (L, L) of the layers as a kernel. A stage that spans layers
+a … b − 1 costs its scatter Σ_i S_ii − Σ_ij S_ij / (b − a), zero when its layers are the same. Dynamic programming finds
+the cheapest cut into every number of stages; the number chosen has the least scatter + penalty × stages.
 
 The penalty 2(1 − τ) is the scatter of splitting a long stage from one odd layer whose similarity to it is exactly τ, so
 that τ means here what it means for C5's adjacent pairs. Unlike those, a slow drift that is nowhere sharp can still be

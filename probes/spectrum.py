@@ -1,7 +1,7 @@
 """Leading singular directions of a weight on its residual side, and the floor that chance sets under its spectrum.
 
-1. Exactly, without a vindex: the Gram matrix of the weight on the residual side (H, H) in float64 and LAPACK's symmetric
-   eigensolver. Its leading eigenvectors are the directions, the roots of its eigenvalues the singular values.
+1. Exactly, without a vindex: LAPACK's symmetric eigensolver on the weight's Gram matrix on the residual side (H, H), in
+   float64. Its leading eigenvectors are the directions, the roots of its eigenvalues the singular values.
 2. var@k: the k largest σ² as a share of Σσ² = ‖W‖²_F. It means nothing alone: a matrix of independent entries also has
    large and small singular values. Marchenko & Pastur 1967 give their law for shape (m, n), and `floor` its var@k.
 """

@@ -121,10 +121,11 @@ def from_weights(dense: Sequence[Layer], on_layer: Advance = nothing) -> Geometr
 
 def from_vindex(dense: Sequence[Layer], vindex: Any, on_layer: Advance = nothing) -> Geometry:
     """Directions and spectra from an open vindex; only each weight's norm is taken from the weights."""
-    if vindex.index.num_feats < max(SPECTRUM_RANKS):
+    needed = min(max(SPECTRUM_RANKS), *dense[0].gate_proj.weight.shape)
+    if vindex.index.num_feats < needed:
         raise ProbeError(
-            f"this vindex keeps {vindex.index.num_feats} directions per layer, var@{max(SPECTRUM_RANKS)} needs "
-            f"{max(SPECTRUM_RANKS)}; leave --vindex out, or extract with --features {max(SPECTRUM_RANKS)}"
+            f"the vindex keeps {vindex.index.num_feats} directions per layer, C3 and var@{max(SPECTRUM_RANKS)} need "
+            f"{needed}; leave --vindex out, or build it with --features {needed}"
         )
     gate, down = [], []
     for layer in dense:

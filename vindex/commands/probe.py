@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from probes.model import Loaded
     from vindex.reader import Vindex
 
+# The curves that the tables thin out; all of them are in the record and on the plot.
+LEFT_TO_THE_RECORD = {
+    *(f"|h| < {threshold}" for threshold in ("0.002", "0.005", "0.02")),
+    *(f"|h| < {threshold} no_sink" for threshold in ("0.001", "0.002", "0.005", "0.02", "0.05", "0.1")),
+}
+
 
 def probe(
     model: Annotated[str, typer.Argument(help="A checkpoint directory, or a Hub id such as Qwen/Qwen3-0.6B.")],
@@ -25,7 +31,7 @@ def probe(
         list[str] | None,
         typer.Option(help="A UTF-8 file, or the name of a bundled text; repeatable. Default: the eight bundled texts."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
     attn: Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2.")] = "sdpa",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts to a forward pass; memory grows with it.")] = 1,
@@ -95,7 +101,8 @@ def print_record(record: Mapping[str, Any]) -> None:
     rows: list[Sequence[str]] = []
     for symbol, entry in record["constants"].items():
         rows.append((f"[bold]{symbol}[/]", f"[bold]{entry['name']}[/]", *_cells(entry, bold=True)))
-        rows.extend(("", f"  {name}", *_cells(variant)) for name, variant in entry["variants"].items())
+        shown = ((name, variant) for name, variant in entry["variants"].items() if name not in LEFT_TO_THE_RECORD)
+        rows.extend(("", f"  {name}", *_cells(variant)) for name, variant in shown)
     setting = f"{model['dtype']}, {model['attn_implementation']}, {model['device']}"
     print_table(
         f"C1–C5 of {model['name']} (definition {record['definition']}; {len(texts)} × {record['choices']['tokens']} "
@@ -196,4 +203,4 @@ def _sinks(record: Mapping[str, Any]) -> str:
 def _number(value: float | int | None) -> str:
     if value is None:
         return "–"
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+    return str(value) if isinstance(value, int) else f"{value:#.3g}".rstrip(".")
