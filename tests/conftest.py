@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a small checkpoint, its vindex, and the real model where there is one."""
+"""Models to test on: tiny checkpoints, their vindex, a tiny live model, and the real 135M model where it is laid out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from extract.checkpoint import open_checkpoint
 from tests.checkpoints import write_checkpoint
 from vindex.options import BuildOptions
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tests on small matrices are slower with more
 
 
@@ -42,8 +43,62 @@ def built(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """The real 135M checkpoint. `make test-real` lays it on disk and names it in VINDEX_REAL_MODEL."""
+    """The directory of the real 135M checkpoint."""
     directory = os.environ.get("VINDEX_REAL_MODEL")
     if not directory:
-        pytest.skip("VINDEX_REAL_MODEL is not set; run `make test-real`, which downloads the model first")
-    return Path(directory)
+        pytest.skip("VINDEX_REAL_MODEL is not set; `make test-real` lays the real 135M model out and runs these tests")
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        pytest.fail(f"VINDEX_REAL_MODEL={directory} holds no config.json; run `make test-real`")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded, untrained Qwen3ForCausalLM in float32: 3 layers, hidden 32, intermediate 48, one token per byte."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    directory = tmp_path_factory.mktemp("tiny") / "tiny-qwen3"
+    config = Qwen3Config(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=256,
+        pad_token_id=257,
+    )
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():  # transformers initialises at 0.02, where every activation is next to nothing
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 1.0 if "embed" in name else parameter.shape[1] ** -0.5)
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def byte_tokenizer():
+    """A tokenizer with one token per byte, and `<eos>`, `<pad>` after them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture
+def tiny(tiny_checkpoint: Path):
+    """The tiny model, loaded afresh so that a test may do anything to it."""
+    from probes.model import load
+
+    return load(tiny_checkpoint, device="cpu")

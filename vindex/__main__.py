@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vindex.commands import artifact, build
+from vindex.commands import artifact, build, probe
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ for handler in (build.build, artifact.info, artifact.verify, artifact.score, art
     app.command()(handler)
 app.command()(artifact.card)
 app.command()(build.demo)
+app.command()(probe.probe)
 
 
 def main() -> None:

@@ -1,0 +1,202 @@
+"""A live model to measure: loaded through transformers, and the places in it that the probes read.
+
+1. `load` brings a checkpoint (a local directory or a Hub id) and its tokenizer up in evaluation mode, gradients off.
+   Only safetensors are read and no code from a checkpoint ever runs.
+2. `layers` finds the decoder blocks and the gated FFN of each: Qwen3, Qwen2, Llama, Mistral and whatever else has
+   `mlp.gate_proj`, `mlp.up_proj` and `mlp.down_proj` linear layers. Mixtures of experts are refused: transformers fuses
+   their experts into 3-D parameters, so that a hook on a single expert would silently never fire.
+3. A `Site` names a tensor of the forward pass by role and layer; `locate` says which module's input or output it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from vindex.errors import CheckpointError, ProbeError
+
+Side = Literal["input", "output"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+class Site(NamedTuple):
+    """A tensor of the forward pass, (batch, tokens, width). A plain `("hidden", 3)` means the same."""
+
+    role: str
+    """One of ROLES."""
+    layer: int
+
+
+# role -> (attribute of Layer, which side of that module)
+ROLES: dict[str, tuple[str, Side]] = {
+    "residual": ("block", "output"),  # residual stream after the block, width H
+    "mlp_in": ("mlp", "input"),  # the normed residual stream that gate_proj and up_proj read, width H
+    "mlp_out": ("mlp", "output"),  # what the FFN adds to the residual stream, width H
+    "gate": ("gate_proj", "output"),  # gate_proj(x), before the SiLU, width I
+    "up": ("up_proj", "output"),  # up_proj(x), width I
+    "hidden": ("down_proj", "input"),  # h = silu(gate_proj(x)) · up_proj(x), what down_proj receives, width I
+}
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+class Layer(NamedTuple):
+    """One decoder block and its gated FFN; H = hidden size, I = intermediate size."""
+
+    number: int
+    block: nn.Module
+    mlp: nn.Module
+    gate_proj: nn.Linear
+    """Weight (I, H)."""
+    up_proj: nn.Linear
+    """Weight (I, H)."""
+    down_proj: nn.Linear
+    """Weight (H, I)."""
+
+
+class Loaded(NamedTuple):
+    """A model ready to be measured."""
+
+    model: Any
+    """A transformers PreTrainedModel in evaluation mode whose parameters do not require gradients."""
+    tokenizer: Any
+    name: str
+    """Hub id, or the directory's own name (never a path)."""
+    revision: str | None
+    """Commit hash on the Hub, None for a local directory."""
+    path: Path | None
+    """The local directory, None for a Hub id."""
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn: str = "sdpa",
+    revision: str | None = None,
+) -> Loaded:
+    """Load the causal language model and tokenizer at `source`, a local directory or a Hub id.
+
+    `dtype` is "auto" (as stored), "float32", "bfloat16" or "float16"; `device` "auto" (CUDA when there is one) or any
+    torch device; `attn` a transformers attention implementation. HF_HUB_OFFLINE is honoured.
+    Raises CheckpointError, in one line, when there is no such model or it cannot be read.
+    """
+    import transformers
+
+    directory = _directory(source)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ProbeError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
+    if attn not in ATTENTION:
+        raise ProbeError(f"attention implementation {attn!r}: expected {', '.join(ATTENTION)}")
+    target = _device(device)
+    where = str(directory or source)
+    common: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
+    precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **common)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            where, dtype=precision, attn_implementation=attn, use_safetensors=True, **common
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise CheckpointError(f"{source}: cannot be loaded{offline}: {_first_line(error)}") from error
+    model.to(target).eval().requires_grad_(False)
+    commit = None if directory else getattr(model.config, "_commit_hash", None)
+    return Loaded(model, tokenizer, directory.name if directory else str(source), commit, directory)
+
+
+def layers(model: nn.Module) -> tuple[Layer, ...]:
+    """The model's decoder blocks with their FFN projections, in order.
+
+    Raises ProbeError naming the first block that has no dense gated FFN.
+    """
+    causal: Any = model
+    decoder = causal.get_decoder() if hasattr(model, "get_decoder") else model
+    blocks = getattr(decoder, "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise ProbeError(f"{type(model).__name__}: no decoder layers found; expected a causal language model's .layers")
+    return tuple(_layer(index, block) for index, block in enumerate(blocks))
+
+
+def sites(model: nn.Module, *roles: str, only: Iterable[int] | None = None) -> tuple[Site, ...]:
+    """The sites of these roles in every layer (or in the layers `only`), role by role."""
+    indices = range(len(layers(model))) if only is None else tuple(only)
+    return tuple(Site(role, index) for role in roles for index in indices)
+
+
+def locate(model: nn.Module, site: tuple[str, int]) -> tuple[nn.Module, Side]:
+    """The module that `site` belongs to, and whether the site is its input or its output."""
+    role, index = site
+    if role not in ROLES:
+        raise ProbeError(f"site {role!r}: expected one of {', '.join(ROLES)}")
+    attribute, side = ROLES[role]
+    return getattr(_at(model, index), attribute), side
+
+
+def weight(model: nn.Module, projection: str, layer: int) -> nn.Parameter:
+    """The weight of gate_proj (I, H), up_proj (I, H) or down_proj (H, I) in `layer`."""
+    if projection not in PROJECTIONS:
+        raise ProbeError(f"projection {projection!r}: expected one of {', '.join(PROJECTIONS)}")
+    return getattr(_at(model, layer), projection).weight
+
+
+def _at(model: nn.Module, index: int) -> Layer:
+    found = layers(model)
+    if not 0 <= index < len(found):
+        raise ProbeError(f"layer {index}: the model has layers 0 to {len(found) - 1}")
+    return found[index]
+
+
+def _layer(index: int, block: nn.Module) -> Layer:
+    mlp: Any = getattr(block, "mlp", None)
+    if not isinstance(mlp, nn.Module):
+        raise ProbeError(f"layers.{index}: {type(block).__name__} has no mlp; expected a dense gated FFN")
+    if hasattr(mlp, "experts"):
+        raise ProbeError(
+            f"layers.{index}.mlp: {type(mlp).__name__} is a mixture of experts, whose fused experts a hook cannot see; "
+            "the probes measure dense FFN layers only"
+        )
+    for projection in PROJECTIONS:
+        if not isinstance(getattr(mlp, projection, None), nn.Module):
+            raise ProbeError(
+                f"layers.{index}.mlp: {type(mlp).__name__} has no {projection}; "
+                "expected a gated FFN with gate_proj, up_proj and down_proj (Qwen3, Qwen2, Llama, Mistral)"
+            )
+    gate_proj, up_proj, down_proj = (getattr(mlp, projection) for projection in PROJECTIONS)
+    return Layer(index, block, mlp, gate_proj, up_proj, down_proj)
+
+
+def _directory(source: str | Path) -> Path | None:
+    """The local directory `source` names, or None where it can only be a Hub id (`name` or `owner/name`)."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{source}: no config.json in this directory; expected a Hugging Face checkpoint")
+        return path.resolve()
+    text = str(source)
+    if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
+        raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
+    return None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ProbeError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ProbeError(f"device {name!r}: torch sees no CUDA device here; use --device cpu")
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
