@@ -137,7 +137,7 @@ def _constants(probe: Mapping[str, Any] | None) -> str:
     if probe is None:
         return f"{title}\nNot measured yet: `vindex probe MODEL --json P`, then `vindex card DIR --probe P`."
     rows = [
-        f"| {entry['name']} | {symbol} | {_number(entry['value'])} | {entry['definition']} |"
+        f"| {entry['name']} | {symbol} | {_number(entry['value'])} | {_cell(entry['definition'])} |"
         for symbol, entry in probe["constants"].items()
     ]
     head = "| Constant | Symbol | Value | Definition |\n|---|---|---|---|\n"
@@ -156,13 +156,17 @@ def _gate3(gate3: Mapping[str, Any] | None) -> str:
     )
     if gate3["method"] is None:
         return f"{title}\nFact `{fact['name']}`: the model does not know it.\n\n{verdicts}"
+    cells = [f"{fact['name']}: `{fact['answer']}`", gate3["method"], gate3["layer"]]
+    cells += [_number(gate3[key]) for key in ("before", "after", "suppression", "reference_loss")]
     return (
-        f"{title}\nA rank-1 ΔW on one `gate_proj.weight`, tested by real forward passes on prompts the method never saw."
-        f"\n\n| Fact | Method | Layer | P before | P after | Suppression | Loss of the reference answer |"
-        f"\n|---|---|---|---|---|---|---|\n| {fact['name']}: `{fact['answer']}` | {gate3['method']} | {gate3['layer']} | "
-        f"{_number(gate3['before'])} | {_number(gate3['after'])} | {_number(gate3['suppression'])} | "
-        f"{_number(gate3['reference_loss'])} |\n\n{verdicts}"
+        f"{title}\nA rank-1 ΔW on one `gate_proj.weight`, tested by real forward passes on held-out prompts.\n\n"
+        "| Fact | Method | Layer | P before | P after | Suppression | Loss of the reference answer |\n"
+        f"|---|---|---|---|---|---|---|\n| {' | '.join(map(str, cells))} |\n\n{verdicts}"
     )
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def _number(value: Any) -> str:

@@ -66,7 +66,7 @@ def test_sections_of_the_published_card_in_their_order(built):
 
 def test_records_fill_their_sections(copy, tmp_path):
     text = card_with(copy, tmp_path, PROBE, GATE3)
-    assert "| FFN sparsity | C1 | 0.123 | fraction of |h| < 0.01 |" in text
+    assert r"| FFN sparsity | C1 | 0.123 | fraction of \|h\| < 0.01 |" in text
     assert "| France/capital: ` Paris` | geometric | 1 | 0.9 | 0.89 | 0.011 | not measured |" in text
     assert "- **seed**: fail — suppression of the fact 0.01 < 0.7" in text
     assert all(check.holds for check in verify(vindex.open(copy.path)))
