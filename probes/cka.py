@@ -87,12 +87,17 @@ def compare(grams: Sequence[Tensor], kept: Sequence[int], *, seed: int = 0) -> S
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(kept), generator=generator).to(index.device) for _ in range(PERMUTATIONS)]
     return Similarity(
-        debiased @ debiased.mT,
-        biased @ biased.mT,
-        with_sink @ with_sink.mT,
+        _cosines(debiased),
+        _cosines(biased),
+        _cosines(with_sink),
         torch.stack([_adjacent_permuted(debiased, order) for order in orders]),
         torch.stack([_adjacent_permuted(biased, order) for order in orders]),
     )
+
+
+def _cosines(unit: Tensor) -> Tensor:
+    """Of every pair of rows: (L, n²) → (L, L). In float64: float32 sums of n² entries are off by 2e-5."""
+    return unit.double() @ unit.double().mT
 
 
 def _adjacent_permuted(unit: Tensor, order: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ def _unit(centred: Iterable[Tensor]) -> Tensor:
     """Each of L matrices (n, n) flattened to length 1, one by one to stay in the processor's cache: (L, n²)."""
     rows = []
     for layer, matrix in enumerate(centred):
-        norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)  # in float32 it is 2e-5 too long
+        norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)
         if norm == 0:
             raise ProbeError(f"layers.{layer}: the residual stream is the same for every token; CKA is undefined")
         rows.append(matrix.flatten() / norm.to(matrix.dtype))
