@@ -5,16 +5,16 @@
 1. Time, on one text, rounds interleaved, the fastest of each: `bare`, a forward pass without hooks; `statistics`, the
    same statistics on activations captured beforehand; `suite`, everything `vindex probe` does after loading but the
    eigendecompositions (which a vindex saves). Limit: suite ≤ 1.5 × (bare + statistics).
-2. Memory: a fresh process for each number of texts, its peak resident size.
+2. Memory (Linux): a fresh process for each number of texts; the peak of its resident size after loading.
 """
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 ROUNDS = 7
 LIMIT = 1.5
@@ -52,13 +52,14 @@ def times(model_name: str, dtype: str) -> None:
 
     def statistics() -> None:
         grams = []
+        scratch = torch.empty(2, *seen["hidden", 0][0].shape)
         with torch.inference_mode():
             for layer in range(count):
                 gate, up, hidden, residual = (
                     seen[role, layer][0].float() for role in ("gate", "up", "hidden", "residual")
                 )
                 sink = readings.sink_tokens(residual, layer)
-                readings.read_layer(gate, up, hidden, sink, layer)
+                readings.read_layer(gate, up, hidden, sink, layer, scratch)
                 grams.append(gram(residual, about=residual[~sink].mean(0)))
             readings.top_mass(logits)
             compare(grams, list(range(1, len(text.token_ids))))
@@ -82,8 +83,17 @@ def peak(model_name: str, dtype: str, count: int) -> None:
     from probes.model import load
 
     loaded = load(model_name, dtype=dtype, device="cpu")
-    suite.read_texts(loaded.model, suite.encode(loaded, texts.BUNDLED[:count]))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    probe_texts = suite.encode(loaded, texts.BUNDLED[:count])
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    before = resident("VmRSS")
+    suite.read_texts(loaded.model, probe_texts)
+    print(before, resident("VmHWM"))
+
+
+def resident(field: str) -> float:
+    """MB: VmRSS, resident now, or VmHWM, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def main() -> None:
@@ -95,7 +105,8 @@ def main() -> None:
     for count in (1, 2, 4, 8):
         command = [sys.executable, __file__, model_name, dtype, str(count)]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"  {count} text(s): peak memory {float(result.stdout.split()[-1]):7.1f} MB")
+        before, highest = map(float, result.stdout.split()[-2:])
+        print(f"  {count} text(s): model loaded {before:7.1f} MB, peak while reading {highest - before:+7.1f} MB")
 
 
 if __name__ == "__main__":

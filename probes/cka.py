@@ -33,7 +33,7 @@ class Similarity(NamedTuple):
     biased: Tensor
     """(L, L) HSIC₀, in 0 to 1."""
     with_sink: Tensor
-    """(L, L) HSIC₁ with every token, sinks included."""
+    """(L − 1,) HSIC₁ of adjacent layers with every token, sinks included."""
     permuted: Tensor
     """(PERMUTATIONS, L − 1): debiased, adjacent layers, the tokens of one of them permuted."""
     permuted_biased: Tensor
@@ -89,7 +89,7 @@ def compare(grams: Sequence[Tensor], kept: Sequence[int], *, seed: int = 0) -> S
     return Similarity(
         _cosines(debiased),
         _cosines(biased),
-        _cosines(with_sink),
+        (with_sink[:-1] * with_sink[1:]).sum(1),
         torch.stack([_adjacent_permuted(debiased, order) for order in orders]),
         torch.stack([_adjacent_permuted(biased, order) for order in orders]),
     )
