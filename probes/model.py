@@ -116,17 +116,12 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
 
     Raises ProbeError naming the first block that has no dense gated FFN.
     """
-    causal: Any = model
-    decoder = causal.get_decoder() if hasattr(model, "get_decoder") else model
-    blocks = getattr(decoder, "layers", None)
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise ProbeError(f"{type(model).__name__}: no decoder layers found; expected a causal language model's .layers")
-    return tuple(_layer(index, block) for index, block in enumerate(blocks))
+    return tuple(_layer(index, block) for index, block in enumerate(_blocks(model)))
 
 
 def sites(model: nn.Module, *roles: str, only: Iterable[int] | None = None) -> tuple[Site, ...]:
     """The sites of these roles in every layer (or in the layers `only`), role by role."""
-    indices = range(len(layers(model))) if only is None else tuple(only)
+    indices = range(len(_blocks(model))) if only is None else tuple(only)
     return tuple(Site(role, index) for role in roles for index in indices)
 
 
@@ -146,11 +141,20 @@ def weight(model: nn.Module, projection: str, layer: int) -> nn.Parameter:
     return getattr(_at(model, layer), projection).weight
 
 
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    causal: Any = model
+    decoder = causal.get_decoder() if hasattr(model, "get_decoder") else model
+    blocks = getattr(decoder, "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise ProbeError(f"{type(model).__name__}: no decoder layers found; expected a causal language model's .layers")
+    return blocks
+
+
 def _at(model: nn.Module, index: int) -> Layer:
-    found = layers(model)
-    if not 0 <= index < len(found):
-        raise ProbeError(f"layer {index}: the model has layers 0 to {len(found) - 1}")
-    return found[index]
+    blocks = _blocks(model)
+    if not 0 <= index < len(blocks):
+        raise ProbeError(f"layer {index}: the model has layers 0 to {len(blocks) - 1}")
+    return _layer(index, blocks[index])
 
 
 def _layer(index: int, block: nn.Module) -> Layer:
@@ -178,7 +182,7 @@ def _directory(source: str | Path) -> Path | None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{source}: no config.json in this directory; expected a Hugging Face checkpoint")
-        return path.resolve()
+        return Path(os.path.abspath(path))  # not resolve(): a link keeps the name the user gave it
     text = str(source)
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
