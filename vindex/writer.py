@@ -204,7 +204,7 @@ def _explained(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = f"the disk is full while writing {target}; make room and repeat with --resume"
-        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
             advice = f"{target.parent} cannot be written to ({error.strerror}); choose another -o"
         else:
             raise

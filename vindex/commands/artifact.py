@@ -63,7 +63,7 @@ def verify(
 
     v = open_vindex(path)
     with progress() as display:
-        advance = stage(display, "checksums", sum(file.stat().st_size for file in path.iterdir()))
+        advance = stage(display, "checksums", sum((path / name).stat().st_size for name in v.digests))
         checks = list(checks_of(v, advance))
         if source is not None:
             checks += _check_source(v, source, layers, display)
@@ -90,8 +90,9 @@ def _check_source(v: Vindex, source: str, count: int, display) -> list:
     advance = stage(display, "re-derive", 2 * len(sample))
     checks = []
     for found in rederive(v, open_checkpoint(source), sample):
-        detail = f"angle {found.largest_angle:.1e} ≤ {found.angle_limit:.1e}, σ error {found.sigma_error:.1e}"
-        checks.append(Check(found.tensor, found.holds, detail))
+        detail = f"angle {found.largest_angle:.0e} (limit {found.angle_limit:.0e}), σ error {found.sigma_error:.0e}"
+        what = found.tensor.removeprefix("model.").removesuffix(".weight")
+        checks.append(Check(what, found.holds, detail))
         advance(1)
     return checks
 
@@ -145,7 +146,7 @@ def feature(
         ("writes −", found.writes_against),
     )
     title = f"layer {layer}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
-    caption = "reads: cosine of embedding and gate direction; writes: logit lens of the down direction"
+    caption = "reads: cosine of embedding and gate direction; writes: logit lens of the down direction; ␣ is a space"
     print_table(title, ["pole", "tokens (score)"], [(name, _scored(tokens)) for name, tokens in poles], caption)
     say("nearest gate directions")
     _print_hits(v, nearest)
@@ -196,7 +197,7 @@ def _print_hits(v: Vindex, hits: list[FeatureHit]) -> None:
         reads = found.reads if hit.cosine >= 0 else found.reads_against
         cells = (f"{hit.cosine:+.3f}", f"{hit.gate_sigma:.2f}", _pieces(reads), _pieces(found.writes))
         rows.append((hit.layer, hit.feature, *cells))
-    print_table("", [">layer", ">feature", ">cosine", ">σ", "what it reads", "what it writes"], rows)
+    print_table("", [">layer", ">feature", ">cosine", ">σ", "what it reads", "what it writes"], rows, "␣ is a space")
 
 
 def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -> dict:
@@ -209,18 +210,18 @@ def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -
 def _pieces(tokens: list[TokenScore]) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(_quoted(token) for token in tokens[:POLE_SHOWN]))
+    return escape("  ".join(_visible(token) for token in tokens[:POLE_SHOWN]))
 
 
 def _scored(tokens: list[TokenScore]) -> str:
     from rich.markup import escape
 
-    return escape("  ".join(f"{_quoted(token)}\u00a0{token.score:+.2f}" for token in tokens))
+    return escape("  ".join(f"{_visible(token)}\u00a0{token.score:+.2f}" for token in tokens))
 
 
-def _quoted(token: TokenScore) -> str:
-    """The piece in quotes, with spaces that a table does not break at."""
-    return repr(token.piece).replace(" ", "\u00a0")
+def _visible(token: TokenScore) -> str:
+    """The piece with its spaces made visible, so that a table neither hides them nor breaks there."""
+    return repr(token.piece)[1:-1].replace(" ", "␣")
 
 
 def _difference_cells(side) -> tuple[str, str, str]:
