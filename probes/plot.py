@@ -136,6 +136,7 @@ def _level(label: str, value: float, count: int) -> Line:
 def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(14, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -147,6 +148,7 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
             axis.plot(line.x, line.y, color=line.colour, label=line.label, **marks)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_yscale("log" if panel.log else "linear")
         if not panel.log:
             axis.set_ylim(bottom=0)
@@ -161,6 +163,8 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
     axis.set_title(heatmap.title, fontsize=10)
     axis.set_xlabel("layer")
     axis.set_ylabel("layer")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=axis, shrink=0.85)
     figure.savefig(path, dpi=110)
 

@@ -171,7 +171,7 @@ class _Limited:
     def __init__(self):
         self.words = {"the": 1, "cat": 2, "sat": 3, "far": 900}
 
-    def __call__(self, text):
+    def __call__(self, text, *, verbose):
         return {"input_ids": [self.words.get(word, 0) for word in text.split()]}
 
     def decode(self, ids):
