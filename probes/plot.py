@@ -64,8 +64,14 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draw `record` (of `probes.record.build`) to `path`, .html or .png."""
     check_target(path)
     panels, heatmap = describe(record)
-    title = title_of(record)
-    (_draw_html if path.suffix == ".html" else _draw_png)(panels, heatmap, title, path)
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # written beside, then renamed
+    try:
+        (_draw_html if path.suffix == ".html" else _draw_png)(panels, heatmap, title_of(record), partial)
+        partial.replace(path)
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def title_of(record: Mapping[str, Any]) -> str:

@@ -1,12 +1,19 @@
 """`vindex probe` as a user runs it."""
 
+import hashlib
 import json
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from probes.plot import describe
 from vindex.__main__ import main
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 def run(monkeypatch, *arguments) -> int:
@@ -72,9 +79,33 @@ def test_bad_input_is_one_line_on_stderr(tiny_checkpoint, tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_card_takes_the_record(tiny_checkpoint, tiny_vindex, tmp_path, monkeypatch, capsys):
-    import shutil
+def test_a_model_in_the_hub_cache_is_named_by_its_commit(tiny_checkpoint, tmp_path):
+    """Offline, from a cache laid out as the Hub client leaves it."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_checkpoint, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    command = [sys.executable, "-m", "vindex", "probe", "someone/tiny", "--text", "factual", "--json", "-"]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = json.loads(done.stdout)["model"]
+    assert (model["name"], model["revision"]) == ("someone/tiny", commit)
+    weights = (tiny_checkpoint / "model.safetensors").read_bytes()
+    assert model["weights_sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
 
+
+def test_a_place_that_cannot_be_written_is_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    for option, name in (("--json", "p.json"), ("--plot", "p.html")):
+        monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left")))
+        assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "factual", option, tmp_path / name) == 1
+        monkeypatch.undo()
+        assert f"{name}: cannot be written: No space left" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_card_takes_the_record(tiny_checkpoint, tiny_vindex, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "tiny.vindex"
     shutil.copytree(tiny_vindex, copy)
     record = tmp_path / "p.json"
