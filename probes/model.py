@@ -22,6 +22,7 @@ from vindex.errors import CheckpointError, ProbeError
 
 Side = Literal["input", "output"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "vocab*", "merges*"]
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -69,8 +70,8 @@ class Loaded(NamedTuple):
     """Hub id, or the directory's own name (never a path)."""
     revision: str | None
     """Commit hash on the Hub, None for a local directory."""
-    path: Path | None
-    """The local directory, None for a Hub id."""
+    path: Path
+    """The directory it was read from: the checkpoint's own, or the snapshot in the Hub's cache."""
 
 
 def load(
@@ -89,26 +90,23 @@ def load(
     """
     import transformers
 
-    directory = _directory(source)
     if dtype != "auto" and dtype not in DTYPES:
         raise ProbeError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     if attn not in ATTENTION:
         raise ProbeError(f"attention implementation {attn!r}: expected {', '.join(ATTENTION)}")
     target = _device(device)
-    where = str(directory or source)
-    common: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
+    local = _directory(source)
+    path = local or _snapshot(str(source), revision)
     precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **common)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            where, dtype=precision, attn_implementation=attn, use_safetensors=True, **common
+            path, dtype=precision, attn_implementation=attn, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise CheckpointError(f"{source}: cannot be loaded{offline}: {_first_line(error)}") from error
+        raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
     model.to(target).eval().requires_grad_(False)
-    commit = None if directory else getattr(model.config, "_commit_hash", None)
-    return Loaded(model, tokenizer, directory.name if directory else str(source), commit, directory)
+    return Loaded(model, tokenizer, local.name if local else str(source), None if local else path.name, path)
 
 
 def layers(model: nn.Module) -> tuple[Layer, ...]:
@@ -187,6 +185,21 @@ def _directory(source: str | Path) -> Path | None:
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
     return None
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """The directory of a Hub repository in the cache, downloaded where it is missing; its name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, ignore_patterns="*/*"))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        where = "in the Hub cache (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else "on the Hub"
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{repo}: no such directory, and it cannot be loaded{at} {where}: {_first_line(error)}"
+        ) from error
 
 
 def _device(name: str) -> torch.device:
