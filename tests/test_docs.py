@@ -15,7 +15,7 @@ from tests.vindex.test_commands import run
 from vindex.commands.build import DEMO_CHECKPOINT
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/commands.md"]
+PAGES = ["README.md", "docs/commands.md", "docs/probes.md"]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -49,9 +49,10 @@ def test_every_command_has_an_example():
     assert len(listed) >= 8 and set(listed) <= shown
 
 
-def test_python_blocks_of_the_readme_run(workplace):
+@pytest.mark.parametrize("page", ["README.md", "docs/probes.md"])
+def test_python_blocks_run(page, workplace):
     run("build", "atlas", "-o", "atlas.vindex", cwd=workplace)
-    code = "\n".join(blocks("README.md", "python"))
+    code = "\n".join(blocks(page, "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
