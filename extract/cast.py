@@ -26,16 +26,16 @@ def to_half(source: torch.Tensor, name: str, first_row: int = 0) -> HalfCast:
     Raises NumericError on NaN, infinity or a value beyond ±65504, naming the first such element.
     """
     exact = source.to("cpu", torch.float32)
-    if not exact.numel():
-        return HalfCast(exact.to(torch.float16), 0, 0.0)
     require_finite(exact, name, first_row)
     half = exact.to(torch.float16)
-    error = half.to(torch.float32).sub_(exact).div_(exact)  # −1 where flushed, NaN where zero stays zero
-    flushed = error == -1
-    extremes = torch.stack(torch.aminmax(error.masked_fill_(flushed, 0).nan_to_num_(0, torch.inf, -torch.inf)))
-    if torch.isinf(extremes).any():
+    back = half.to(torch.float32)
+    changed = back != exact
+    before, after = exact[changed], back[changed]
+    if torch.isinf(after).any():
         _refuse(exact, half, name, first_row, f"too large for float16 (at most {HALF_MAX:.0f})")
-    return HalfCast(half, int(flushed.sum()), float(extremes.abs().max()))
+    kept = after != 0
+    errors = (after[kept] / before[kept] - 1).abs()
+    return HalfCast(half, int((~kept).sum()), float(errors.max()) if len(errors) else 0.0)
 
 
 def require_finite(source: torch.Tensor, name: str, first_row: int = 0) -> None:
