@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from vindex.commands import gate3, patch
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.command("gate3")(gate3.gate3)
+app.add_typer(patch.app, name="patch")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Delete one fact from a model with a rank-1 change of one gate_proj, and measure what else changed.
 
-`geometric` and `forward` compute a `Delta` and never touch the model; `probes.hooks.patched` applies it and restores the
-weight bit for bit; `measure` runs real forward passes and knows nothing of the methods; `verdict` holds the figures to
-fixed thresholds; `experiment` is the order in which all this happens.
+`geometric` and `forward` compute a `Delta` and never touch the model; `probes.hooks.patched` applies it and restores
+the weight bit for bit; `measure` runs real forward passes and knows nothing of the methods; `verdict` holds the figures
+to fixed thresholds; `experiment` is the order in which all this happens.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class Delta:
         return replace(self, gate_write=self.gate_write * (norm / max(self.norm, 1e-30)))
 
     def edits(self, stored: torch.dtype | None = None) -> dict[tuple[str, int], Edit]:
-        """For `probes.hooks.patched`. With `stored`, the new weight is rounded as a checkpoint of that dtype holds it."""
+        """For `probes.hooks.patched`. With `stored`, the new weight is rounded as in a checkpoint of that dtype."""
 
         def change(gate: Tensor) -> Tensor:
-            new = gate.addr(self.gate_write.to(gate.device), self.gate_read.to(gate.device))
+            # two roundings, not a fused one: patches.apply computes the same bits block by block
+            new = gate + torch.outer(self.gate_write.to(gate.device), self.gate_read.to(gate.device))
             return new if stored is None else new.to(stored).float()
 
         return {("gate_proj", self.layer): change}

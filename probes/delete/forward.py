@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -19,23 +19,25 @@ from torch import Tensor, nn
 
 from probes.delete import Delta
 from probes.delete.keys import Moment, Seen, observe, read_direction
+from probes.delete.measure import KNOWN, answers
 from probes.delete.passes import Tail
-from probes.delete.value import Value, ValueOptions, fit_value, kl_rows
+from probes.delete.value import Value, ValueOptions, fit_value, kl_rows, shift
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
-from vindex.errors import ProbeError
+
+LEAST_SUPPRESSED = 0.8
 
 
 @dataclass(frozen=True)
 class ForwardOptions:
     """Free choices of the method; they go into the record."""
 
-    layer: int | None = None
-    """None: chosen by the scan."""
-    trials: int = 3
+    subjects_weight: float = 5.0
+    """Weight of the other subjects' inputs beside generic text in A."""
+    trials: int = 2
     """Layers tried before the choice."""
-    trial_evaluations: int = 10
+    trial_evaluations: int = 8
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
@@ -51,8 +53,17 @@ class Candidate(NamedTuple):
     """Mean |u·k_j| over the same subjects."""
     withheld_kl: float | None = None
     """Mean KL in nats at the answer position of subjects withheld from the trial; None where no trial was made."""
+    about_kl: float | None = None
+    """The same on neutral prompts about the deleted subject."""
     suppressed: float | None = None
     """1 − P′/P of the fit phrasings in the trial, mean."""
+
+    @property
+    def harm(self) -> float:
+        """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
+        if self.withheld_kl is None or self.suppressed is None:
+            return float("inf")
+        return self.withheld_kl + (1.0 if self.suppressed < LEAST_SUPPRESSED else 0.0)
 
 
 class Forward(NamedTuple):
@@ -78,53 +89,113 @@ def candidates(model: nn.Module) -> tuple[int, ...]:
     return tuple(range(min(max(3, count // 3), count)))
 
 
-def forward(model: nn.Module, fit: Fit, generic: Mapping[int, Moment], options: ForwardOptions) -> Forward:
-    """Compute the patch for the fact in `fit`. `generic` holds the second moment of generic text for each layer used."""
-    count = len(layers(model))
-    if options.layer is not None and not 0 <= options.layer < count:
-        raise ProbeError(f"layer {options.layer}: the model has layers 0 to {count - 1}")
-    chosen = candidates(model) if options.layer is None else (options.layer,)
-    halves = _read(model, fit, chosen)
-    scan = [_leakage(layer, halves[layer], generic[layer]) for layer in chosen]
-    layer, start = chosen[0], None
-    if options.layer is None:
-        scan, layer, start = _try(model, fit, generic, halves, scan, options)
+def forward(
+    model: nn.Module,
+    fit: Fit,
+    generic: Mapping[int, Moment],
+    options: ForwardOptions,
+    layer: int | None = None,
+    tick: Callable[[str], None] = lambda _: None,
+) -> Forward:
+    """Compute the patch for the fact in `fit`, in `layer` or in the layer that the scan chooses.
+
+    `generic` holds the second moment of generic text for each layer considered.
+    """
+    chosen = candidates(model) if layer is None else (layer,)
+    tick("layer scan")
+    phrasings = _answered(model, fit.phrasings)
+    halves = _read(model, phrasings, fit.others, chosen)
+    scan = {index: _leakage(index, halves[index], generic[index], options.subjects_weight) for index in chosen}
+    start = None
+    if layer is None:
+        trials: dict[int, Value] = {}
+        for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
+            tick(f"trial in layer {index}")
+            scan[index], trials[index] = _trial(
+                model, phrasings, fit, scan[index], halves[index], generic[index], options
+            )
+        layer = min(trials, key=lambda index: scan[index].harm)
+        start = trials[layer].gate_write
+    tick(f"value in layer {layer}")
     found = halves[layer]
-    read = read_direction(found.key, _moment(generic[layer], found.one, found.other))
-    value = fit_value(Tail(model, layer, fit.phrasings), Tail(model, layer, fit.about), read, options.value, start)
-    return Forward(Delta(layer, value.gate_write, read, "forward"), tuple(scan), value)
+    read = read_direction(found.key, _moment(generic[layer], options.subjects_weight, found.one, found.other))
+    value = fit_value(Tail(model, layer, phrasings), Tail(model, layer, fit.about), read, options.value, start)
+    return Forward(Delta(layer, value.gate_write, read, "forward"), tuple(scan.values()), value)
 
 
-def _read(model: nn.Module, fit: Fit, chosen: Sequence[int]) -> dict[int, Halves]:
-    subjects = list(dict.fromkeys(_subject(prompt) for prompt in fit.others))
-    first = set(subjects[::2])
-    one = observe(model, [prompt for prompt in fit.others if _subject(prompt) in first], chosen)
-    other = observe(model, [prompt for prompt in fit.others if _subject(prompt) not in first], chosen)
-    own = observe(model, fit.phrasings, chosen)
+def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The phrasings that the model answers, the headline in any case; the others have nothing to suppress."""
+    found = {prompt.name: outcome.probability for prompt, outcome in answers(model, phrasings)}
+    return tuple(prompt for prompt in phrasings if prompt is phrasings[0] or found[prompt.name] >= KNOWN)
+
+
+def _read(
+    model: nn.Module, phrasings: Sequence[Prompt], others: Sequence[Prompt], chosen: Sequence[int]
+) -> dict[int, Halves]:
+    first, second = _halves(others)
+    one, other = observe(model, first, chosen), observe(model, second, chosen)
+    own = observe(model, phrasings, chosen)
     return {layer: Halves(own[layer].keys.mean(0), one[layer], other[layer]) for layer in chosen}
 
 
-def _moment(generic: Moment, *seen: Seen) -> Tensor:
+def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Every second subject's prompts, and the rest."""
+    subjects = list(dict.fromkeys(prompt.fact for prompt in others))
+    first = set(subjects[::2])
+    return [p for p in others if p.fact in first], [p for p in others if p.fact not in first]
+
+
+def _moment(generic: Moment, weight: float, *seen: Seen) -> Tensor:
     """A without its ridge: generic text, and all positions and keys of the subjects seen."""
-    return generic.total + sum(part.moment.total + part.keys.T @ part.keys for part in seen)  # type: ignore
+    total = generic.total
+    for part in seen:
+        total = total + weight * (part.moment.total + part.keys.T @ part.keys)
+    return total
 
 
-def _leakage(layer: int, found: Halves, generic: Moment) -> Candidate:
+def _leakage(layer: int, found: Halves, generic: Moment, weight: float) -> Candidate:
     energy, keys = 0.0, []
     for seen, withheld in ((found.one, found.other), (found.other, found.one)):
-        read = read_direction(found.key, _moment(generic, seen))
-        energy += float(read @ withheld.moment.total @ read) / withheld.moment.count / 2
+        read = read_direction(found.key, _moment(generic, weight, seen))
+        energy += float(read @ withheld.moment.total @ read) / withheld.moment.tokens / 2
         keys.append((withheld.keys @ read).abs())
     return Candidate(layer, energy**0.5, float(torch.cat(keys).mean()))
 
 
 def _trial(
-    model: nn.Module, fit: Fit, layer: int, found: Halves, generic: Moment, options: ForwardOptions
-) -> tuple[float, float, Tensor]:
-    """Fit briefly with one half of the subjects known, and measure KL on the other half and suppression on the fact."""
-    known = {_subject(prompt) for prompt in fit.others} 
-    raise NotImplementedError
+    model: nn.Module,
+    phrasings: Sequence[Prompt],
+    fit: Fit,
+    candidate: Candidate,
+    found: Halves,
+    generic: Moment,
+    options: ForwardOptions,
+) -> tuple[Candidate, Value]:
+    """Fit briefly, knowing one half of the subjects, and measure what that does to the other half."""
+    layer = candidate.layer
+    read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
+    asked, about = Tail(model, layer, phrasings), Tail(model, layer, fit.about)
+    value = fit_value(asked, about, read, replace(options.value, evaluations=options.trial_evaluations))
+    withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
+    return (
+        candidate._replace(
+            withheld_kl=_kl(Tail(model, layer, withheld), read, value),
+            about_kl=_kl(about, read, value),
+            suppressed=_suppressed(asked, read, value),
+        ),
+        value,
+    )
 
 
-def _subject(prompt: Prompt) -> str:
-    return prompt.name.rpartition("#")[0]
+def _kl(tail: Tail, read: Tensor, value: Value) -> float:
+    """Mean KL(before ‖ after) in nats at the answer's positions."""
+    with torch.no_grad():
+        return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())
+
+
+def _suppressed(tail: Tail, read: Tensor, value: Value) -> float:
+    """1 − P′/P of the answers, mean."""
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+        after = tail.answers(tail.log_probs(shift(tail, read, value.gate_write)))
+    return float((1 - (after - before).exp()).mean())

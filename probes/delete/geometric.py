@@ -1,7 +1,7 @@
 """The geometric method: no forward pass, only weights.
 
-1. Take the leading F right singular vectors of every layer's gate_proj: what the gate reads. They come from a vindex, or
-   from an exact eigendecomposition of each layer's Gram matrix WᵀW.
+1. Take the leading F right singular vectors of every layer's gate_proj: what the gate reads. They come from a vindex,
+   or from an exact eigendecomposition of each layer's Gram matrix WᵀW.
 2. v: the one with the largest |cos| to the embedding of the answer's first token, over all layers.
 3. ΔW = −(W v) vᵀ: the layer no longer reads v at all.
 
@@ -43,7 +43,7 @@ class Geometric(NamedTuple):
 def geometric(
     model: nn.Module, token: int, *, layer: int | None = None, gate: Any = None, features: int = FEATURES
 ) -> Geometric:
-    """ΔW that closes the gate direction most aligned with `token`; `gate` is a vindex's (L, F, H) array if there is one.
+    """ΔW that closes the gate direction most aligned with `token`; `gate` is a vindex's (L, F, H) array, if given.
 
     Raises ProbeError when `gate` has another shape than the model.
     """
@@ -52,7 +52,8 @@ def geometric(
     embedding = causal.get_input_embeddings().weight[token].detach().float()
     if gate is not None and (gate.shape[0], gate.shape[2]) != (count, embedding.numel()):
         raise ProbeError(
-            f"vindex gate directions have shape {tuple(gate.shape)}; the model has {count} layers of width {embedding.numel()}"
+            f"vindex gate directions have shape {tuple(gate.shape)}; "
+            f"the model has {count} layers of width {embedding.numel()}"
         )
     read: Callable[[int], Tensor]
     if gate is not None:

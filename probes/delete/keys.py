@@ -1,11 +1,11 @@
 """Where the subject is read, and how to read it and nothing else.
 
 1. Second moments: sum of x xᵀ over the FFN inputs x of a layer. G: generic text. S: every position of the other
-   subjects' prompts. Keys: the mean of x at the subject's last token over the phrasings, k for the deleted subject and
-   k_j for the others.
-2. gate_read: u = A⁻¹k / kᵀA⁻¹k with A = G + S + Σ k_j k_jᵀ + ridge (1e-3 of the mean diagonal). So u·k = 1, while u·x is
-   small for what A has seen: the minimiser of xᵀ-weighted energy under u·k = 1 (as ROME's key, Meng et al. 2022,
-   whitened with the subjects that must not change as well as with generic text).
+   subjects' prompts. Keys: x at the subject's last token, k its mean over the fit phrasings of the deleted subject and
+   k_j for each prompt of the others.
+2. gate_read: u = A⁻¹k / kᵀA⁻¹k with A = G + w·(S + Σ k_j k_jᵀ) + ridge (1e-3 of the mean diagonal). It has u·k = 1 and
+   among all such directions the least energy uᵀAu on what A has seen. This is ROME's whitened key (Meng et al. 2022),
+   with the subjects that must not change beside generic text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Moment(NamedTuple):
 
     total: Tensor
     """(H, H) float32"""
-    count: int
+    tokens: int
 
 
 class Seen(NamedTuple):
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 
 def observe(model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int]) -> dict[int, Seen]:
-    """Second moments over all positions and keys at the subject, for each of the `chosen` layers, in one pass each batch."""
+    """Second moments over all positions and keys at the subject in the `chosen` layers, in one pass over `prompts`."""
     device = device_of(model)
     sites = [Site("mlp_in", layer) for layer in chosen]
     totals: dict[int, Tensor] = {}

@@ -1,7 +1,7 @@
 """What a patch changes, by real forward passes. Knows nothing of how the patch was made.
 
-Every figure is a probability in float32 of the answer after the prompt (of all its tokens in turn, when it has several),
-before and after. A prompt whose answer had P < 0.1 before is not known to the model: it is counted, not scored.
+Every figure is a probability in float32 of the answer after the prompt (of all its tokens in turn, when it has more
+than one), before and after. A prompt whose answer had P < 0.1 before is not known to the model: counted, not scored.
 suppression = 1 − P′/P; loss = (P − P′)/P, so that gains are negative; flip = another most probable first token.
 """
 
@@ -44,6 +44,11 @@ class Change(NamedTuple):
     def loss(self) -> float:
         """(P − P′)/P."""
         return 1.0 - self.after.probability / max(self.before.probability, 1e-30)
+
+    @property
+    def known(self) -> bool:
+        """Whether the model gave the answer before."""
+        return self.before.probability >= KNOWN
 
     @property
     def flipped(self) -> bool:
@@ -101,7 +106,7 @@ class Effect(NamedTuple):
 
 @dataclass
 class Baseline:
-    """The unpatched model's answers. Kept between facts, so that a prompt is run once however many patches it judges."""
+    """The unpatched model's answers, kept between facts: a prompt is run once however many patches it judges."""
 
     model: nn.Module
     outcomes: dict[tuple[tuple[int, ...], tuple[int, ...]], Outcome] = field(default_factory=dict)
@@ -139,9 +144,7 @@ def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Promp
 def measure(baseline: Baseline, sets: Sets) -> Effect:
     """Compare the model as it is now (patched) with `baseline`, which `prepare` has filled."""
     held_out = sets.held_out
-    known = [
-        prompt for prompt in (sets.headline, *_prompts(held_out)) if baseline.of([prompt])[0].probability >= KNOWN
-    ]
+    known = [prompt for prompt in (sets.headline, *_prompts(held_out)) if baseline.of([prompt])[0].probability >= KNOWN]
     after = {(prompt.ids, prompt.answer): outcome for prompt, outcome in answers(baseline.model, known)}
 
     def compare(prompts: Sequence[Prompt]) -> SetChange:
@@ -165,10 +168,13 @@ def measure(baseline: Baseline, sets: Sets) -> Effect:
     )
 
 
-def measure_one(baseline: Baseline, prompt: Prompt) -> Change:
-    """Compare a single prompt."""
-    [(_, after)] = answers(baseline.model, [prompt])
-    return Change(prompt.name, baseline.of([prompt])[0], after)
+def measure_few(baseline: Baseline, prompts: Sequence[Prompt]) -> list[Change]:
+    """Compare a few prompts, known or not, in order."""
+    after = {(prompt.ids, prompt.answer): outcome for prompt, outcome in answers(baseline.model, prompts)}
+    before = baseline.of(prompts)
+    return [
+        Change(prompt.name, was, after[prompt.ids, prompt.answer]) for prompt, was in zip(prompts, before, strict=True)
+    ]
 
 
 def neutral_kl(baseline: Baseline, passages: Sequence[tuple[int, ...]]) -> tuple[float, int]:
@@ -194,7 +200,7 @@ def _prompts(held_out: HeldOut) -> tuple[Prompt, ...]:
 def _outcomes(group: Batch, log_probs: Tensor) -> list[Outcome]:
     """One outcome for each prompt of the batch from the log-probabilities (N, V) at its answer positions."""
     at = log_probs.gather(1, group.targets[:, None])[:, 0]
-    totals = torch.zeros(len(group.prompts), device=at.device).index_add(0, group.rows, at)
+    totals = group.answers(log_probs)
     found = []
     for row in range(len(group.prompts)):
         first = int((group.rows == row).nonzero()[0])

@@ -38,7 +38,12 @@ class Batch(NamedTuple):
     columns: Tensor
     """(N,) its column."""
     targets: Tensor
-    """(N,) the answer token there; -1 for a prompt without an answer, which gets its last position."""
+    """(N,) the answer token there; 0 for a prompt without an answer, which gets its last position."""
+
+    def answers(self, log_probs: Tensor) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer, from log-probabilities (N, V) at `rows`, `columns`."""
+        at = log_probs.gather(1, self.targets[:, None])[:, 0]
+        return torch.zeros(len(self.prompts), device=at.device).index_add(0, self.rows, at)
 
 
 def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
@@ -50,7 +55,7 @@ def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
     places = [
         (row, len(prompt.ids) - 1 + step, token)
         for row, prompt in enumerate(prompts)
-        for step, token in enumerate(prompt.answer or (-1,))
+        for step, token in enumerate(prompt.answer or (0,))
     ]
     rows, columns, targets = torch.tensor(places, device=device).unbind(1)
     real = torch.arange(width, device=device) < lengths[:, None]
@@ -130,6 +135,10 @@ class Tail:
             hidden = hidden + (self.at.down_proj(activation(gate) * self.up) - self.mlp_out)
         return unembed(self.model, self._rest(inputs_embeds=hidden)[self.batch.rows, self.batch.columns])
 
+    def answers(self, log_probs: Tensor) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
+        return self.batch.answers(log_probs)
+
     def _check(self) -> None:
         """An architecture that does more than its layers and its final norm cannot be run in parts."""
         model: Any = self.model
@@ -140,6 +149,6 @@ class Tail:
         gap = (whole.exp() - parts.exp()).abs().max()
         if row != 0 or not gap < 0.02:
             raise ProbeError(
-                f"{type(self.model).__name__}: run in parts it gives other probabilities (by {gap:.2g}) than run whole; "
+                f"{type(self.model).__name__}: run in parts it gives other probabilities than whole (by {gap:.2g}); "
                 "the forward method supports models like Qwen3, Qwen2, Llama and Mistral"
             )

@@ -49,7 +49,9 @@ def seed(effect: Effect) -> Verdict:
     reference = effect.reference
     criteria = (
         Criterion("suppression of the fact", ">=", 0.70, effect.headline.loss, 1),
-        Criterion("loss of the reference answer", "<=", 0.30, reference.mean, len(reference.changes), _name(reference.worst)),
+        Criterion(
+            "loss of the reference answer", "<=", 0.30, reference.mean, len(reference.changes), _name(reference.worst)
+        ),
     )
     return _verdict("seed", criteria)
 
@@ -63,15 +65,33 @@ def strict(effect: Effect, random_suppression: float, random_draws: int) -> Verd
     criteria = (
         Criterion("suppression of the fact", ">=", 0.95, effect.headline.loss, 1),
         Criterion(
-            "suppression of each paraphrase", ">=", 0.70, least.loss if least else None, len(paraphrases.changes), _name(least)
+            "suppression of each paraphrase",
+            ">=",
+            0.70,
+            least.loss if least else None,
+            len(paraphrases.changes),
+            _name(least),
         ),
         Criterion("suppression of paraphrases, mean", ">=", 0.90, paraphrases.mean, len(paraphrases.changes)),
-        Criterion("loss of the reference answer", "<=", 0.05, reference.mean, len(reference.changes), _name(reference.worst)),
+        Criterion(
+            "loss of the reference answer", "<=", 0.05, reference.mean, len(reference.changes), _name(reference.worst)
+        ),
         Criterion("other subjects, mean |loss|", "<=", 0.04, others.mean_absolute, len(others.changes)),
-        Criterion("other subjects, worst loss", "<=", 0.20, worst.loss if worst else None, len(others.changes), _name(worst)),
+        Criterion(
+            "other subjects, worst loss", "<=", 0.20, worst.loss if worst else None, len(others.changes), _name(worst)
+        ),
         Criterion("other subjects, argmax flips", "<=", 0.02, others.flips, len(others.changes)),
-        Criterion("other facts of the subject, mean loss", "<=", 0.20, subject.mean, len(subject.changes), _name(subject.worst)),
-        Criterion("other facts with the answer, mean loss", "<=", 0.15, answer.mean, len(answer.changes), _name(answer.worst)),
+        Criterion(
+            "other facts of the subject, mean loss",
+            "<=",
+            0.20,
+            subject.mean,
+            len(subject.changes),
+            _name(subject.worst),
+        ),
+        Criterion(
+            "other facts with the answer, mean loss", "<=", 0.15, answer.mean, len(answer.changes), _name(answer.worst)
+        ),
         Criterion("neutral text, KL in nats per token", "<=", 5e-3, effect.neutral_kl, effect.neutral_tokens),
         Criterion("suppression by random rank-1 of equal norm", "<=", 0.05, random_suppression, random_draws),
     )

@@ -3,12 +3,13 @@
 A facts file is JSON lines of two kinds, in any order except that a relation comes before its facts:
 
     {"relation": "capital", "templates": ["The capital of {} is", …], "question": "What is the capital of {}?",
-     "reference": ["Germany", "France"]}
+     "reference": ["Germany", "France"], "about": ["{} is", "The history of {} is", …]}
     {"subject": "France", "relation": "capital", "answer": "Paris"}
 
 A template holds `{}` once, for the subject, and ends right before the answer; the answer follows after one space. The
 first template is the headline prompt, the others are paraphrases. `question` is what a user asks in the chat template;
-`reference` names the subject whose answer must survive (the first that is not the deleted one). `answer_ids` on a fact,
+`reference` names the subject whose answer must survive (the first that is not the deleted one); `about` are
+neutral sentences on such subjects, which ask for nothing that the panel asks. `answer_ids` on a fact,
 when given, must be the tokens that the tokenizer makes of the answer.
 
 The bundled panel (`panel.jsonl`): 117 countries × capital, language, currency, continent, and 317 facts of other
@@ -28,6 +29,7 @@ from vindex.errors import FactError
 
 BUNDLED = Path(__file__).parent
 MIN_TEMPLATES = 4
+ABOUT = ("{}", "{} is", "{} has", "The name {}", "I have been thinking about {} and")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Relation:
     templates: tuple[str, ...]
     question: str
     reference: tuple[str, ...] = ()
+    about: tuple[str, ...] = ABOUT
 
 
 @dataclass(frozen=True)
@@ -86,28 +89,35 @@ def bundled() -> Panel:
     return read(BUNDLED / "panel.jsonl", name="the bundled panel")
 
 
-def read(path: str | Path, name: str | None = None) -> Panel:
-    """Read a facts file. Raises FactError with the file's name and the line number at the first bad line."""
+def read(path: str | Path, name: str | None = None, base: Panel | None = None) -> Panel:
+    """Read a facts file, on top of `base` where one is given.
+
+    A relation that the file defines is taken from the file alone; facts of other relations are added to the base's.
+    Raises FactError with the file's name and the line number at the first bad line.
+    """
     path = Path(path)
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise FactError(f"{path}: cannot be read: {error.strerror}") from error
-    relations: dict[str, Relation] = {}
+    base = base or Panel("")
+    own: dict[str, Relation] = {}
     facts: dict[tuple[str, str], Fact] = {}
     for number, record in _records(path, lines):
         where = f"{path}:{number}"
         if "subject" in record:
-            fact = _fact(record, relations, where)
+            fact = _fact(record, base.relations | own, where)
             if facts.setdefault((fact.subject, fact.relation), fact) is not fact:
                 raise FactError(f"{where}: {fact.name} is already given above; expected each fact once")
         else:
             relation = _relation(record, where)
-            if relations.setdefault(relation.name, relation) is not relation:
+            if own.setdefault(relation.name, relation) is not relation:
                 raise FactError(f"{where}: relation {relation.name!r} is already given above")
     if not facts:
-        raise FactError(f"{path}: no facts; expected lines like {{'subject': …, 'relation': …, 'answer': …}}")
-    return Panel(name or path.name, relations, tuple(facts.values()))
+        raise FactError(f'{path}: no facts; expected lines like {{"subject": …, "relation": …, "answer": …}}')
+    kept = {(fact.subject, fact.relation): fact for fact in base.facts if fact.relation not in own}
+    both = f"{name or path.name} and {base.name}" if base.facts else name or path.name
+    return Panel(both, base.relations | own, tuple((kept | facts).values()))
 
 
 def _records(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -133,15 +143,25 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 def _relation(record: dict[str, Any], where: str) -> Relation:
     name, templates = _text(record, "relation", where), record.get("templates")
     if not isinstance(templates, list) or len(templates) < MIN_TEMPLATES:
-        raise FactError(f"{where}: relation {name!r} needs a list of at least {MIN_TEMPLATES} templates (and no subject)")
-    for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1 or template != template.rstrip():
-            raise FactError(f"{where}: template {template!r}: expected text with one {{}} and no space at the end")
+        raise FactError(
+            f"{where}: relation {name!r} needs a list of at least {MIN_TEMPLATES} templates (and no subject)"
+        )
+    _check_templates(templates, where)
     question = _text(record, "question", where) if "question" in record else templates[0]
+    about = record.get("about", list(ABOUT))
+    if not isinstance(about, list) or not about:
+        raise FactError(f"{where}: about is {about!r}, expected a list of sentences with {{}}")
+    _check_templates(about, where)
     reference = record.get("reference", [])
     if not isinstance(reference, list) or not all(isinstance(subject, str) for subject in reference):
         raise FactError(f"{where}: reference is {reference!r}, expected a list of subjects")
-    return Relation(name, tuple(templates), question, tuple(reference))
+    return Relation(name, tuple(templates), question, tuple(reference), tuple(about))
+
+
+def _check_templates(templates: list[Any], where: str) -> None:
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1 or template != template.rstrip():
+            raise FactError(f"{where}: template {template!r}: expected text with one {{}} and no space at the end")
 
 
 def _fact(record: dict[str, Any], relations: dict[str, Relation], where: str) -> Fact:

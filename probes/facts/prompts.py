@@ -26,6 +26,11 @@ class Prompt(NamedTuple):
     subject: tuple[int, ...]
     """Positions in `ids` of the subject's last token, one per mention."""
 
+    @property
+    def fact(self) -> str:
+        """`name` without the template's number."""
+        return self.name.rpartition("#")[0]
+
 
 class Encoder(NamedTuple):
     """Turns facts into prompts for one tokenizer, plainly or in its chat template."""
@@ -58,7 +63,7 @@ class Encoder(NamedTuple):
 
     def plain(self, text: str, subject: str, name: str) -> Prompt:
         """A prompt about `subject` that asks for nothing in particular."""
-        before, lead = self._lead(f"Tell me about {{}}.", subject)
+        before, lead = self._lead("Tell me about {}.", subject)
         whole = before + text.replace("{}", subject)
         ids, spans = self._tokens(whole)
         starts = [*lead, len(before) + text.index("{}")]

@@ -23,8 +23,6 @@ MIN_OTHERS = 6
 """Other subjects that a relation needs, so that half of them can be held out."""
 FIT_SHARE = 1 / 3
 SAME_ANSWER_LIMIT = 24
-ABOUT = ("{}", "{} is", "{} has", "The name {}", "I have been thinking about {} and")
-"""Neutral sentences about a subject; they ask for nothing in particular."""
 
 
 class Fit(NamedTuple):
@@ -63,7 +61,9 @@ class Sets(NamedTuple):
 def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     """Draw the sets for `fact`. Raises FactError when the relation has too few subjects to hold any out."""
     relation = panel.relations[fact.relation]
-    others = [other for other in panel.of(fact.relation) if other.answer != fact.answer and other.subject != fact.subject]
+    others = [
+        other for other in panel.of(fact.relation) if other.answer != fact.answer and other.subject != fact.subject
+    ]
     if len(others) < MIN_OTHERS:
         raise FactError(
             f"{fact.name}: {panel.name} has {len(others)} other subjects with another answer for {fact.relation!r}, "
@@ -83,7 +83,9 @@ def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     fit = Fit(
         phrasings=phrasings,
         others=tuple(ask(other, template) for other in rest[:half] for template in used),
-        about=tuple(encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(ABOUT)),
+        about=tuple(
+            encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(relation.about)
+        ),
     )
     asked = (ask(reference),)
     held_out = HeldOut(
