@@ -51,11 +51,11 @@ class Layer(NamedTuple):
     number: int
     block: nn.Module
     mlp: nn.Module
-    gate_proj: nn.Module
+    gate_proj: nn.Linear
     """Weight (I, H)."""
-    up_proj: nn.Module
+    up_proj: nn.Linear
     """Weight (I, H)."""
-    down_proj: nn.Module
+    down_proj: nn.Linear
     """Weight (H, I)."""
 
 
@@ -154,7 +154,7 @@ def _at(model: nn.Module, index: int) -> Layer:
 
 
 def _layer(index: int, block: nn.Module) -> Layer:
-    mlp = getattr(block, "mlp", None)
+    mlp: Any = getattr(block, "mlp", None)
     if not isinstance(mlp, nn.Module):
         raise ProbeError(f"layers.{index}: {type(block).__name__} has no mlp; expected a dense gated FFN")
     if hasattr(mlp, "experts"):
@@ -168,7 +168,8 @@ def _layer(index: int, block: nn.Module) -> Layer:
                 f"layers.{index}.mlp: {type(mlp).__name__} has no {projection}; "
                 "expected a gated FFN with gate_proj, up_proj and down_proj (Qwen3, Qwen2, Llama, Mistral)"
             )
-    return Layer(index, block, mlp, mlp.gate_proj, mlp.up_proj, mlp.down_proj)  # type: ignore[arg-type]
+    gate_proj, up_proj, down_proj = (getattr(mlp, projection) for projection in PROJECTIONS)
+    return Layer(index, block, mlp, gate_proj, up_proj, down_proj)
 
 
 def _directory(source: str | Path) -> Path | None:
@@ -190,7 +191,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ProbeError(f"device {name!r}: expected auto, cpu, cuda, cuda:N or mps") from error
+        raise ProbeError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ProbeError(f"device {name!r}: torch sees no CUDA device here; use --device cpu")
     return device

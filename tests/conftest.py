@@ -1,4 +1,4 @@
-"""Models to test on: a tiny seeded Qwen3 with a byte tokenizer, and the real 135M model where it has been laid out."""
+"""Models to test on: tiny checkpoints, their vindex, a tiny live model, and the real 135M where it is laid out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,39 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+from extract.build import build
+from extract.checkpoint import open_checkpoint
+from tests.checkpoints import write_checkpoint
+from vindex.options import BuildOptions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)  # tests on small matrices are slower with more
+
+
+def silent(name: str, total: int):
+    """A progress report that nobody watches."""
+    return lambda steps: None
+
+
+def build_quietly(checkpoint: Path, target: Path, *, resume: bool = False, force: bool = False, **options):
+    """Build with few features and no output."""
+    chosen = BuildOptions(**({"features": 8} | options))
+    return build(open_checkpoint(str(checkpoint)), target, chosen, silent, resume=resume, force=force)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", shards=2)
+
+
+@pytest.fixture(scope="session")
+def built(checkpoint, tmp_path_factory) -> Path:
+    """A finished vindex of `checkpoint`; tests that change it copy it first."""
+    target = tmp_path_factory.mktemp("built") / "tiny.vindex"
+    build_quietly(checkpoint, target)
+    return target
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +56,6 @@ def real_model() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded, untrained Qwen3ForCausalLM in float32: 3 layers, hidden 32, intermediate 48, one token per byte."""
-    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     directory = tmp_path_factory.mktemp("tiny") / "tiny-qwen3"

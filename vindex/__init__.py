@@ -1,1 +1,25 @@
-"""Read, verify and score a vindex: the singular directions of a model's FFN layers."""
+"""Read, verify and score a vindex: the singular directions of a model's FFN layers.
+
+import vindex
+v = vindex.open("qwen3-0.6b.vindex")
+v.top_features(" Paris", k=5)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from vindex.errors import VindexError
+
+if TYPE_CHECKING:
+    from vindex.reader import Feature, FeatureHit, TokenScore, Vindex
+    from vindex.reader import open_vindex as open
+
+__all__ = ["Feature", "FeatureHit", "TokenScore", "Vindex", "VindexError", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the reader, and numpy with it, on first use: `vindex --help` needs neither."""
+    if name not in __all__:
+        raise AttributeError(f"module 'vindex' has no attribute {name!r}")
+    from vindex import reader
+
+    return reader.open_vindex if name == "open" else getattr(reader, name)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vindex.commands import gate3, patch
+from vindex.commands import artifact, build, gate3, patch, probe
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -17,7 +17,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-app.command("gate3")(gate3.gate3)
+for handler in (build.build, artifact.info, artifact.verify, artifact.score, artifact.feature, artifact.compare):
+    app.command()(handler)
+app.command()(artifact.card)
+app.command()(build.demo)
+app.command()(probe.probe)
+app.command()(gate3.gate3)
 app.add_typer(patch.app, name="patch")
 
 

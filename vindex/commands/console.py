@@ -21,10 +21,14 @@ def print_json(record: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
     """Print rows that fit the terminal. A column named with a leading `>` is right-aligned and never wraps."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", header_style="bold")
+    table = Table(
+        title=title or None, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD
+    )
+    table.show_header = any(columns)
     for name in columns:
         number = name.startswith(">")
         table.add_column(name.removeprefix(">"), justify="right" if number else "left", no_wrap=number)
@@ -42,12 +46,12 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(enabled: bool = True) -> Iterator[Progress]:
-    """A rich progress display on stderr with count, elapsed time and time left; silent when not `enabled`."""
+    """A rich progress display on stderr with percentage, elapsed time and time left; silent when not `enabled`."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -56,7 +60,7 @@ def progress(enabled: bool = True) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -68,4 +72,8 @@ def progress(enabled: bool = True) -> Iterator[Progress]:
 def stage(display: Progress, name: str, total: int | None) -> Callable[[int], None]:
     """Add a bar called `name` and return the function that advances it."""
     task = display.add_task(name, total=total)
-    return lambda steps=1: display.advance(task, steps)
+
+    def advance(steps: int) -> None:
+        display.advance(task, steps)
+
+    return advance

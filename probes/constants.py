@@ -1,0 +1,224 @@
+"""C1–C5, definition set v1: one function each, from readings of live activations or from weights to a Constant.
+
+With several texts every figure is a Measure whose value is the first text's and whose interval is over all of them. The
+names follow the published cards; the definitions are ours, stated, since theirs are not published.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from probes.definition import (
+    FRAME_DRAWS,
+    RELATIVE_THRESHOLDS,
+    SPARSITY_HEADLINE,
+    SPARSITY_THRESHOLDS,
+    STAGE_THRESHOLD,
+    STAGE_THRESHOLDS,
+    TOP,
+)
+from probes.measures import Measure, mean_of, measure
+from probes.readings import LayerReading, Reading, Sparsity
+from probes.segments import segment
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One of C1–C5."""
+
+    symbol: str
+    name: str
+    definition: str
+    headline: Measure
+    per_layer: tuple[float, ...]
+    """The headline's curve for the first text: L values, or L − 1 where it is about adjacent layers."""
+    variants: dict[str, Measure]
+
+
+def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
+    """C1: share of |h| below 0.01. Null: entries from N(0, rms²) with each layer's own rms."""
+    unit = "fraction of h"
+
+    def at(take: Callable[[LayerReading], Sparsity], field: str, index: int) -> list[float]:
+        return [_over_layers(reading, lambda layer: getattr(take(layer), field)[index]) for reading in readings]
+
+    def everything(layer: LayerReading) -> Sparsity:
+        return layer.sparsity
+
+    def no_sink(layer: LayerReading) -> Sparsity:
+        return layer.sparsity_no_sink
+
+    headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
+    variants = {}
+    for suffix, take in (("", everything), (" no_sink", no_sink)):
+        sizes = [take(layer).rms for layer in readings[0].layers]
+        for index, threshold in enumerate(SPARSITY_THRESHOLDS):
+            null = float(np.mean([_gaussian_below(threshold, rms) for rms in sizes]))
+            variants[f"|h| < {threshold:g}{suffix}"] = measure(at(take, "below", index), unit, null=null)
+        for index, part in enumerate(RELATIVE_THRESHOLDS):
+            samples = at(take, "below_relative", index)
+            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part, 1.0))
+    return Constant(
+        "C1",
+        "FFN sparsity",
+        f"fraction of |h| < {SPARSITY_HEADLINE:g} over layers, neurons and tokens; "
+        "h = silu(gate_proj x) · (up_proj x), float32; null: normal entries of each layer's rms",
+        variants.pop(f"|h| < {SPARSITY_HEADLINE:g}"),
+        tuple(layer.sparsity.below[headline] for layer in readings[0].layers),
+        variants,
+    )
+
+
+def top_mass(readings: Sequence[Reading], vocabulary: int) -> Constant:
+    """C2: mean over positions of the sum of the 8 largest next-token probabilities. Null: a uniform distribution."""
+    null = min(1.0, TOP / vocabulary)
+    return Constant(
+        "C2",
+        f"top-{TOP} probability mass",
+        f"mean over positions of the sum of the {TOP} largest next-token probabilities, float32 softmax; "
+        "null: uniform over the vocabulary",
+        measure([float(np.mean(reading.top_mass)) for reading in readings], "probability", null=null),
+        (),
+        {"last position": measure([reading.top_mass[-1] for reading in readings], "probability", null=null)},
+    )
+
+
+def gate_coherence(directions: Sequence[np.ndarray], mean_rows: np.ndarray) -> Constant:
+    """C3: mean over adjacent layers of |cos| between their leading gate directions. Null: random orthonormal frames.
+
+    `directions`: per layer (F, H), unit rows, leading first, rows past the weight's rank zero. `mean_rows`: (L, H),
+    mean over neurons of each gate_proj's rows.
+    """
+    frames = [frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64) for frame in directions]  # drop zero rows
+    width = directions[0].shape[1]
+    pairs = list(pairwise(frames))
+    leading = [float(abs(one[0] @ other[0])) for one, other in pairs]
+    means = mean_rows / np.linalg.norm(mean_rows, axis=1, keepdims=True)
+    count = min(len(frame) for frame in frames)
+    chance = mean_abs_cosine(width)
+    unit, over = "|cos|", "layer pairs"
+    return Constant(
+        "C3",
+        "gate coherence",
+        "mean over adjacent layers of |cos| between their leading right singular vectors of gate_proj; "
+        "null: independent random directions",
+        mean_of(leading, unit, null=chance, over=over),
+        tuple(leading),
+        {
+            f"same index, all {count}": mean_of(
+                [_same_index(one, other) for one, other in pairs], unit, null=chance, over=over
+            ),
+            f"{count}-dim subspaces": mean_of(
+                [_mean_principal_cosine(one, other) for one, other in pairs],
+                "mean principal cosine",
+                null=random_frame_cosine(width, count),
+                over=over,
+            ),
+            "mean gate row": mean_of((means[:-1] * means[1:]).sum(1).tolist(), "cos", null=0.0, over=over),
+        },
+    )
+
+
+def layer_temperature(readings: Sequence[Reading]) -> Constant:
+    """C4: mean over layers and neurons of the variance of h over tokens. Null: gate and up from different tokens."""
+
+    def over_texts(field: str, null: float | None = None) -> Measure:
+        samples = [
+            _over_layers(reading, lambda layer: float(getattr(layer.temperature, field))) for reading in readings
+        ]
+        return measure(samples, "h²", null=null)
+
+    null = _over_layers(readings[0], lambda layer: layer.temperature.shuffled)
+    return Constant(
+        "C4",
+        "layer temperature",
+        "mean over layers and neurons of the unbiased variance of h over tokens; "
+        "null: its expectation when silu(gate_proj x) and up_proj x come from different tokens",
+        over_texts("all_tokens", null),
+        tuple(layer.temperature.all_tokens for layer in readings[0].layers),
+        {
+            "no_sink": over_texts("no_sink"),
+            "median over neurons": over_texts("median"),
+            "without the SiLU": over_texts("linear"),
+        },
+    )
+
+
+def circuit_stages(readings: Sequence[Reading]) -> Constant:
+    """C5: 1 + adjacent-layer pairs whose debiased CKA, no_sink, is below 0.9. Null: tokens of one layer permuted."""
+    unit = "stages"
+    similarity = [reading.similarity for reading in readings]
+    adjacent = [_adjacent(item.debiased.cpu().numpy()) for item in similarity]
+    biased = [_adjacent(item.biased.cpu().numpy()) for item in similarity]
+    with_sink = [_adjacent(item.with_sink.cpu().numpy()) for item in similarity]
+    permuted, permuted_biased = (
+        getattr(similarity[0], field).cpu().numpy() for field in ("permuted", "permuted_biased")
+    )
+
+    def stages(curves: Sequence[np.ndarray], threshold: float, chance: np.ndarray) -> Measure:
+        null = 1 + float((chance < threshold).sum(axis=1).mean())
+        return measure([1 + int((curve < threshold).sum()) for curve in curves], unit, null=null)
+
+    variants = {
+        f"debiased CKA < {threshold:g}": stages(adjacent, threshold, permuted) for threshold in STAGE_THRESHOLDS
+    }
+    headline = variants.pop(f"debiased CKA < {STAGE_THRESHOLD:g}")
+    variants[f"biased CKA < {STAGE_THRESHOLD:g}"] = stages(biased, STAGE_THRESHOLD, permuted_biased)
+    variants["with the sinks"] = stages(with_sink, STAGE_THRESHOLD, permuted)
+    variants["optimal segmentation"] = measure(
+        [len(segment(item.debiased.cpu().numpy(), STAGE_THRESHOLD).starts) for item in similarity], unit
+    )
+    variants["mean adjacent CKA"] = measure(
+        [float(curve.mean()) for curve in adjacent], "CKA", null=float(permuted.mean())
+    )
+    return Constant(
+        "C5",
+        "circuit stages",
+        f"1 + adjacent-layer pairs whose debiased linear CKA of the residual stream, no_sink, is below "
+        f"{STAGE_THRESHOLD:g}; null: the tokens of one layer permuted",
+        headline,
+        tuple(adjacent[0].tolist()),
+        variants,
+    )
+
+
+def mean_abs_cosine(width: int) -> float:
+    """E|cos| of two independent random directions in `width` dimensions: Γ(H/2) / (√π Γ((H+1)/2))."""
+    return math.exp(math.lgamma(width / 2) - math.lgamma((width + 1) / 2)) / math.sqrt(math.pi)
+
+
+def random_frame_cosine(width: int, count: int) -> float:
+    """Mean principal-angle cosine of two random `count`-dim subspaces of `width` dimensions, from FRAME_DRAWS draws.
+
+    By rotation invariance one subspace may be spanned by the first coordinates, so a draw is the head of one frame.
+    """
+    generator = np.random.default_rng(0)
+    draws = [np.linalg.qr(generator.standard_normal((width, count)))[0][:count] for _ in range(FRAME_DRAWS)]
+    return float(np.mean([np.linalg.svd(head, compute_uv=False).mean() for head in draws]))
+
+
+def _mean_principal_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.linalg.svd(one @ other.T, compute_uv=False).clip(max=1.0).mean())
+
+
+def _same_index(one: np.ndarray, other: np.ndarray) -> float:
+    shared = min(len(one), len(other))
+    return float(np.abs((one[:shared] * other[:shared]).sum(axis=1)).mean())
+
+
+def _adjacent(similarity: np.ndarray) -> np.ndarray:
+    return np.diagonal(similarity, offset=1)
+
+
+def _gaussian_below(threshold: float, rms: float) -> float:
+    """P(|x| < threshold) for x ~ N(0, rms²)."""
+    return math.erf(threshold / (rms * math.sqrt(2))) if rms > 0 else 1.0
+
+
+def _over_layers(reading: Reading, value: Callable[[LayerReading], float]) -> float:
+    return float(np.mean([value(layer) for layer in reading.layers]))

@@ -1,0 +1,60 @@
+"""Is this vindex of this model? Shapes first, then the SHA-256 of every weight file both of them know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from probes.model import Loaded, layers
+from vindex.checksums import sha256_of
+from vindex.errors import CheckpointError, ProbeError
+
+
+def weight_files(loaded: Loaded) -> tuple[Path, ...]:
+    """The safetensors files that the model was loaded from, in its directory or in the Hub's cache."""
+    directory = loaded.path
+    if directory is None:
+        from huggingface_hub import snapshot_download
+
+        cached = snapshot_download(
+            loaded.name, revision=loaded.revision, allow_patterns="*.safetensors", local_files_only=True
+        )
+        directory = Path(cached)
+    files = tuple(sorted(directory.glob("*.safetensors")))
+    if not files:
+        raise CheckpointError(f"{loaded.name}: no .safetensors files beside its config.json")
+    return files
+
+
+def weights_sha256(loaded: Loaded, advance: Callable[[int], object] = lambda count: None) -> dict[str, str]:
+    """SHA-256 of each weight file by name; `advance` is told the bytes read."""
+    return {file.name: sha256_of(file, advance) for file in weight_files(loaded)}
+
+
+def require_match(loaded: Loaded, vindex: Any, digests: Mapping[str, str]) -> None:
+    """Raise ProbeError unless `vindex` was built from the weight files `digests` describes."""
+    dense = layers(loaded.model)
+    rows, columns = dense[0].gate_proj.weight.shape
+    index = vindex.index
+    for what, theirs, ours in (
+        ("num_layers", index.num_layers, len(dense)),
+        ("hidden_size", index.hidden_size, columns),
+        ("intermediate_size", index.intermediate_size, rows),
+    ):
+        if theirs != ours:
+            raise ProbeError(
+                f"the vindex ({index.model}) has {what} {theirs}, the model ({loaded.name}) {ours}; "
+                "give the model it was built from"
+            )
+    sources = {file.name: file.sha256 for file in vindex.manifest.source.files if file.name.endswith(".safetensors")}
+    for name in sorted(sources.keys() | digests.keys()):
+        if sources.get(name) != digests.get(name):
+            raise ProbeError(
+                f"{name} of the model ({loaded.name}) has SHA-256 {_short(digests.get(name))}, the vindex was built "
+                f"from {_short(sources.get(name))}; give the model it was built from, or build the vindex again"
+            )
+
+
+def _short(digest: str | None) -> str:
+    return "none (no such file)" if digest is None else f"{digest[:12]}…"

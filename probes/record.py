@@ -1,0 +1,160 @@
+"""The JSON record of a probe run: every figure with its definition, and what is needed to recompute it.
+
+The layout is documented in docs/probes.md; `RECORD` changes when a reader of the old layout would misread the new one.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from typing import Any
+
+import numpy as np
+import orjson
+
+from probes import definition
+from probes.constants import Constant
+from probes.definition import SPECTRUM_RANKS, STAGE_THRESHOLD
+from probes.measures import Measure
+from probes.model import Loaded, layers
+from probes.readings import Reading
+from probes.segments import segment
+from probes.spectrum import Spectrum, floor
+from probes.suite import Geometry, Results
+
+RECORD = "vindex-probe/1"
+
+
+def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
+    """The record of one run, plain JSON values, floats rounded to 6 significant digits."""
+    return _plain(
+        {
+            "record": RECORD,
+            "definition": definition.VERSION,
+            "choices": definition.choices(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": _model(loaded, weights_sha256),
+            "libraries": libraries(),
+            "texts": [text._asdict() for text in results.texts],
+            "constants": {constant.symbol: _constant(constant) for constant in results.constants},
+            "published": published(),
+            "layers": [_layers(reading) for reading in results.readings],
+            "cka": _cka(results.readings[0]),
+            "spectra": _spectra(results.geometry),
+        }
+    )
+
+
+def published() -> dict[str, Any]:
+    """C1–C5 as others published them, without their definitions; for display, never for comparison."""
+    text = (resources.files("probes") / "published.json").read_bytes()
+    return {"status": "definition unpublished", **orjson.loads(text)}
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what a figure may depend on."""
+    names = ("vindex", "torch", "transformers", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def _model(loaded: Loaded, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
+    model, config = loaded.model, loaded.model.config
+    first = layers(model)[0]
+    return {
+        "name": loaded.name,
+        "revision": loaded.revision,
+        "weights_sha256": dict(weights_sha256),
+        "architecture": type(model).__name__,
+        "num_layers": len(layers(model)),
+        "hidden_size": first.gate_proj.weight.shape[1],
+        "intermediate_size": first.gate_proj.weight.shape[0],
+        "vocab_size": config.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "attn_implementation": config._attn_implementation,
+    }
+
+
+def _constant(constant: Constant) -> dict[str, Any]:
+    return {
+        "symbol": constant.symbol,
+        "name": constant.name,
+        "definition": constant.definition,
+        **_measure(constant.headline),
+        "per_layer": constant.per_layer,
+        "variants": {name: _measure(variant) for name, variant in constant.variants.items()},
+    }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    """As it is; a count of stages is written as the whole number it is."""
+    entry = asdict(measure)
+    if measure.unit == "stages":
+        entry["value"], entry["samples"] = int(measure.value), [int(sample) for sample in measure.samples]
+    return entry
+
+
+def _layers(reading: Reading) -> dict[str, Any]:
+    """Per-layer curves of one text: each a list of L values, or L lists."""
+    rows = reading.layers
+    return {
+        "sinks": [row.sinks for row in rows],
+        "sparsity": {field: [getattr(row.sparsity, field) for row in rows] for field in rows[0].sparsity._fields},
+        "sparsity_no_sink": {
+            field: [getattr(row.sparsity_no_sink, field) for row in rows] for field in rows[0].sparsity._fields
+        },
+        "temperature": {
+            field: [getattr(row.temperature, field) for row in rows] for field in rows[0].temperature._fields
+        },
+        "adjacent_cka": np.diagonal(reading.similarity.debiased.cpu().numpy(), offset=1),
+        "top_mass": reading.top_mass,
+    }
+
+
+def _cka(reading: Reading) -> dict[str, Any]:
+    """Of the headline text."""
+    debiased = reading.similarity.debiased.cpu().numpy()
+    below = np.diagonal(debiased, offset=1) < STAGE_THRESHOLD
+    return {
+        "debiased": debiased,
+        "biased": reading.similarity.biased.cpu().numpy(),
+        "with_sink_adjacent": np.diagonal(reading.similarity.with_sink.cpu().numpy(), offset=1),
+        "permuted_adjacent": reading.similarity.permuted.cpu().numpy(),
+        "permuted_adjacent_biased": reading.similarity.permuted_biased.cpu().numpy(),
+        "stage_starts": [0, *(int(layer) + 1 for layer in np.flatnonzero(below))],
+        "segmentation": segment(debiased, STAGE_THRESHOLD)._asdict(),
+    }
+
+
+def _spectra(geometry: Geometry) -> dict[str, Any]:
+    return {"source": geometry.source, "gate_proj": _projection(geometry.gate), "down_proj": _projection(geometry.down)}
+
+
+def _projection(spectra: tuple[Spectrum, ...]) -> dict[str, Any]:
+    shape = spectra[0].shape
+    return {
+        "shape": shape,
+        "var": {str(rank): [spectrum.share(rank) for spectrum in spectra] for rank in SPECTRUM_RANKS},
+        "marchenko_pastur": {str(rank): value for rank, value in zip(SPECTRUM_RANKS, floor(shape), strict=True)},
+        "squared_norm": [spectrum.energy for spectrum in spectra],
+        "singular_values": [spectrum.singular_values for spectrum in spectra],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: arrays and tuples become lists, floats 6 significant digits."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

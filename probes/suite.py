@@ -1,0 +1,140 @@
+"""The whole probe suite on one model.
+
+1. Encode the texts (`probes.texts`); a text that is too short or foreign to the tokenizer is an error before any work.
+2. One forward pass per batch of texts (`probes.readings`): C1, C2, C4 and C5 need nothing else. Statistics stream, so
+   memory does not grow with the number of texts.
+3. Leading gate directions and spectra, from a vindex when given, else from the weights (`probes.spectrum`): C3.
+4. The constants (`probes.constants`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from probes import constants, readings, texts
+from probes.constants import Constant
+from probes.definition import DIRECTIONS, SPECTRUM_RANKS, TOKENS
+from probes.model import Layer, Loaded, layers
+from probes.readings import Reading
+from probes.spectrum import Spectrum, given, leading
+from probes.texts import ProbeText
+from vindex.errors import ProbeError
+
+Advance = Callable[[int], object]
+
+
+class Geometry(NamedTuple):
+    """What the weights alone say; L = layers, F = directions, H = hidden size."""
+
+    source: str
+    """"weights", or "vindex ID"."""
+    directions: tuple[np.ndarray, ...]
+    """Per layer (F, H), leading right singular vectors of gate_proj."""
+    mean_rows: np.ndarray
+    """(L, H): mean over neurons of gate_proj's rows."""
+    gate: tuple[Spectrum, ...]
+    down: tuple[Spectrum, ...]
+
+
+class Results(NamedTuple):
+    """Everything a record is made of."""
+
+    texts: tuple[ProbeText, ...]
+    readings: tuple[Reading, ...]
+    geometry: Geometry
+    constants: tuple[Constant, ...]
+
+
+def nothing(_steps: int) -> None:
+    """Progress nobody looks at."""
+
+
+def run(
+    loaded: Loaded,
+    names: Sequence[str] = texts.BUNDLED,
+    *,
+    vindex: Any = None,
+    batch_size: int = 1,
+    on_text: Advance = nothing,
+    on_layer: Advance = nothing,
+) -> Results:
+    """Measure `loaded` on the texts `names` (bundled names or files); the first is the headline text.
+
+    `vindex` is an open vindex of the same model (see `probes.match`). `on_text` and `on_layer` are told of progress.
+    """
+    dense = layers(loaded.model)
+    if len(dense) < 2:
+        raise ProbeError("the model has one layer; C3 and C5 compare adjacent layers and need at least two")
+    probe_texts = encode(loaded, names)
+    taken = read_texts(loaded.model, probe_texts, batch_size=batch_size, on_text=on_text)
+    geometry = from_weights(dense, on_layer) if vindex is None else from_vindex(dense, vindex, on_layer)
+    return Results(probe_texts, taken, geometry, measure(taken, geometry, loaded.model.config.vocab_size))
+
+
+def encode(loaded: Loaded, names: Sequence[str]) -> tuple[ProbeText, ...]:
+    """The texts as this model sees them."""
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    return tuple(
+        texts.encode(name, texts.read(name), loaded.tokenizer, tokens=TOKENS, vocabulary=vocabulary) for name in names
+    )
+
+
+def read_texts(
+    model: Any, probe_texts: Sequence[ProbeText], *, batch_size: int = 1, on_text: Advance = nothing
+) -> tuple[Reading, ...]:
+    """One Reading per text, `batch_size` texts to a forward pass."""
+    taken: list[Reading] = []
+    for start in range(0, len(probe_texts), batch_size):
+        batch = probe_texts[start : start + batch_size]
+        ids = torch.tensor([text.token_ids for text in batch], device=model.device)
+        taken.extend(readings.read(model, ids))
+        on_text(len(batch))
+    return tuple(taken)
+
+
+def measure(taken: Sequence[Reading], geometry: Geometry, vocabulary: int) -> tuple[Constant, ...]:
+    """C1 to C5."""
+    return (
+        constants.ffn_sparsity(taken),
+        constants.top_mass(taken, vocabulary),
+        constants.gate_coherence(geometry.directions, geometry.mean_rows),
+        constants.layer_temperature(taken),
+        constants.circuit_stages(taken),
+    )
+
+
+def from_weights(dense: Sequence[Layer], on_layer: Advance = nothing) -> Geometry:
+    """Directions and spectra by exact eigendecomposition of each weight's residual-side Gram matrix."""
+    directions, gate, down = [], [], []
+    for layer in dense:
+        spectrum, reads = leading(layer.gate_proj.weight, DIRECTIONS, side=1)
+        gate.append(spectrum)
+        directions.append(reads.astype(np.float32))
+        down.append(leading(layer.down_proj.weight, DIRECTIONS, side=0)[0])
+        on_layer(1)
+    return Geometry("weights", tuple(directions), _mean_rows(dense), tuple(gate), tuple(down))
+
+
+def from_vindex(dense: Sequence[Layer], vindex: Any, on_layer: Advance = nothing) -> Geometry:
+    """Directions and spectra from an open vindex; only each weight's norm is taken from the weights."""
+    needed = min(max(SPECTRUM_RANKS), *dense[0].gate_proj.weight.shape)
+    if vindex.index.num_feats < needed:
+        raise ProbeError(
+            f"the vindex keeps {vindex.index.num_feats} directions per layer, C3 and var@{max(SPECTRUM_RANKS)} need "
+            f"{needed}; leave --vindex out, or build it with --features {needed}"
+        )
+    gate, down = [], []
+    for layer in dense:
+        gate.append(given(layer.gate_proj.weight, vindex.singular_values[0, layer.number]))
+        down.append(given(layer.down_proj.weight, vindex.singular_values[1, layer.number]))
+        on_layer(1)
+    directions = tuple(np.asarray(vindex.gate[layer.number], dtype=np.float32) for layer in dense)
+    return Geometry(f"vindex {vindex.id}", directions, _mean_rows(dense), tuple(gate), tuple(down))
+
+
+def _mean_rows(dense: Sequence[Layer]) -> np.ndarray:
+    return np.stack([layer.gate_proj.weight.double().mean(0).cpu().numpy() for layer in dense])

@@ -1,0 +1,66 @@
+"""The eight bundled probe texts, one domain each, and any text of the user's, as token ids.
+
+Every text is encoded with the tokenizer's own special tokens and cut to the same number of tokens, so that figures from
+different texts and models are comparable; a shorter text is an error, because padding it would change what is measured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vindex.errors import ProbeError
+
+BUNDLED = ("factual", "science", "story", "dialogue", "code", "mathematics", "instructions", "report")
+"""Names of the bundled texts; the first is the headline text."""
+
+
+class ProbeText(NamedTuple):
+    """A text as a model sees it."""
+
+    name: str
+    sha256: str
+    """Of the text's UTF-8 bytes, whole, before it is cut."""
+    token_ids: tuple[int, ...]
+
+
+def read(name: str) -> str:
+    """The text called `name`: one of BUNDLED, or else a path to a UTF-8 file. Raises ProbeError if there is none."""
+    if name in BUNDLED:
+        return (resources.files(__name__) / f"{name}.txt").read_text(encoding="utf-8")
+    try:
+        return Path(name).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ProbeError(f"{name}: byte {error.start} is not UTF-8; a probe text is a plain UTF-8 file") from error
+    except OSError as error:
+        raise ProbeError(
+            f"{name}: {error.strerror or error}; expected a text file or a bundled text ({', '.join(BUNDLED)})"
+        ) from error
+
+
+def encode(name: str, text: str, tokenizer: Any, *, tokens: int, vocabulary: int) -> ProbeText:
+    """Encode `text` and cut it to exactly `tokens` ids, each known to the tokenizer and below `vocabulary`.
+
+    Raises ProbeError when the text is too short, or holds a token that the tokenizer or the model does not have.
+    """
+    token_ids = tokenizer(text)["input_ids"][:tokens]
+    if len(token_ids) < tokens:
+        raise ProbeError(
+            f"text {name}: {len(token_ids)} tokens with this tokenizer, {tokens} needed; use a longer text"
+        )
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown in token_ids:
+        at = token_ids.index(unknown)
+        before = tokenizer.decode(token_ids[max(0, at - 8) : at])
+        raise ProbeError(
+            f"text {name}: token {at}, after {before!r}, is {tokenizer.unk_token} (the tokenizer has no token for it); "
+            "use a text this tokenizer knows"
+        )
+    if max(token_ids) >= vocabulary:
+        raise ProbeError(
+            f"text {name}: token id {max(token_ids)}, but the model embeds {vocabulary} tokens; "
+            "model and tokenizer do not belong together"
+        )
+    return ProbeText(name, hashlib.sha256(text.encode()).hexdigest(), tuple(token_ids))

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from extract.checkpoint import open_checkpoint
+from extract.layouts import find_layout
+from tests.checkpoints import write_checkpoint
+from vindex.errors import CheckpointError
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tensors_are_read_whole_and_in_rows(tmp_path, dtype, shards, monkeypatch):
+    saved = {}
+    write_checkpoint(tmp_path / "m", dtype=dtype, shards=shards, edit=saved.update)
+    opened = open_checkpoint(str(tmp_path / "m"))
+    monkeypatch.setattr("extract.checkpoint.ROWS_BYTES", 16 * 4 * 7)  # seven rows at a time
+    for name, tensor in saved.items():
+        assert opened.tensor(name).equal(tensor.float())
+        if tensor.ndim == 2 and tensor.shape[1] == 16:
+            pieces = list(opened.row_blocks(name))
+            assert [first for first, _ in pieces] == list(range(0, len(tensor), 7))
+            assert torch.cat([rows for _, rows in pieces]).equal(tensor.float())
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "qwen2", "llama", "mistral"])
+def test_families_and_their_norms(tmp_path, model_type):
+    layout = find_layout(open_checkpoint(str(write_checkpoint(tmp_path / "m", model_type=model_type))))
+    names = [name for name, _ in layout.norms]
+    own = ["layers.0.q_norm", "layers.0.k_norm"] if model_type == "qwen3" else []
+    assert names[: 2 + len(own)] == ["layers.0.input_layernorm", "layers.0.post_attention_layernorm", *own]
+    assert names[-1] == "norm"
+
+
+@pytest.mark.parametrize(
+    "options, tied, unembedding",
+    [
+        ({"tied": True}, True, "model.embed_tokens.weight"),
+        ({"tied": False}, False, "lm_head.weight"),
+        ({"tied": True, "head": True}, True, "model.embed_tokens.weight"),
+        ({"tied": False, "head": False, "prefix": ""}, False, "embed_tokens.weight"),
+        ({"tied": True, "prefix": ""}, True, "embed_tokens.weight"),
+    ],
+    ids=["tied", "untied", "tied with a stored copy", "bare model, untied", "bare model, tied"],
+)
+def test_heads_are_told_apart_by_config_and_tensors(tmp_path, options, tied, unembedding):
+    layout = find_layout(open_checkpoint(str(write_checkpoint(tmp_path / "m", **options))))
+    assert (layout.tied, layout.unembedding) == (tied, unembedding)
+
+
+@pytest.mark.parametrize("model_class", ["Qwen3", "Qwen2", "Llama", "Mistral"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_transformers_saves_is_understood(tmp_path, model_class, tied):
+    import transformers
+
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 1}
+    config = getattr(transformers, f"{model_class}Config")(
+        vocab_size=20, hidden_size=16, intermediate_size=24, tie_word_embeddings=tied, **sizes
+    )
+    model = getattr(transformers, f"{model_class}ForCausalLM")(config)
+    model.save_pretrained(tmp_path)
+    layout = find_layout(open_checkpoint(str(tmp_path)))
+    assert layout.tied is tied
+    stored = open_checkpoint(str(tmp_path)).tensor(layout.projection(0, "gate"))
+    assert stored.equal(model.model.layers[0].mlp.gate_proj.weight.data)
+
+
+def test_licence_comes_from_the_front_matter(tmp_path, checkpoint):
+    assert open_checkpoint(str(checkpoint)).licence == "apache-2.0"
+    bare = write_checkpoint(tmp_path / "m")
+    (bare / "README.md").write_text("license: not here\n")
+    assert open_checkpoint(str(bare)).licence is None
+
+
+def broken(tmp_path, what):
+    """A checkpoint with one thing wrong, and the message that must say so."""
+    directory = write_checkpoint(tmp_path / "m", shards=2 if "shard" in what or what == "map" else 1)
+    weights = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
+    if what == "config":
+        (directory / "config.json").unlink()
+        return r"config\.json is missing; is m a checkpoint directory\?"
+    if what == "config not JSON":
+        (directory / "config.json").write_text("{")
+        return r"config\.json cannot be read"
+    if what == "config not an object":
+        (directory / "config.json").write_text("[]")
+        return "does not hold a JSON object"
+    if what == "missing shard":
+        (directory / "model-00002-of-00002.safetensors").unlink()
+        return r"1 weight file\(s\) missing, first model-00002-of-00002\.safetensors"
+    if what == "map":
+        index.write_text('{"weight_map": 3}')
+        return "has no usable weight_map"
+    if what == "shard outside":
+        index.write_text(json.dumps({"weight_map": {"a": "../m.safetensors"}}))
+        return "outside the checkpoint; refused"
+    if what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+        return r"model\.safetensors is damaged or cut short"
+    if what == "no weights":
+        weights.unlink()
+        return r"no model\*\.safetensors found"
+    kinds = {"model.gguf": "GGUF", "pytorch_model.bin": r"PyTorch \.bin"}
+    if what in kinds:
+        weights.rename(directory / what)
+        return f"found {kinds[what]} weights"
+    raise AssertionError(what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    "config,config not JSON,config not an object,missing shard,map,shard outside,truncated,no weights,model.gguf,"
+    "pytorch_model.bin".split(","),
+)
+def test_damaged_directories_are_refused_in_one_line(tmp_path, what):
+    message = broken(tmp_path, what)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(str(tmp_path / "m"))
+    assert "\n" not in str(caught.value)
+
+
+def drop_head(tensors):
+    del tensors["lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; known: qwen3, qwen2, llama, mistral"),
+        ({"config": {"num_experts": 8}}, "mixture of experts (8 experts) is not supported yet"),
+        ({"config": {"quantization_config": {"quant_method": "fp8"}}}, "quantised weights (fp8) are not supported yet"),
+        ({"config": {"quantization_config": {"quant_method": "gptq"}}}, "quantised weights (gptq)"),
+        ({"config": {"quantization_config": {"quant_method": "awq"}}}, "quantised weights (awq)"),
+        ({"config": {"hidden_size": "big"}}, "hidden_size: expected a positive integer, got 'big'"),
+        ({"config": {"hidden_size": 20}}, "has shape (40, 16), and config.json says (40, 20)"),
+        ({"config": {"num_hidden_layers": 3}}, "tensor model.layers.2.mlp.gate_proj.weight is missing"),
+        ({"tied": False, "edit": drop_head}, "lm_head.weight is missing although config.json says tie_word_embeddings"),
+        ({"dtype": torch.float64}, "is stored as F64; only BF16, F16, F32 are supported"),
+    ],
+)
+def test_what_is_not_supported_is_named(tmp_path, options, message):
+    directory = write_checkpoint(tmp_path / "m", **options)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        find_layout(open_checkpoint(str(directory)))
+
+
+def test_float8_without_a_config_entry_is_named(tmp_path):
+    def to_float8(tensors):
+        name = "model.layers.0.mlp.gate_proj.weight"
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    directory = write_checkpoint(tmp_path / "m", edit=to_float8)
+    with pytest.raises(CheckpointError, match="gate_proj.weight is stored as F8_E4M3"):
+        find_layout(open_checkpoint(str(directory)))
+
+
+def test_a_path_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such directory; give a checkpoint directory or a Hub id"):
+        open_checkpoint(str(tmp_path / "nothing"))
+
+
+def test_hub_failures_are_one_line_each(monkeypatch):
+    import httpx2
+    from huggingface_hub import errors
+
+    response = httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co"))
+    cases = {
+        errors.GatedRepoError("gated\nlong story", response=response): "access is gated; accept its terms",
+        errors.RevisionNotFoundError("no", response=response): "there is no revision main2",
+        errors.RepositoryNotFoundError("no", response=response): "no such model on the Hub",
+        errors.LocalEntryNotFoundError("offline"): "not in the Hub cache, and the Hub cannot be reached",
+        errors.HfHubHTTPError("503 busy\nmore", response=response): r"download failed \(503 busy\); try again",
+    }
+    for failure, message in cases.items():
+
+        def fail(*args, failure=failure, **kwargs):
+            raise failure
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            open_checkpoint("someone/model", "main2")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_opens_its_pinned_snapshot(tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    write_checkpoint(tmp_path / commit)
+    asked = {}
+
+    def fake(repo, revision, allow_patterns):
+        asked.update(repo=repo, revision=revision)
+        return str(tmp_path / commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
+    opened = open_checkpoint("Qwen/Qwen3-0.6B", "v1")
+    assert asked == {"repo": "Qwen/Qwen3-0.6B", "revision": "v1"}
+    assert (opened.model, opened.revision) == ("Qwen/Qwen3-0.6B", commit)
+
+
+def test_a_hub_id_offline_says_so(monkeypatch, tmp_path):
+    """The real client, told to stay offline, with an empty cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match="someone/model: no such directory, not in the Hub cache"):
+        open_checkpoint("someone/model")
+
+
+def test_tensor_of_another_name(checkpoint):
+    with pytest.raises(CheckpointError, match="tensor nothing is missing"):
+        open_checkpoint(str(checkpoint)).tensor("nothing")
+
+
+def test_extra_file_does_not_count_as_weights(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    save_file({"other": torch.zeros(1)}, directory / "consolidated.safetensors")
+    assert [file.name for file in open_checkpoint(str(directory)).weight_files] == ["model.safetensors"]

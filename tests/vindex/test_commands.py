@@ -1,0 +1,122 @@
+"""The commands as a user runs them: what they print, and one line when they cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "vindex", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, **options)
+
+
+def fails(*arguments) -> str:
+    """The one line a failing command prints."""
+    done = run(*arguments)
+    assert done.returncode == 1, done
+    error = [line for line in done.stderr.splitlines() if line.startswith("vindex: ")]
+    assert len(error) == 1 and "Traceback" not in done.stderr, done.stderr
+    return error[0]
+
+
+def test_build_says_what_it_made(checkpoint, tmp_path):
+    done = run("build", checkpoint, "-o", tmp_path / "out.vindex", "--features", 8, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    for part in ("size", "time", "peak memory", "worst certificate"):
+        assert part in done.stdout
+    assert "directions" in done.stderr and "left" in done.stderr
+    assert run("verify", tmp_path / "out.vindex", "--source", checkpoint).returncode == 0
+
+
+def test_tables_fit_eighty_columns_and_json_holds_the_same(built):
+    for command in (("info",), ("verify",), ("score", " Paris", " Berlin"), ("feature", 0, 1), ("compare", built)):
+        name, *rest = command
+        table, record = run(name, built, *rest), run(name, built, *rest, "--json")
+        assert table.returncode == record.returncode == 0, (command, table.stderr, record.stderr)
+        assert max(map(len, table.stdout.splitlines())) <= 80
+        assert json.loads(record.stdout)
+
+
+def test_score_prints_id_and_piece_and_mentions_the_other_spacing(built):
+    shown = run("score", built, " Paris", "-k", 2).stdout
+    assert "token ' Paris', id 0" in shown and "'Paris' is one (id 2): leading spaces matter" in shown
+    record = json.loads(run("score", built, " Paris", "-k", 2, "--json").stdout)
+    assert record[0]["token_id"] == 0 and record[0]["piece"] == " Paris" and len(record[0]["features"]) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("score", "Berlin"), "'Berlin' is not a single token of this model, but ' Berlin' is one"),
+        (("score", "nonsense"), "'nonsense' is not a single token"),
+        (("feature", 7, 0), "layer 7 is out of range"),
+        (("compare", "nowhere"), "nowhere is not a directory"),
+        (("verify", "--source", "nowhere"), "nowhere: no such directory"),
+        (("card", "--probe", "nowhere.json"), "nowhere.json: not a readable JSON record"),
+    ],
+)
+def test_questions_without_an_answer(built, arguments, message):
+    name, *rest = arguments
+    assert message in fails(name, built, *rest)
+
+
+def test_builds_that_cannot_start(checkpoint, built, tmp_path):
+    assert "no such directory" in fails("build", tmp_path / "nothing", "-o", tmp_path / "o")
+    assert "already exists" in fails("build", checkpoint, "-o", built, "--features", 8)
+    assert "at most 16 directions" in fails("build", checkpoint, "-o", tmp_path / "o")
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert "cannot be written to (Not a directory)" in fails("build", checkpoint, "-o", blocked / "o", "--features", 8)
+    bad = write_checkpoint(tmp_path / "bad", model_type="gpt2")
+    assert "model_type 'gpt2' is not supported" in fails("build", bad, "-o", tmp_path / "o")
+
+
+def test_a_flipped_bit_fails_verify_and_is_named(built, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy.vindex")
+    data = bytearray((copy / "embeddings.bin").read_bytes())
+    data[100] ^= 4
+    (copy / "embeddings.bin").write_bytes(data)
+    assert "first: checksums: changed since the build: embeddings.bin" in fails("verify", copy)
+
+
+def test_ctrl_c_leaves_a_state_to_resume_from_and_says_so(tmp_path):
+    source, target = write_checkpoint(tmp_path / "m", layers=300), tmp_path / "out.vindex"
+    command = [sys.executable, "-m", "vindex", "build", source, "-o", target, "--features", "8", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "out.vindex.partial" / "journal.jsonl"
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "repeat with --resume to go on" in error and "Traceback" not in error
+    assert not target.exists() and journal.exists()
+    assert "add --resume to continue it or --force" in fails("build", source, "-o", target, "--features", 8)
+    done = run("build", source, "-o", target, "--features", 8, "--threads", 1, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert run("verify", target).returncode == 0
+
+
+def test_card_is_rewritten_with_its_checksum(built, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy.vindex")
+    (copy / "README.md").write_text("spoilt")
+    assert run("card", copy).returncode == 0
+    assert (copy / "README.md").read_text() == (built / "README.md").read_text()
+    assert run("verify", copy).returncode == 0
+
+
+def test_usage_errors_exit_with_2():
+    assert run("score").returncode == 2

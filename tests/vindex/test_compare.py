@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vindex
+from tests.checkpoints import write_checkpoint
+from tests.conftest import build_quietly
+from vindex.compare import compare, principal_angles
+from vindex.errors import QueryError
+
+
+def frame(rows, columns, seed):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(columns, rows)))[0].T
+
+
+@given(rows=st.integers(1, 6), seed=st.integers(0, 1000))
+def test_angles_equal_scipys(rows, seed):
+    a, b = frame(rows, 12, seed), frame(rows, 12, seed + 1)
+    np.testing.assert_allclose(principal_angles(a, b), scipy.linalg.subspace_angles(a.T, b.T)[::-1], atol=1e-10)
+
+
+def test_small_angles_are_not_lost_to_rounding():
+    a = np.eye(2, 5)
+    b = np.array([[1, 0, 1e-9, 0, 0], [0, 1, 0, 0, 0]], float)
+    np.testing.assert_allclose(principal_angles(a, b), [0, 1e-9], atol=1e-16)
+
+
+def test_a_smaller_frame_inside_a_larger_one():
+    larger = frame(5, 12, 0)
+    np.testing.assert_allclose(principal_angles(larger[:2], larger), 0, atol=1e-7)
+    padded = np.vstack([larger[:2], np.zeros((3, 12))])
+    np.testing.assert_allclose(principal_angles(padded, larger), 0, atol=1e-7)
+
+
+def test_a_vindex_beside_itself_and_beside_another(built, tmp_path):
+    v = vindex.open(built)
+    for layer in compare(v, v):
+        for side in (layer.gate, layer.down):
+            assert side.largest_angle < 1e-7 and side.mean_cosine > 1 - 1e-12 and side.spectrum_drift == 0
+    build_quietly(write_checkpoint(tmp_path / "m", seed=3), tmp_path / "other.vindex", features=6)
+    for layer in compare(v, vindex.open(tmp_path / "other.vindex")):
+        assert layer.gate.largest_angle > 0.5 and layer.down.spectrum_drift > 1e-3
+
+
+def test_other_shapes_are_refused(built, tmp_path):
+    build_quietly(write_checkpoint(tmp_path / "m", layers=1), tmp_path / "other.vindex")
+    with pytest.raises(QueryError, match="cannot compare: num_layers is 2 in tiny.vindex and 1 in other.vindex"):
+        compare(vindex.open(built), vindex.open(tmp_path / "other.vindex"))

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import orjson
+import pytest
+
+import vindex
+from vindex.errors import FormatError, QueryError
+from vindex.format import FILES
+
+
+@pytest.fixture
+def copy(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "copy.vindex")
+
+
+def test_arrays_are_read_only_maps_of_the_documented_shapes(built):
+    v = vindex.open(built)
+    assert v.gate.shape == v.down.shape == (2, 8, 16) and v.gate.dtype == v.embeddings.dtype == np.float16
+    assert v.embeddings.shape == (40, 16) and v.singular_values.shape == (2, 2, 8)
+    assert v.norms["layers.0.input_layernorm"].shape == (16,) and v.norms["layers.1.k_norm"].shape == (8,)
+    with pytest.raises(ValueError, match="read-only"):
+        v.gate[0, 0, 0] = 1
+    assert len(v.id) == 8 and v.id in repr(v)
+
+
+def test_every_kind_of_query_gives_the_same_scores(built):
+    v = vindex.open(built)
+    by_text = v.score(" Paris")
+    embedding = v.embeddings[0].astype(np.float32)
+    expected = v.gate.astype(np.float32) @ embedding / np.linalg.norm(embedding)
+    expected /= np.linalg.norm(v.gate.astype(np.float32), axis=-1)
+    np.testing.assert_allclose(by_text, expected, atol=1e-6)
+    for query in (0, np.int64(0), embedding, embedding.astype(np.float64)):
+        np.testing.assert_allclose(v.score(query), by_text, atol=1e-6)
+    batch = v.score([0, 3, 0])
+    assert batch.shape == (3, 2, 8)
+    np.testing.assert_allclose(batch[2], by_text, atol=1e-6)
+    np.testing.assert_allclose(batch[1], v.score(" France"), atol=1e-6)
+    np.testing.assert_allclose(v.score(np.stack([embedding, embedding])), batch[[0, 2]], atol=1e-6)
+
+
+def test_top_features_are_the_largest_cosines_in_order(built):
+    v = vindex.open(built)
+    scores, hits = v.score(" Berlin"), v.top_features(" Berlin", k=5)
+    assert [hit.cosine for hit in hits] == sorted(scores.ravel(), reverse=True)[:5]
+    for hit in hits:
+        assert scores[hit.layer, hit.feature] == hit.cosine
+        assert v.singular_values[0, hit.layer, hit.feature] == hit.gate_sigma
+
+
+def test_nearest_features_leave_out_the_feature_itself(built):
+    v = vindex.open(built)
+    nearest = v.nearest_features(1, 2, k=3)
+    assert (1, 2) not in [(hit.layer, hit.feature) for hit in nearest]
+    own = v.gate[1, 2].astype(np.float32)
+    for hit in nearest:
+        assert hit.cosine == pytest.approx(float(v.gate[hit.layer, hit.feature].astype(np.float32) @ own), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda v: v.score(" Pari"), "' Pari' is not a single token of this model; try a shorter word"),
+        (lambda v: v.score("Berlin"), r"'Berlin' is not .*, but ' Berlin' is one \(id 1\): leading spaces matter"),
+        (lambda v: v.score(40), "token id 40 is out of range: this model has ids 0 to 39"),
+        (lambda v: v.score([0, -1]), "token id -1 is out of range"),
+        (lambda v: v.score(np.ones(15, np.float32)), r"expected a vector of 16 numbers, got shape \(15,\)"),
+        (lambda v: v.top_features([1, 2]), "one token or vector at a time"),
+        (lambda v: v.feature(2, 0), "layer 2 is out of range: tiny.vindex has layers 0 to 1"),
+        (lambda v: v.nearest_features(0, 8), "feature 8 is out of range"),
+    ],
+)
+def test_questions_without_an_answer(built, ask, message):
+    with pytest.raises(QueryError, match=message):
+        ask(vindex.open(built))
+
+
+def test_pieces_are_shown_as_text(built):
+    words = vindex.open(built).vocabulary
+    assert [words.piece(i) for i in (0, 2, 4, 5, 35)] == [" Paris", "Paris", "ä", "\n", "<|end|>"]
+    assert words.piece(39) == "<id 39>"  # padding row
+    assert words.find("<|end|>") == 35 and len(words) == 36
+
+
+def test_sentencepiece_vocabularies_spell_the_space_differently(tmp_path):
+    from vindex.tokens import load_vocabulary
+
+    tokenizer = {"model": {"vocab": [["▁Paris", -1.0], ["Paris", -2.0]]}, "decoder": {"type": "Metaspace"}}
+    (tmp_path / "tokenizer.json").write_bytes(orjson.dumps(tokenizer))
+    words = load_vocabulary(tmp_path / "tokenizer.json")
+    assert (words.find(" Paris"), words.find("Paris"), words.piece(0)) == (0, 1, " Paris")
+    assert words.hint("Paris") and words.hint(" Paris")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}', '{"model": {"vocab": 3}}'])
+def test_what_is_not_a_tokenizer(tmp_path, text):
+    from vindex.tokens import load_vocabulary
+
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(FormatError, match=r"tokenizer.json: not a tokenizer.json with a vocabulary"):
+        load_vocabulary(tmp_path / "tokenizer.json")
+    with pytest.raises(FormatError, match=r"other.json: cannot be read"):
+        load_vocabulary(tmp_path / "other.json")
+
+
+def test_not_a_directory_or_not_a_vindex(tmp_path):
+    with pytest.raises(FormatError, match="is not a directory; give the path of a vindex"):
+        vindex.open(tmp_path / "nothing")
+    with pytest.raises(FormatError, match="a directory without SHA256SUMS is not a vindex"):
+        vindex.open(tmp_path)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in FILES if spec.name != "SHA256SUMS"], ids=lambda spec: spec.name)
+def test_a_missing_file_is_named(copy, spec):
+    (copy / spec.name).unlink()
+    with pytest.raises(FormatError, match=f"{spec.name}: (missing|cannot be read)"):
+        vindex.open(copy)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in FILES if spec.byte_size], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_file_of_the_wrong_size_is_named(copy, spec, change):
+    data = (copy / spec.name).read_bytes()
+    (copy / spec.name).write_bytes(data[:change] if change < 0 else data + b"x")
+    with pytest.raises(FormatError, match=f"{spec.name}: expected {len(data)} bytes, got {len(data) + change}"):
+        vindex.open(copy)
+
+
+def test_all_problems_are_reported_at_once(copy):
+    for name in ("gate_vectors.bin", "norms.bin"):
+        (copy / name).write_bytes(b"")
+    (copy / "gate_meta.bin").unlink()
+    with pytest.raises(FormatError) as caught:
+        vindex.open(copy)
+    assert all(name in str(caught.value) for name in ("gate_vectors.bin", "norms.bin", "gate_meta.bin"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_meta_file_with_another_header(copy):
+    data = bytearray((copy / "gate_meta.bin").read_bytes())
+    data[0] ^= 1
+    (copy / "gate_meta.bin").write_bytes(data)
+    with pytest.raises(FormatError, match="gate_meta.bin: expected header"):
+        vindex.open(copy).feature(0, 0)
+
+
+def edit_index(directory, edit):
+    index = orjson.loads((directory / "index.json").read_bytes())
+    edit(index)
+    (directory / "index.json").write_bytes(orjson.dumps(index))
+
+
+def test_index_problems_come_together_with_their_paths(copy):
+    def spoil(index):
+        del index["num_layers"]
+        index["hidden_size"] = "16"
+        index["layers"][1]["length"] = -1
+        index["norms"] = 3
+        index["projection"]["tied"] = 1
+
+    edit_index(copy, spoil)
+    with pytest.raises(FormatError) as caught:
+        vindex.open(copy)
+    for part in (
+        "num_layers: missing, expected an integer from 1",
+        "hidden_size: expected an integer from 1, got '16'",
+        "layers[1].length: expected an integer from 0, got -1",
+        "norms: expected a list, got 3",
+        "projection.tied: expected true or false, got 1",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path, value, message",
+    [
+        (("format", "version"), 2, "format.version: expected 1, got 2; a newer vindex may read it"),
+        (("format", "name"), "other", "format.name: expected one of vindex, got 'other'"),
+        (("version",), 3, "version: expected 2, got 3"),
+        (("layers", 1, "length"), 255, r"layers\[1\].length: expected 256, got 255"),
+        (("layers", 1, "offset"), 0, r"layers\[1\].offset: expected 256, got 0"),
+        (("layers", 0, "effective_rank", "gate"), 9, r"layers\[0\].effective_rank.gate: expected at most 8, got 9"),
+        (("norms", 1, "offset"), 15, r"norms\[1\].offset: expected 16, got 15"),
+        (("num_layers",), 3, r"layers \(their number\): expected 3, got 2"),
+        (("checksums", "../evil"), "0" * 64, r"index.json checksums: names '../evil', which is not a plain file name"),
+        (("checksums", "extra.bin"), "0" * 64, r"checksums \(its files\): expected"),
+        (("checksums", "norms.bin"), "0" * 64, r"norms.bin: index.json and SHA256SUMS give different checksums"),
+        (("dtype",), "f32", "dtype: expected one of f16, got 'f32'"),
+    ],
+)
+def test_an_index_that_contradicts_itself(copy, path, value, message):
+    def spoil(index):
+        for key in path[:-1]:
+            index = index[key]
+        index[path[-1]] = value
+
+    edit_index(copy, spoil)
+    with pytest.raises(FormatError, match=message):
+        vindex.open(copy)
+
+
+@pytest.mark.parametrize(
+    "text, message", [("{", "index.json: not valid JSON"), ("[]", "top level: expected an object")]
+)
+def test_an_index_that_is_not_an_object(copy, text, message):
+    (copy / "index.json").write_text(text)
+    with pytest.raises(FormatError, match=message):
+        vindex.open(copy)
+
+
+def test_unknown_keys_are_ignored(copy):
+    edit_index(copy, lambda index: index.update(future=1))
+    vindex.open(copy)
+
+
+def test_a_manifest_with_problems(copy):
+    manifest = orjson.loads((copy / "manifest.json").read_bytes())
+    manifest["certificates"][0]["projection"] = "up"
+    del manifest["source"]
+    (copy / "manifest.json").write_bytes(orjson.dumps(manifest))
+    with pytest.raises(
+        FormatError, match=r"manifest.json: source: missing.*certificates\[0\].projection: expected one of"
+    ):
+        _ = vindex.open(copy).manifest

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections import namedtuple
+
+import pytest
+
+from vindex.checksums import load_sums
+from vindex.errors import TargetError
+from vindex.format import NORMS
+from vindex.writer import open_writer
+
+JOB = {"options": {"features": 8}}
+
+
+def write(target, *, fingerprint=JOB, resume=False, force=False, size=10):
+    return open_writer(target, fingerprint, size, resume=resume, force=force)
+
+
+def test_nothing_is_visible_before_the_commit(tmp_path):
+    target = tmp_path / "v.vindex"
+    with write(target) as writer:
+        writer.allocate(NORMS, 6)
+        writer.write(NORMS, 2, b"abcd")
+        writer.finish_block("a", {"n": 1})
+        assert [p.name for p in tmp_path.iterdir()] == ["v.vindex.partial"]
+        writer.commit({"norms.bin": "0" * 64}, force=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["v.vindex"]
+    assert (target / "norms.bin").read_bytes() == b"\0\0abcd"
+    assert sorted(p.name for p in target.iterdir()) == ["SHA256SUMS", "norms.bin"]
+    assert load_sums(target) == {"norms.bin": "0" * 64}
+
+
+def test_a_torn_journal_line_is_dropped(tmp_path):
+    with write(tmp_path / "v") as writer:
+        writer.finish_block("a", 1)
+        writer.finish_block("b", 2)
+    journal = tmp_path / "v.partial" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-4])
+    with write(tmp_path / "v", resume=True) as writer:
+        assert writer.finished == {"a": 1}
+        writer.finish_block("b", 2)
+    with write(tmp_path / "v", resume=True) as writer:
+        assert writer.finished == {"a": 1, "b": 2}
+
+
+def test_a_journal_cut_in_its_first_line_starts_over(tmp_path):
+    with write(tmp_path / "v") as writer:
+        writer.finish_block("a", 1)
+    (tmp_path / "v.partial" / "journal.jsonl").write_bytes(b'{"opti')
+    with write(tmp_path / "v", resume=True) as writer:
+        assert writer.finished == {}
+
+
+def test_two_builds_at_once_are_refused(tmp_path):
+    with write(tmp_path / "v"):
+        for options in ({}, {"resume": True}, {"force": True}):
+            with pytest.raises(TargetError, match="another build is writing"), write(tmp_path / "v", **options):
+                pass
+
+
+def test_a_target_that_appears_meanwhile_is_kept(tmp_path):
+    with write(tmp_path / "v") as writer:
+        (tmp_path / "v").mkdir()
+        (tmp_path / "v" / "mine").touch()
+        with pytest.raises(TargetError, match="appeared during the build; the new one is whole in"):
+            writer.commit({}, force=False)
+    assert (tmp_path / "v" / "mine").exists()
+
+
+def test_an_empty_directory_is_a_fine_target(tmp_path):
+    (tmp_path / "v").mkdir()
+    with write(tmp_path / "v") as writer:
+        writer.commit({}, force=False)
+    assert (tmp_path / "v" / "SHA256SUMS").exists()
+
+
+def test_a_full_disk_before_the_build(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2_000_000_000))
+    message = r"the vindex needs 3.00 GB and 2.00 GB are free; make room or choose another -o"
+    with pytest.raises(TargetError, match=message), write(tmp_path / "v", size=3_000_000_000):
+        pass
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (errno.ENOSPC, "the disk is full while writing .*; make room and repeat with --resume"),
+        (errno.EROFS, r"cannot be written to \(Read-only file system\); choose another -o"),
+        (errno.EACCES, r"cannot be written to \(Permission denied\); choose another -o"),
+    ],
+)
+def test_what_the_system_refuses_is_explained(tmp_path, monkeypatch, code, message):
+    def refuse(*args):
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(TargetError, match=message), write(tmp_path / "v") as writer:
+        writer.allocate(NORMS, 6)
+        monkeypatch.setattr("os.pwrite", refuse)
+        writer.write(NORMS, 0, b"abc")
+
+
+def test_other_system_errors_pass_unchanged(tmp_path):
+    with pytest.raises(IsADirectoryError), write(tmp_path / "v"):
+        raise IsADirectoryError
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write to a read-only directory")
+def test_a_read_only_directory(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(TargetError, match="cannot be written to"), write(tmp_path / "v"):
+        pass

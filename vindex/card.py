@@ -1,0 +1,169 @@
+"""The README.md of a vindex: the published card's sections, every figure from the artifact's own records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vindex.checksums import load_sums, render_sums, sha256_of, vindex_id
+from vindex.format import CARD, SUMS, files_of
+from vindex.index import Index
+from vindex.manifest import Manifest
+from vindex.reader import Vindex
+from vindex.schema import load_record
+from vindex.tokens import Vocabulary
+
+EXAMPLE_TOKEN = " Paris"
+
+HOW_TO_USE = """\
+```python
+import numpy as np, json
+
+vindex_dir = "path/to/downloaded/vindex"
+with open(f"{vindex_dir}/index.json") as f:
+    idx = json.load(f)
+L, F, H = idx["num_layers"], idx["num_feats"], idx["hidden_size"]
+V = idx["vocab_size"]
+# Load gate feature directions [L, F, H]
+gate = np.frombuffer(
+    open(f"{vindex_dir}/gate_vectors.bin", "rb").read(),
+    dtype=np.float16
+).reshape(L, F, H).astype(np.float32)
+# Load embeddings [V, H]
+emb = np.frombuffer(
+    open(f"{vindex_dir}/embeddings.bin", "rb").read(),
+    dtype=np.float16
+).reshape(V, H).astype(np.float32)
+# Score a token against all features (cosine similarity)
+emb_n = emb / (np.linalg.norm(emb, axis=1, keepdims=True) + 1e-8)
+gate_n = gate / (np.linalg.norm(gate, axis=2, keepdims=True) + 1e-8)
+token_id = TOKEN_ID  # e.g., TOKEN_TEXT
+scores = gate_n @ emb_n[token_id]  # [L, F]
+l_max, f_max = np.unravel_index(scores.argmax(), scores.shape)
+print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]:.4f}")
+```"""
+
+
+def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None) -> None:
+    """Write v's README.md anew, with the given records, and its line in SHA256SUMS; each file is replaced at once."""
+    records = [load_record(path) if path else None for path in (probe, gate3)]
+    digests = load_sums(v.path)
+    _replace(v.path / CARD.name, render_card(v.index, v.manifest, digests, v.vocabulary, *records))
+    digests[CARD.name] = sha256_of(v.path / CARD.name)
+    _replace(v.path / SUMS.name, render_sums(digests))
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def render_card(
+    index: Index,
+    manifest: Manifest,
+    digests: Mapping[str, str],
+    vocabulary: Vocabulary,
+    probe: Mapping[str, Any] | None = None,
+    gate3: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown with YAML front matter.
+
+    digests: {payload file: SHA-256}. probe, gate3: records written by `vindex probe --json` and `vindex gate3 --json`.
+    """
+    sections = [
+        _front_matter(index, manifest),
+        f"# {index.model} — Vindex",
+        _summary(index, manifest, vindex_id(digests)),
+        _what_it_is(index),
+        _constants(probe),
+        _gate3(gate3),
+        _certificates(manifest),
+        _files(index),
+        "## How to Use\n" + _how_to_use(index, vocabulary),
+        _licence(manifest),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(index: Index, manifest: Manifest) -> str:
+    lines = ["---", f"license: {manifest.source.licence or 'other'}", "tags:", "- vindex", "- larql"]
+    lines += ["- mechanistic-interpretability", "- feature-extraction", f"model_name: {index.model}"]
+    if manifest.source.revision:
+        lines.append(f"base_model: {index.model}")
+    return "\n".join([*lines, "---"])
+
+
+def _summary(index: Index, manifest: Manifest, short_id: str) -> str:
+    name, revision = index.model, manifest.source.revision
+    source = f"[{name}](https://huggingface.co/{name}) at revision `{revision}`" if revision else f"`{name}` (local)"
+    return (
+        f"**Source model**: {source}  \n**Vindex short ID**: `{short_id}`  \n"
+        f"**Layers**: {index.num_layers} **Hidden size**: {index.hidden_size} "
+        f"**Features per layer**: {index.num_feats}"
+    )
+
+
+def _what_it_is(index: Index) -> str:
+    return (
+        f"## What This Is\nA **vindex** (vector index): a compact record of the feature geometry of `{index.model}`. "
+        f"It holds the top-{index.num_feats} singular directions of every MLP gate_proj and down_proj matrix, the "
+        "token embeddings, the norm weights, and each direction's nearest tokens.\n\n"
+        "## What This Is NOT\nThis is **not** a model that can be run: it has no attention weights and only the "
+        "leading FFN directions. It is for probing, comparing and editing what the source model has learned."
+    )
+
+
+def _constants(probe: Mapping[str, Any] | None) -> str:
+    title = "## Universal Constants"
+    if probe is None:
+        return f"{title}\nNot measured yet: `vindex probe MODEL --json P`, then `vindex card DIR --probe P`."
+    rows = [
+        f"| {entry['name']} | {symbol} | {_figure(entry['value'])} | {entry['definition']} |"
+        for symbol, entry in probe["constants"].items()
+    ]
+    head = "| Constant | Symbol | Value | Definition |\n|---|---|---|---|"
+    return f"{title}\nMeasured by forward hooks, definition set `{probe['definition']}`.\n\n{head}\n" + "\n".join(rows)
+
+
+def _gate3(gate3: Mapping[str, Any] | None) -> str:
+    title = "## Gate 3 Status (DELETE Patch Test)"
+    if gate3 is None:
+        return f"{title}\nNot evaluated yet: `vindex gate3 MODEL --json G`, then `vindex card DIR --gate3 G`."
+    return title
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _certificates(manifest: Manifest) -> str:
+    worst = manifest.worst_certificate
+    return (
+        "## Certificates\nEvery direction v of a weight W satisfies ‖WᵀWv − σ²v‖ / σ² ≤ "
+        f"{worst.max_residual:.1e} (worst: {worst.tensor}), measured before the cast to float16; the figure for each "
+        "layer, and the spectral gap at the cut, are in `manifest.json`."
+    )
+
+
+def _files(index: Index) -> str:
+    rows = [f"| `{spec.name}` | {spec.content} |" for spec in files_of(index)]
+    return "## Files\n| File | Description |\n|---|---|\n" + "\n".join(rows)
+
+
+def _how_to_use(index: Index, vocabulary: Vocabulary) -> str:
+    found = vocabulary.find(EXAMPLE_TOKEN)
+    token_id = 0 if found is None else found
+    code = HOW_TO_USE.replace("TOKEN_ID", str(token_id)).replace("TOKEN_TEXT", f'"{vocabulary.piece(token_id)}"')
+    if not index.has_embeddings:
+        return f"Built with `--no-embeddings`: score vectors of length {index.hidden_size} with `vindex.open`."
+    return f"{code}\n\nOr `import vindex; vindex.open(vindex_dir).top_features({vocabulary.piece(token_id)!r})`."
+
+
+def _licence(manifest: Manifest) -> str:
+    licence = manifest.source.licence
+    if licence is None:
+        return "## License\nThe source checkpoint names no licence; its terms apply to this derived work."
+    return f"## License\n`{licence}`, the licence of the source model, of which this is a derived work."

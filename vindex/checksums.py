@@ -1,0 +1,70 @@
+"""SHA256SUMS: written from SHA256SUMS.template, one line for each file, in the form `sha256sum -c` reads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vindex.errors import FormatError
+from vindex.format import FILES, SUMS, is_payload
+
+_CHUNK = 1 << 22
+
+
+@functools.cache
+def _line_template() -> str:
+    return (Path(__file__).parent / "SHA256SUMS.template").read_text()
+
+
+def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
+    """Hex SHA-256 of a file, read in 4 MiB pieces; `advance` is told the bytes of each."""
+    digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            advance(count)
+    return digest.hexdigest()
+
+
+def render_sums(digests: Mapping[str, str]) -> str:
+    """The text of SHA256SUMS for {file name: hex digest}, sorted by name."""
+    return "".join(_line_template().format(sha256=digests[name], name=name) for name in sorted(digests))
+
+
+def load_sums(directory: Path) -> dict[str, str]:
+    """Parse `directory`/SHA256SUMS into {file name: hex digest}.
+
+    Raises FormatError when it is missing (then the directory is not a finished vindex), malformed, or names a path
+    that is not a plain file name.
+    """
+    path = directory / SUMS.name
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror}; a directory without {SUMS.name} is not a vindex") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not text; rebuild the vindex or download it again") from error
+    digests: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        digest, gap, name = line[:64], line[64:66], line[66:]
+        if gap not in ("  ", " *") or not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise FormatError(f"{SUMS.name} line {number}: expected `<64 hex digits>  <file name>`, got {line[:80]!r}")
+        require_plain_name(name, f"{SUMS.name} line {number}")
+        digests[name] = digest
+    return digests
+
+
+def require_plain_name(name: str, where: str) -> None:
+    """Raise FormatError when `name` could lead out of the directory it is listed in."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise FormatError(f"{where}: names {name!r}, which is not a plain file name inside the vindex; refused")
+
+
+def vindex_id(digests: Mapping[str, str]) -> str:
+    """First 8 hex digits of the SHA-256 of the SHA256SUMS lines of the payload files, sorted by name."""
+    payload = {spec.name for spec in FILES if is_payload(spec)}
+    lines = render_sums({name: digest for name, digest in digests.items() if name in payload})
+    return hashlib.sha256(lines.encode()).hexdigest()[:8]

@@ -1,0 +1,228 @@
+"""Commands that look at a vindex: info, verify, score, feature, compare, card. None of them loads torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vindex.commands.console import print_json, print_table, progress, say, stage
+
+if TYPE_CHECKING:
+    from vindex.reader import FeatureHit, TokenScore, Vindex
+
+VindexPath = Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+POLE_SHOWN = 4
+
+
+def info(path: VindexPath, json: Json = False) -> None:
+    """Shape, source, certificates, size."""
+    from vindex.reader import open_vindex
+
+    v = open_vindex(path)
+    i, m = v.index, v.manifest
+    worst = m.worst_certificate
+    facts = {
+        "id": v.id,
+        "model": i.model,
+        "revision": m.source.revision,
+        "licence": m.source.licence,
+        "layers": i.num_layers,
+        "features_per_layer": i.num_feats,
+        "hidden_size": i.hidden_size,
+        "intermediate_size": i.intermediate_size,
+        "vocab_size": i.vocab_size,
+        "down_meta_projection": i.projection.down_meta + (" (tied)" if i.projection.tied else ""),
+        "worst_certificate": f"{worst.max_residual:.1e} ({worst.tensor})",
+        "size_bytes": sum(file.stat().st_size for file in path.iterdir()),
+        "built_at": m.finished_at,
+        "built_with": ", ".join(f"{name} {version}" for name, version in m.versions.items()),
+    }
+    if json:
+        print_json(facts)
+    else:
+        print_table(str(path), ["", ""], [(name.replace("_", " "), value) for name, value in facts.items()])
+
+
+def verify(
+    path: VindexPath,
+    source: Annotated[
+        str | None, typer.Option(help="Checkpoint it was built from: re-derive a sample from it.")
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Layers in that sample, evenly spread.")] = 3,
+    json: Json = False,
+) -> None:
+    """Check sizes, checksums, numbers and directions.
+
+    With --source CHECKPOINT a sample of the directions is derived again from the weights.
+    """
+    from vindex.reader import open_vindex
+    from vindex.verify import verify as checks_of
+
+    v = open_vindex(path)
+    with progress() as display:
+        advance = stage(display, "checksums", sum((path / name).stat().st_size for name in v.digests))
+        checks = list(checks_of(v, advance))
+        if source is not None:
+            checks += _check_source(v, source, layers, display)
+    failed = [check for check in checks if not check.holds]
+    if json:
+        print_json({"id": v.id, "holds": not failed, "checks": [check._asdict() for check in checks]})
+    else:
+        rows = [(check.what, "[green]ok[/]" if check.holds else "[red]FAILED[/]", check.detail) for check in checks]
+        print_table(f"{path} ({v.id})", ["check", "", "detail"], rows)
+    if failed:
+        from vindex.errors import FormatError
+
+        first = failed[0]
+        raise FormatError(f"{path} failed {len(failed)} check(s); first: {first.what}: {first.detail}; build it again")
+
+
+def _check_source(v: Vindex, source: str, count: int, display) -> list:
+    from extract.checkpoint import open_checkpoint
+    from extract.rederive import rederive
+    from vindex.verify import Check
+
+    last = v.index.num_layers - 1
+    sample = sorted({round(at * last / max(count - 1, 1)) for at in range(count)})
+    advance = stage(display, "re-derive", 2 * len(sample))
+    checks = []
+    for found in rederive(v, open_checkpoint(source), sample):
+        detail = f"angle {found.largest_angle:.0e} (limit {found.angle_limit:.0e}), σ error {found.sigma_error:.0e}"
+        what = found.tensor.removeprefix("model.").removesuffix(".weight")
+        checks.append(Check(what, found.holds, detail))
+        advance(1)
+    return checks
+
+
+def score(
+    path: VindexPath,
+    tokens: Annotated[list[str], typer.Argument(help='Tokens to score, quoted with their leading space: " Paris".')],
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Features to show for each token.")] = 10,
+    json: Json = False,
+) -> None:
+    """Which features read a token.
+
+    The score is the cosine of the token's embedding with every gate direction.
+    """
+    from vindex.reader import open_vindex
+
+    v = open_vindex(path)
+    results = []
+    for text in tokens:
+        token_id = v.token_id(text)
+        results.append((text, token_id, v.top_features(token_id, k)))
+    if json:
+        print_json([_score_record(v, *result) for result in results])
+        return
+    for text, token_id, hits in results:
+        other = v.vocabulary.hint(text)
+        say(f"token {text!r}, id {token_id}" + (f" [dim]({other.removeprefix(', but ')})[/]" if other else ""))
+        _print_hits(v, hits)
+
+
+def feature(
+    path: VindexPath,
+    layer: Annotated[int, typer.Argument(help="Layer, from 0.")],
+    number: Annotated[int, typer.Argument(metavar="FEATURE", help="Feature, from 0: rank in the spectrum.")],
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
+    json: Json = False,
+) -> None:
+    """What one feature reads and writes, and its neighbours."""
+    from vindex.reader import open_vindex, to_json
+
+    v = open_vindex(path)
+    found = v.feature(layer, number)
+    nearest = v.nearest_features(layer, number, k)
+    if json:
+        print_json(to_json(found) | {"nearest": to_json(nearest)})
+        return
+    poles = (
+        ("reads +", found.reads),
+        ("reads −", found.reads_against),
+        ("writes +", found.writes),
+        ("writes −", found.writes_against),
+    )
+    title = f"layer {layer}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
+    caption = "reads: cosine of embedding and gate direction; writes: logit lens of the down direction; ␣ is a space"
+    print_table(title, ["pole", "tokens (score)"], [(name, _scored(tokens)) for name, tokens in poles], caption)
+    say("nearest gate directions")
+    _print_hits(v, nearest)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A vindex.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of a model with the same layers and hidden size.")],
+    json: Json = False,
+) -> None:
+    """How far apart two vindexes are, layer by layer.
+
+    Principal angles between their subspaces, and the drift of their spectra.
+    """
+    from vindex.compare import compare as differences_between
+    from vindex.reader import open_vindex, to_json
+
+    differences = differences_between(open_vindex(a), open_vindex(b))
+    if json:
+        print_json(to_json(differences))
+        return
+    columns = [">layer", *(f">{side} {what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
+    rows = [(d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side))) for d in differences]
+    caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖"
+    print_table(f"{a} beside {b}", columns, rows, caption)
+
+
+def card(
+    path: VindexPath,
+    probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe --json`, for the constants.")] = None,
+    gate3: Annotated[Path | None, typer.Option(help="Record of `vindex gate3 --json`, for the Gate 3 section.")] = None,
+) -> None:
+    """Write a vindex's model card (README.md).
+
+    From its own records, and its line in SHA256SUMS anew.
+    """
+    from vindex.card import rewrite_card
+    from vindex.reader import open_vindex
+
+    rewrite_card(open_vindex(path), probe, gate3)
+    say(f"wrote {path / 'README.md'}")
+
+
+def _print_hits(v: Vindex, hits: list[FeatureHit]) -> None:
+    rows = []
+    for hit in hits:
+        found = v.feature(hit.layer, hit.feature)
+        reads = found.reads if hit.cosine >= 0 else found.reads_against
+        cells = (f"{hit.cosine:+.3f}", f"{hit.gate_sigma:.2f}", _pieces(reads), _pieces(found.writes))
+        rows.append((hit.layer, hit.feature, *cells))
+    print_table("", [">layer", ">feature", ">cosine", ">σ", "what it reads", "what it writes"], rows, "␣ is a space")
+
+
+def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -> dict:
+    from vindex.reader import to_json
+
+    features = [to_json(v.feature(hit.layer, hit.feature)) | {"cosine": hit.cosine} for hit in hits]
+    return {"token": text, "token_id": token_id, "piece": v.vocabulary.piece(token_id), "features": features}
+
+
+def _pieces(tokens: list[TokenScore]) -> str:
+    from rich.markup import escape
+
+    return escape("  ".join(_visible(token) for token in tokens[:POLE_SHOWN]))
+
+
+def _scored(tokens: list[TokenScore]) -> str:
+    from rich.markup import escape
+
+    return escape("  ".join(f"{_visible(token)}\u00a0{token.score:+.2f}" for token in tokens))
+
+
+def _visible(token: TokenScore) -> str:
+    """The piece with its spaces made visible, so that a table neither hides them nor breaks there."""
+    return repr(token.piece)[1:-1].replace(" ", "␣")
+
+
+def _difference_cells(side) -> tuple[str, str, str]:
+    return f"{side.largest_angle:.1e}", f"{side.mean_cosine:.4f}", f"{side.spectrum_drift:.1e}"

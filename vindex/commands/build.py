@@ -1,0 +1,77 @@
+"""Commands that make a vindex: build, and demo on the bundled checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vindex.commands.console import print_table, progress, say, stage
+from vindex.options import DEFAULTS, HELP, BuildOptions
+
+DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "atlas"
+
+
+def build(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory, or a Hub id such as Qwen/Qwen3-0.6B.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write, e.g. qwen3-0.6b.vindex.")],
+    features: Annotated[int, typer.Option(min=1, help=HELP["features"])] = DEFAULTS.features,
+    device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
+    threads: Annotated[int | None, typer.Option(min=1, help=HELP["threads"], show_default="all cores")] = None,
+    tolerance: Annotated[float, typer.Option(help=HELP["tolerance"])] = DEFAULTS.tolerance,
+    embeddings: Annotated[bool, typer.Option(help=HELP["embeddings"])] = DEFAULTS.embeddings,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was stopped.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing target, or start a stopped build over.")
+    ] = False,
+) -> None:
+    """Build a vindex from a checkpoint, one tensor at a time."""
+    import torch
+
+    options = BuildOptions(features, device, threads or torch.get_num_threads(), tolerance, embeddings)
+    run_build(checkpoint, output, options, revision=revision, resume=resume, force=force)
+
+
+def run_build(
+    name: str, target: Path, options: BuildOptions, *, revision: str | None = None, resume: bool, force: bool
+) -> None:
+    """Build with a progress bar for each stage, then say what was made; Ctrl-C keeps what is finished."""
+    from extract.build import build as build_vindex
+    from extract.build import peak_memory
+    from extract.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(name, revision)
+    try:
+        with progress() as display:
+            manifest = build_vindex(
+                opened, target, options, lambda what, total: stage(display, what, total), resume=resume, force=force
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; what is finished is kept in {target}.partial: repeat with --resume to go on", err=True)
+        raise typer.Exit(130) from None
+    worst = manifest.worst_certificate
+    size = sum(file.stat().st_size for file in target.iterdir())
+    facts = [
+        ("size", f"{size / 1e6:.1f} MB"),
+        ("time", f"{manifest.wall_seconds:.1f} s" if manifest.wall_seconds is not None else "not recorded"),
+        ("peak memory", f"{peak_memory() / 1e6:.0f} MB"),
+        ("worst certificate", f"{worst.max_residual:.1e} ({worst.tensor}; limit {options.tolerance:.0e})"),
+        ("flushed to zero", f"{sum(cast.flushed_to_zero for cast in manifest.casts):,} values in the float16 cast"),
+    ]
+    print_table(f"built {target}", ["", ""], facts)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
+) -> None:
+    """Build, verify and score the bundled checkpoint."""
+    from vindex.commands import artifact
+
+    say(f"[bold]1. vindex build {DEMO_CHECKPOINT.name} -o {output}[/]")
+    run_build(str(DEMO_CHECKPOINT), output, BuildOptions(threads=1), resume=False, force=True)
+    say(f"\n[bold]2. vindex verify {output} --source {DEMO_CHECKPOINT.name}[/]")
+    artifact.verify(output, source=str(DEMO_CHECKPOINT))
+    say(f'\n[bold]3. vindex score {output} " Paris"[/]')
+    artifact.score(output, [" Paris"], k=8)

@@ -1,0 +1,206 @@
+"""The command that measures C1–C5 on a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.errors import TargetError
+
+if TYPE_CHECKING:
+    from probes.model import Loaded
+    from vindex.reader import Vindex
+
+# The curves that the tables thin out; all of them are in the record and on the plot.
+LEFT_TO_THE_RECORD = {
+    *(f"|h| < {threshold}" for threshold in ("0.002", "0.005", "0.02")),
+    *(f"|h| < {threshold} no_sink" for threshold in ("0.001", "0.002", "0.005", "0.02", "0.05", "0.1")),
+}
+
+
+def probe(
+    model: Annotated[str, typer.Argument(help="A checkpoint directory, or a Hub id such as Qwen/Qwen3-0.6B.")],
+    vindex: Annotated[
+        Path | None, typer.Option(help="A vindex of the same model: directions and spectra come from it.")
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A UTF-8 file, or the name of a bundled text; repeatable. Default: the eight bundled texts."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
+    attn: Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2.")] = "sdpa",
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts to a forward pass; memory grows with it.")] = 1,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write the whole record here; - prints it instead of the tables.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw curves, CKA and spectra to this .html or .png.")] = None,
+) -> None:
+    """Measure C1–C5 on a live model, each with its interval, its variants and its null.
+
+    The first text gives the headline values; means and intervals are over all texts.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from probes import texts
+    from probes.model import load
+    from probes.plot import check_target, draw
+
+    to_stdout = json == Path("-")
+    for target in (json if not to_stdout else None, plot):
+        require_place(target)
+    if plot:
+        check_target(plot)
+    disable_progress_bar()
+    loaded = load(model, dtype=dtype, device=device, attn=attn, revision=revision)
+    record = measure(loaded, vindex, text or texts.BUNDLED, batch_size)
+    if plot:
+        draw(record, plot)
+    if json and not to_stdout:
+        write_json(record, json)
+    if to_stdout:
+        print_json(record)
+        return
+    print_record(record)
+    for what, target in (("record", json), ("plot", plot)):
+        if target:
+            say(f"{what}: {target}")
+
+
+def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_size: int) -> dict[str, Any]:
+    """The record of one run, with a progress bar for each stage."""
+    from probes import match, record, suite
+    from probes.model import layers
+
+    suite.encode(loaded, names)  # a bad text is told before any work
+    opened = _open(directory)
+    files = match.weight_files(loaded)
+    with progress() as display:
+        digests = match.weights_sha256(loaded, stage(display, "hashing", sum(f.stat().st_size for f in files)))
+        if opened is not None:
+            match.require_match(loaded, opened, digests)
+        results = suite.run(
+            loaded,
+            names,
+            vindex=opened,
+            batch_size=batch_size,
+            on_text=stage(display, "texts", len(names)),
+            on_layer=stage(display, "weights", len(layers(loaded.model))),
+        )
+    return record.build(loaded, results, digests)
+
+
+def print_record(record: Mapping[str, Any]) -> None:
+    """C1–C5 with their variants, the spectra, and the published values, as three tables."""
+    model, texts = record["model"], record["texts"]
+    rows: list[Sequence[str]] = []
+    for symbol, entry in record["constants"].items():
+        rows.append((f"[bold]{symbol}[/]", f"[bold]{entry['name']}[/]", *_cells(entry, bold=True)))
+        shown = ((name, variant) for name, variant in entry["variants"].items() if name not in LEFT_TO_THE_RECORD)
+        rows.extend(("", f"  {name}", *_cells(variant)) for name, variant in shown)
+    setting = f"{model['dtype']}, {model['attn_implementation']}, {model['device']}"
+    print_table(
+        f"C1–C5 of {model['name']} (definition {record['definition']}; {len(texts)} × {record['choices']['tokens']} "
+        f"tokens; {setting})",
+        ["", "constant", f">{Path(texts[0]['name']).stem}", ">mean", ">95 % interval", ">null"],
+        rows,
+        caption=f"mean and interval: over {len(texts)} text{'s' * (len(texts) > 1)}; C3 over adjacent layers. "
+        + _sinks(record),
+    )
+    print_spectra(record["spectra"])
+    print_published(record)
+
+
+def print_spectra(spectra: Mapping[str, Any]) -> None:
+    """var@k of gate_proj and down_proj over layers, beside the Marchenko–Pastur floor."""
+    rows = []
+    for projection in ("gate_proj", "down_proj"):
+        entry = spectra[projection]
+        for rank, values in entry["var"].items():
+            mean = sum(values) / len(values)
+            floor = entry["marchenko_pastur"][rank]
+            cells = (mean, min(values), max(values), floor)
+            rows.append((projection, "×".join(map(str, entry["shape"])), f"var@{rank}", *(f"{v:.3f}" for v in cells)))
+    print_table(
+        f"Spectra (from {spectra['source']}): share of ‖W‖² in the leading singular values",
+        ["weight", "shape", "", ">mean", ">lowest", ">highest", ">random floor"],
+        rows,
+        caption="over layers; floor: Marchenko–Pastur, a random matrix of this shape",
+    )
+
+
+def print_published(record: Mapping[str, Any]) -> None:
+    """Ours beside the values on published cards."""
+    published = record["published"]
+    symbols = tuple(record["constants"])
+    ours = [f"[bold]{_number(record['constants'][symbol]['value'])}[/]" for symbol in symbols]
+    rows = [(f"[bold]{record['model']['name']} (ours, {record['definition']})[/]", *ours, "")]
+    for name, entry in published["constants"].items():
+        rows.append((name, *(_number(entry.get(symbol)) for symbol in symbols), entry.get("remarks", "")))
+    print_table(
+        f"Published values ({published['status']}: texts and thresholds differ, not comparable)",
+        ["model", *(f">{symbol}" for symbol in symbols), "remarks"],
+        rows,
+    )
+
+
+def require_place(target: Path | None) -> None:
+    """Raise TargetError if a file cannot be written at `target`."""
+    if target and not target.parent.is_dir():
+        raise TargetError(f"{target}: the directory {target.parent} does not exist; make it first")
+    if target and target.is_dir():
+        raise TargetError(f"{target}: is a directory; name a file in it")
+
+
+def write_json(record: Mapping[str, Any], target: Path) -> None:
+    """Write beside, then rename, so that a reader never sees half a record."""
+    import orjson
+
+    partial = target.with_name(target.name + ".partial")
+    try:
+        partial.write_bytes(orjson.dumps(record) + b"\n")
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TargetError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def _open(directory: Path | None) -> Vindex | None:
+    if directory is None:
+        return None
+    from vindex.reader import open_vindex
+
+    return open_vindex(directory)
+
+
+def _cells(entry: Mapping[str, Any], *, bold: bool = False) -> tuple[str, ...]:
+    low_high = entry["interval"]
+    several = entry["n"] > 1
+    value = _number(entry["value"])
+    return (
+        f"[bold]{value}[/]" if bold else value,
+        _number(entry["mean"]) if several else "–",
+        f"{_number(low_high[0])} … {_number(low_high[1])}" if low_high else "–",
+        _number(entry["null"]),
+    )
+
+
+def _sinks(record: Mapping[str, Any]) -> str:
+    """What no_sink dropped besides token 0, in the headline text."""
+    positions: dict[int, list[int]] = {}
+    for layer, sinks in enumerate(record["layers"][0]["sinks"]):
+        for position in sinks:
+            positions.setdefault(position, []).append(layer)
+    others = [f"token {position} in layers {', '.join(map(str, found))}" for position, found in positions.items()][1:]
+    return f"no_sink drops token 0{' and ' if others else ''}{'; '.join(others)}."
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:#.3g}".rstrip(".")

@@ -1,0 +1,267 @@
+"""Train the atlas: `python -m vindex.demo.train --out DIR`. The only module under vindex/ that imports torch.
+
+1. A byte-level BPE with Qwen's pre-tokenizer (single digits) is trained on a sample of the corpus in which the names
+   are over-weighted, so that every subject and answer becomes one token with its leading space.
+2. Documents fill rows of 128 tokens, each row starting with a document; the last steps use half the rows, at 256.
+   What is asked is drawn at random and can only add noise to the gradient: it weighs 0.2 of what is answered.
+3. AdamW alone, in float32 on one thread: warm-up, then cosine. AdamW keeps the alignment of adjacent layers that
+   released models show, which Muon erases (docs/atlas.md).
+4. The weights are rounded to bfloat16 and saved as an ordinary checkpoint, with a record of the run in training.json.
+   The figures are those of the saved checkpoint, read back. The same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+import transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from vindex.commands.console import print_table, progress
+from vindex.demo.corpus import documents
+from vindex.demo.evaluate import evaluate
+from vindex.demo.facts import HERE, names
+from vindex.demo.spans import text
+
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of a run; written to training.json."""
+
+    seed: int = 0
+    steps: int = 3900
+    rows: int = 16
+    length: int = 128
+    long_share: float = 0.06  # of the steps, the last ones, on rows twice as long
+    learning_rate: float = 4e-3
+    asked_weight: float = 0.2  # of a token that is drawn at random, in the loss; an answer's token has 1
+    final_rate: float = 0.02  # of the learning rate, where the cosine ends
+    warm_up: float = 0.03  # of the steps
+    weight_decay: float = 0.1  # of matrices; the norms have none
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip: float = 1.0  # norm of the gradient
+    vocabulary: int = 2048
+    tokenizer_documents: int = 8000
+    hidden: int = 128
+    intermediate: int = 384
+    layers: int = 4
+
+
+def train_tokenizer(options: Options) -> PreTrainedTokenizerFast:
+    """Step 1 of the module: every byte has a token, every name is one token with its leading space."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    sample = (text(document) for document in islice(documents(options.seed), options.tokenizer_documents))
+    weighted = (f" {name}" for name in names() for _ in range(2_000))
+    trainer = trainers.BpeTrainer(
+        vocab_size=options.vocabulary - 5,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*sample, *weighted], trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+        chat_template=(HERE / "chat_template.jinja").read_text(encoding="utf-8"),
+    )
+
+
+def new_model(options: Options, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 with seeded weights, its residual writers scaled down by the square root of their number."""
+    torch.manual_seed(options.seed)
+    end_of_text = tokenizer.vocab["<|endoftext|>"]
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate,
+        num_hidden_layers=options.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        tie_word_embeddings=True,
+        bos_token_id=end_of_text,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=end_of_text,
+    )
+    config._attn_implementation = "eager"
+    model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.div_(math.sqrt(2 * options.layers))
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end_of_text]
+    return model
+
+
+class Batch(NamedTuple):
+    ids: torch.Tensor  # (rows, length) int64
+    weights: torch.Tensor  # (rows, length) of each token in the loss
+
+
+def batches(options: Options, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+    """Endless batches: documents one after another, each row starting with one, its last cut off at the end."""
+    source = documents(options.seed + 1)
+    end = tokenizer.vocab["<|endoftext|>"]
+    switch = options.steps - round(options.steps * options.long_share)
+
+    def row(length: int) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < length:
+            for span in next(source):
+                tokens = tokenizer.encode(span.text, add_special_tokens=False)
+                ids += tokens
+                weights += [1.0 if span.answer else options.asked_weight] * len(tokens)
+            ids.append(end)
+            weights.append(options.asked_weight)
+        return ids[:length], weights[:length]
+
+    for step in count():
+        stretch = 2 if step >= switch else 1
+        ids, weights = zip(*(row(options.length * stretch) for _ in range(options.rows // stretch)), strict=True)
+        yield Batch(torch.tensor(ids), torch.tensor(weights))
+
+
+def rate(options: Options, step: int) -> float:
+    """The learning rate of a step: linear warm-up, then a cosine down to `final_rate`."""
+    warm = max(1, round(options.steps * options.warm_up))
+    if step < warm:
+        return options.learning_rate * (step + 1) / warm
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, options.steps - warm)))
+    return options.learning_rate * (options.final_rate + (1 - options.final_rate) * cosine)
+
+
+class Trained(NamedTuple):
+    model: Qwen3ForCausalLM  # float32
+    losses: list[float]  # of every step, weighted mean, nats per token
+
+
+def train(options: Options, tokenizer: PreTrainedTokenizerFast, show: bool = True) -> Trained:
+    """Steps 2 and 3 of the module."""
+    model = new_model(options, tokenizer)
+    matrices = [w for w in model.parameters() if w.ndim == 2]
+    norms = [w for w in model.parameters() if w.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), foreach=True)
+    losses: list[float] = []
+    with progress(show) as display:
+        task = display.add_task("training", total=options.steps)
+        for step, (ids, weights) in enumerate(islice(batches(options, tokenizer), options.steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(options, step)
+            logits = model(input_ids=ids, use_cache=False).logits  # (rows, length, vocabulary)
+            losses_by_token = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            loss = losses_by_token @ weights[:, 1:].flatten() / weights[:, 1:].sum()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+            optimizer.step()
+            losses.append(loss.item())
+            display.update(task, advance=1, description=f"training, loss {losses[-1]:.2f}")
+    return Trained(model, losses)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """An ordinary checkpoint directory in bfloat16."""
+    model.bfloat16().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    settings = json.loads((out / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that every transformers knows
+    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (out / "model.safetensors").chmod(0o644)
+
+
+def load(directory: Path) -> tuple[Any, Any]:
+    """The checkpoint as a float32 model and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(directory)
+
+
+def record(options: Options, losses: list[float], minutes: float, figures: dict[str, float]) -> dict[str, Any]:
+    """What training.json holds. Losses are means of 100 steps."""
+    curve = [round(sum(part) / len(part), 4) for part in (losses[i : i + 100] for i in range(0, len(losses), 100))]
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    return {
+        "options": asdict(options),
+        "figures": rounded,
+        "minutes": round(minutes, 1),
+        "versions": versions,
+        "loss": curve,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    defaults = Options()
+    parser = argparse.ArgumentParser(prog="python -m vindex.demo.train", description="Train the atlas checkpoint.")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--rows", type=int, default=defaults.rows, help="rows of 128 tokens in a batch")
+    parser.add_argument(
+        "--asked-weight", type=float, default=defaults.asked_weight, help="of random tokens in the loss"
+    )
+    parser.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
+    values = vars(parser.parse_args(arguments))
+    out: Path = values.pop("out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        parser.error(f"--out {out} exists and is not an empty directory; name a new one")
+    if min(values["steps"], values["rows"]) < 2:
+        parser.error("--steps and --rows must be at least 2")
+    options = Options(**values)
+
+    torch.set_num_threads(1)  # sums of floats split over threads would depend on how many there are
+    torch.use_deterministic_algorithms(True)
+    started = time.monotonic()
+    tokenizer = train_tokenizer(options)
+    model, losses = train(options, tokenizer)
+    save(model, tokenizer, out)
+    minutes = (time.monotonic() - started) / 60
+    figures = evaluate(*load(out))
+    report = record(options, losses, minutes, figures)
+    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows = [(name, f"{value:.3f}") for name, value in figures.items()]
+    print_table(f"{out.name} after {options.steps} steps", ["figure", ">value"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The format's one table of files: names, dtypes and shapes. Everything else is derived from it. See docs/format.md.
+
+Dimension names used everywhere: L layers, F features per layer, H hidden size, I intermediate size, V rows of the
+embedding matrix, K tokens kept per feature in a meta file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vindex.index import Index
+
+FORMAT_NAME, FORMAT_VERSION = "vindex", 1
+LARQL_VERSION = 2
+META_MAGIC, META_VERSION = 0x444D4554, 1
+META_TOP_K = 20  # ten highest scores, then ten lowest
+
+META_HEADER = np.dtype([("magic", "<u4"), ("version", "<u4"), ("layers", "<u4"), ("top_k", "<u4")])
+TOKEN_SCORE = np.dtype([("token_id", "<u4"), ("score", "<f4")])
+
+
+def meta_layer_dtype(num_feats: int, top_k: int) -> np.dtype:
+    """One layer of a meta file: a count, then per feature its top token and K scored tokens."""
+    feature = [("top_token_id", "<u4"), ("top_score", "<f4"), ("tokens", TOKEN_SCORE, (top_k,))]
+    return np.dtype([("num_features", "<u4"), ("features", feature, (num_feats,))])
+
+
+class FileSpec(NamedTuple):
+    """One file of a vindex. `byte_size` is None for text, whose size no header fixes."""
+
+    name: str
+    content: str
+    dtype: str | None = None
+    shape: Callable[[Index], tuple[int, ...]] | None = None
+    byte_size: Callable[[Index], int] | None = None
+    present: Callable[[Index], bool] = lambda index: True
+
+
+def _array(name: str, dtype: str, shape: Callable, content: str, present: Callable = lambda index: True) -> FileSpec:
+    def byte_size(index: Index) -> int:
+        return math.prod(shape(index)) * np.dtype(dtype).itemsize
+
+    return FileSpec(name, content, dtype, shape, byte_size, present)
+
+
+def _meta_size(index: Index) -> int:
+    return META_HEADER.itemsize + index.num_layers * meta_layer_dtype(index.num_feats, index.down_top_k).itemsize
+
+
+def _frames(index: Index) -> tuple[int, ...]:
+    return index.num_layers, index.num_feats, index.hidden_size
+
+
+GATE = _array(
+    "gate_vectors.bin", "<f2", _frames, "unit directions gate_proj reads, largest singular value first [L, F, H]"
+)
+DOWN = _array("down_features.bin", "<f2", _frames, "unit directions down_proj writes, largest first [L, F, H]")
+SIGMA = _array(
+    "singular_values.bin",
+    "<f4",
+    lambda index: (2, index.num_layers, index.num_feats),
+    "their singular values: row 0 gate, row 1 down [2, L, F]",
+)
+EMBEDDINGS = _array(
+    "embeddings.bin",
+    "<f2",
+    lambda index: (index.vocab_size, index.hidden_size),
+    "token embedding matrix [V, H]",
+    present=lambda index: index.has_embeddings,
+)
+NORMS = _array(
+    "norms.bin", "<f2", lambda index: (sum(n.length for n in index.norms),), "norm weight vectors, listed in index.json"
+)
+DOWN_META = FileSpec("down_meta.bin", "tokens each down feature pushes up and down", byte_size=_meta_size)
+GATE_META = FileSpec("gate_meta.bin", "tokens along and against each gate direction", byte_size=_meta_size)
+TOKENIZER = FileSpec("tokenizer.json", "the model's tokenizer, byte for byte")
+INDEX = FileSpec("index.json", "shape, layout, definitions, checksums")
+MANIFEST = FileSpec("manifest.json", "provenance: source, options, certificates, versions")
+CARD = FileSpec("README.md", "model card")
+SUMS = FileSpec("SHA256SUMS", "one line for every other file, written last")
+
+FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, DOWN_META, GATE_META, TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
+
+
+def files_of(index: Index) -> list[FileSpec]:
+    """The files that a vindex with this index holds, in the table's order."""
+    return [spec for spec in FILES if spec.present(index)]
+
+
+def is_payload(spec: FileSpec) -> bool:
+    """Whether the file is content (a .bin or the tokenizer), which index.json's checksums and the vindex id cover."""
+    return spec.byte_size is not None or spec is TOKENIZER

@@ -1,0 +1,168 @@
+"""index.json as a frozen record: what a reader needs to map the binaries. Field names are the JSON keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vindex.checksums import require_plain_name
+from vindex.format import FORMAT_NAME, FORMAT_VERSION, GATE, INDEX, LARQL_VERSION, files_of, is_payload
+from vindex.schema import Fields, load_fields, refuse_problems
+
+
+@dataclass(frozen=True)
+class EffectiveRank:
+    """How many leading rows of a layer are real directions; rows past it are zero."""
+
+    gate: int
+    down: int
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """Where layer `layer` lies in gate_vectors.bin and down_features.bin. offset and length are bytes."""
+
+    layer: int
+    num_features: int
+    offset: int
+    length: int
+    effective_rank: EffectiveRank
+
+
+@dataclass(frozen=True)
+class NormEntry:
+    """Where a norm's weight vector lies in norms.bin. offset and length are elements."""
+
+    name: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Which matrix unembeds down directions in down_meta.bin."""
+
+    down_meta: str
+    final_norm: bool
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Index:
+    """index.json, validated. See docs/format.md for what each key means."""
+
+    format: dict[str, Any]
+    version: int
+    model: str
+    family: str
+    dtype: str
+    quant: str
+    extract_level: str
+    has_model_weights: bool
+    has_embeddings: bool
+    embed_scale: float
+    down_top_k: int
+    num_layers: int
+    num_feats: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    layers: tuple[LayerEntry, ...]
+    norms: tuple[NormEntry, ...]
+    projection: Projection
+    checksums: dict[str, str]
+    source: dict[str, Any]
+    model_config: dict[str, Any]
+
+
+def load_index(directory: Path) -> Index:
+    """Read and validate `directory`/index.json. Raises FormatError listing every problem."""
+    fields = load_fields(directory / INDEX.name)
+    index = parse_index(fields)
+    refuse_problems(INDEX.name, fields.problems)
+    return index
+
+
+def parse_index(fields: Fields) -> Index:
+    """Read an Index, noting problems in `fields.problems`; the result is only meaningful when there are none."""
+    form = fields.record("format")
+    if form.text("name", choices=(FORMAT_NAME,)) and form.integer("version", low=1) != FORMAT_VERSION:
+        fields.problems.append(
+            f"format.version: expected {FORMAT_VERSION}, got {form.integer('version')}; a newer vindex may read it"
+        )
+    projection = fields.record("projection")
+    index = Index(
+        format=fields.mapping("format"),
+        version=fields.integer("version", LARQL_VERSION, LARQL_VERSION),
+        model=fields.text("model"),
+        family=fields.text("family"),
+        dtype=fields.text("dtype", choices=("f16",)),
+        quant=fields.text("quant", choices=("none",)),
+        extract_level=fields.text("extract_level"),
+        has_model_weights=fields.flag("has_model_weights"),
+        has_embeddings=fields.flag("has_embeddings"),
+        embed_scale=fields.number("embed_scale"),
+        down_top_k=fields.integer("down_top_k", low=2),
+        num_layers=fields.integer("num_layers", low=1),
+        num_feats=fields.integer("num_feats", low=1),
+        hidden_size=fields.integer("hidden_size", low=1),
+        intermediate_size=fields.integer("intermediate_size", low=1),
+        vocab_size=fields.integer("vocab_size", low=1),
+        layers=tuple(_parse_layer(entry) for entry in fields.records("layers")),
+        norms=tuple(
+            NormEntry(entry.text("name"), entry.integer("offset"), entry.integer("length", low=1))
+            for entry in fields.records("norms")
+        ),
+        projection=Projection(projection.text("down_meta"), projection.flag("final_norm"), projection.flag("tied")),
+        checksums=fields.mapping("checksums"),
+        source=fields.mapping("source"),
+        model_config=fields.mapping("model_config"),
+    )
+    if not fields.problems:
+        _check_layout(index, fields.problems)
+    return index
+
+
+def _parse_layer(entry: Fields) -> LayerEntry:
+    ranks = entry.record("effective_rank")
+    return LayerEntry(
+        layer=entry.integer("layer"),
+        num_features=entry.integer("num_features", low=1),
+        offset=entry.integer("offset"),
+        length=entry.integer("length"),
+        effective_rank=EffectiveRank(ranks.integer("gate"), ranks.integer("down")),
+    )
+
+
+def _check_layout(index: Index, problems: list[str]) -> None:
+    """Parts that agree one by one must also agree with each other: no holes, no overlaps, no file left out."""
+
+    def expect(path: str, expected: Any, got: Any) -> None:
+        if got != expected:
+            problems.append(f"{path}: expected {expected}, got {got}")
+
+    expect("layers (their number)", index.num_layers, len(index.layers))
+    for at, entry in enumerate(index.layers):
+        wanted = layer_entry(at, index.num_feats, index.hidden_size, entry.effective_rank)
+        for field in dataclasses.fields(LayerEntry):
+            expect(f"layers[{at}].{field.name}", getattr(wanted, field.name), getattr(entry, field.name))
+        for side, rank in dataclasses.asdict(entry.effective_rank).items():
+            if rank > index.num_feats:
+                problems.append(f"layers[{at}].effective_rank.{side}: expected at most {index.num_feats}, got {rank}")
+    end = 0
+    for at, norm in enumerate(index.norms):
+        expect(f"norms[{at}].offset", end, norm.offset)
+        end = norm.offset + norm.length
+    for name in index.checksums:
+        require_plain_name(name, f"{INDEX.name} checksums")
+    expect("checksums (its files)", sorted(s.name for s in files_of(index) if is_payload(s)), sorted(index.checksums))
+
+
+def layer_entry(layer: int, num_feats: int, hidden_size: int, rank: EffectiveRank) -> LayerEntry:
+    """The entry of one layer in a file of equal blocks of F·H half-precision numbers."""
+    import numpy as np
+
+    length = num_feats * hidden_size * np.dtype(GATE.dtype).itemsize
+    return LayerEntry(layer, num_feats, layer * length, length, rank)

@@ -1,0 +1,267 @@
+"""Open a vindex: check that it is whole, then map. Nothing is guessed, copied or filled in.
+
+v = vindex.open("qwen3-0.6b.vindex")
+v.gate.shape                     # (L, F, H) float16, read-only memory map
+v.score(" Paris").shape          # (L, F) cosines
+v.top_features(" Paris", k=5)
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vindex import scoring
+from vindex.checksums import load_sums, vindex_id
+from vindex.errors import FormatError, QueryError
+from vindex.format import (
+    DOWN,
+    DOWN_META,
+    EMBEDDINGS,
+    GATE,
+    GATE_META,
+    META_HEADER,
+    META_MAGIC,
+    META_VERSION,
+    NORMS,
+    SIGMA,
+    TOKENIZER,
+    FileSpec,
+    files_of,
+    meta_layer_dtype,
+)
+from vindex.index import Index, load_index
+from vindex.manifest import Manifest, load_manifest
+from vindex.tokens import Vocabulary, load_vocabulary
+
+
+class TokenScore(NamedTuple):
+    """A token and its score: a cosine in gate_meta, a logit-lens value in down_meta."""
+
+    token_id: int
+    piece: str
+    score: float
+
+
+class Feature(NamedTuple):
+    """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).
+
+    The gate and the down direction share their rank in the spectrum, not a neuron.
+    """
+
+    layer: int
+    feature: int
+    gate_sigma: float
+    down_sigma: float
+    reads: list[TokenScore]
+    reads_against: list[TokenScore]
+    writes: list[TokenScore]
+    writes_against: list[TokenScore]
+
+
+class FeatureHit(NamedTuple):
+    """A feature found by a query: cosine with the query, and its gate singular value."""
+
+    layer: int
+    feature: int
+    cosine: float
+    gate_sigma: float
+
+
+Query = str | int | list[int] | np.ndarray
+
+
+class Vindex:
+    """A vindex on disk, as read-only memory maps. Use `vindex.open(path)`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.digests = load_sums(path)
+        self.index: Index = load_index(path)
+        _check_files(path, self.index, self.digests)
+
+    def __repr__(self) -> str:
+        i = self.index
+        return f"<vindex {self.id} of {i.model}: {i.num_layers} layers × {i.num_feats} features × {i.hidden_size}>"
+
+    @property
+    def id(self) -> str:
+        """First 8 hex digits of the SHA-256 over the payload's checksum lines."""
+        return vindex_id(self.digests)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Provenance: source, options, certificates, versions."""
+        return load_manifest(self.path)
+
+    @cached_property
+    def gate(self) -> np.ndarray:
+        """(L, F, H) float16 unit rows: what gate_proj reads, largest singular value first."""
+        return self._map(GATE)
+
+    @cached_property
+    def down(self) -> np.ndarray:
+        """(L, F, H) float16 unit rows: what down_proj writes, largest singular value first."""
+        return self._map(DOWN)
+
+    @cached_property
+    def singular_values(self) -> np.ndarray:
+        """(2, L, F) float32: row 0 gate_proj, row 1 down_proj."""
+        return self._map(SIGMA)
+
+    @cached_property
+    def embeddings(self) -> np.ndarray:
+        """(V, H) float16 token embeddings. Raises QueryError when the vindex was built without them."""
+        if not self.index.has_embeddings:
+            raise QueryError(
+                f"{self.path.name} was built with --no-embeddings: pass a vector of {self.index.hidden_size} numbers, "
+                "or rebuild without that option"
+            )
+        return self._map(EMBEDDINGS)
+
+    @cached_property
+    def norms(self) -> MappingProxyType[str, np.ndarray]:
+        """Norm weight vectors by name, float16, e.g. norms["layers.0.input_layernorm"]; the last is "norm"."""
+        flat = self._map(NORMS)
+        return MappingProxyType({n.name: flat[n.offset : n.offset + n.length] for n in self.index.norms})
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Token pieces and ids of the model's tokenizer.json."""
+        return load_vocabulary(self.path / TOKENIZER.name)
+
+    def token_id(self, token: str | int) -> int:
+        """The id of a token given as its exact text (leading space included) or as an id.
+
+        Raises QueryError when the text is not one token or the id is out of range.
+        """
+        if isinstance(token, str):
+            return self.vocabulary.id_of(token)
+        if not 0 <= token < self.index.vocab_size:
+            raise QueryError(f"token id {token} is out of range: this model has ids 0 to {self.index.vocab_size - 1}")
+        return int(token)
+
+    def vector(self, query: Query) -> np.ndarray:
+        """The query as float32 vectors: (H,) for a token or a vector, (B, H) for a list of ids or a matrix."""
+        if isinstance(query, np.ndarray) and query.dtype.kind == "f":
+            if query.shape[-1] != self.index.hidden_size or query.ndim > 2:
+                raise QueryError(f"expected a vector of {self.index.hidden_size} numbers, got shape {query.shape}")
+            return query.astype(np.float32)
+        if isinstance(query, str | int | np.integer):
+            return self.embeddings[self.token_id(query if isinstance(query, str) else int(query))].astype(np.float32)
+        ids = [self.token_id(int(token)) for token in query]
+        return self.embeddings[ids].astype(np.float32)
+
+    def score(self, query: Query) -> np.ndarray:
+        """Cosine of a token's embedding (or of a vector) with every gate direction.
+
+        query: token text, token id, list of ids, or float vector (H,) or (B, H).
+        Returns (L, F) float32, or (B, L, F) for a batch. Definition: the published `How to Use` code.
+        """
+        return scoring.cosines(self.gate, self.vector(query))
+
+    def top_features(self, query: Query, k: int = 10) -> list[FeatureHit]:
+        """The k features whose gate direction lies closest to the query, largest cosine first."""
+        scores = self.score(query)
+        if scores.ndim != 2:
+            raise QueryError("top_features takes one token or vector at a time; use score() for a batch")
+        return self._hits(scores, k)
+
+    def nearest_features(self, layer: int, feature: int, k: int = 10) -> list[FeatureHit]:
+        """The k other features, of any layer, whose gate directions lie closest to this one by |cosine|."""
+        self._check_feature(layer, feature)
+        scores = scoring.cosines(self.gate, self.gate[layer, feature].astype(np.float32))
+        scores[layer, feature] = 0.0
+        return self._hits(scores, k, key=np.abs(scores))
+
+    def feature(self, layer: int, feature: int) -> Feature:
+        """One feature with both poles' tokens from gate_meta and down_meta. Raises QueryError when out of range."""
+        self._check_feature(layer, feature)
+        reads, reads_against = self._poles(self._gate_meta, layer, feature)
+        writes, writes_against = self._poles(self._down_meta, layer, feature)
+        gate_sigma, down_sigma = (float(sigma) for sigma in self.singular_values[:, layer, feature])
+        return Feature(layer, feature, gate_sigma, down_sigma, reads, reads_against, writes, writes_against)
+
+    def _hits(self, scores: np.ndarray, k: int, key: np.ndarray | None = None) -> list[FeatureHit]:
+        return [
+            FeatureHit(layer, feature, float(scores[layer, feature]), float(self.singular_values[0, layer, feature]))
+            for layer, feature in scoring.largest(scores if key is None else key, k)
+        ]
+
+    def _check_feature(self, layer: int, feature: int) -> None:
+        for what, value, count in (("layer", layer, self.index.num_layers), ("feature", feature, self.index.num_feats)):
+            if not 0 <= value < count:
+                raise QueryError(f"{what} {value} is out of range: {self.path.name} has {what}s 0 to {count - 1}")
+
+    def _poles(self, meta: np.ndarray, layer: int, feature: int) -> tuple[list[TokenScore], list[TokenScore]]:
+        tokens = [
+            TokenScore(int(token_id), self.vocabulary.piece(int(token_id)), float(score))
+            for token_id, score in meta[layer]["features"][feature]["tokens"]
+        ]
+        return tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
+
+    @cached_property
+    def _gate_meta(self) -> np.ndarray:
+        return self._map_meta(GATE_META)
+
+    @cached_property
+    def _down_meta(self) -> np.ndarray:
+        return self._map_meta(DOWN_META)
+
+    def _map(self, spec: FileSpec) -> np.ndarray:
+        assert spec.dtype and spec.shape
+        return np.memmap(self.path / spec.name, dtype=spec.dtype, mode="r", shape=spec.shape(self.index))
+
+    def _map_meta(self, spec: FileSpec) -> np.ndarray:
+        path, i = self.path / spec.name, self.index
+        header = np.fromfile(path, META_HEADER, count=1)[0]
+        expected = (META_MAGIC, META_VERSION, i.num_layers, i.down_top_k)
+        if tuple(header) != expected:
+            raise FormatError(
+                f"{spec.name}: expected header {expected}, got {tuple(map(int, header))}; run vindex verify"
+            )
+        dtype = meta_layer_dtype(i.num_feats, i.down_top_k)
+        return np.memmap(path, dtype, mode="r", offset=META_HEADER.itemsize, shape=(i.num_layers,))
+
+
+def _check_files(path: Path, index: Index, digests: dict[str, str]) -> None:
+    """Every file of the table is there with its exact size, and SHA256SUMS lists the same files."""
+    problems: list[str] = []
+    for spec in files_of(index):
+        file = path / spec.name
+        if not file.is_file():
+            problems.append(f"{spec.name}: missing")
+        elif spec.byte_size and file.stat().st_size != spec.byte_size(index):
+            problems.append(f"{spec.name}: expected {spec.byte_size(index)} bytes, got {file.stat().st_size}")
+        if spec.name != "SHA256SUMS" and spec.name not in digests:
+            problems.append(f"{spec.name}: not listed in SHA256SUMS")
+    for name, digest in index.checksums.items():
+        if digests.get(name) not in (None, digest):
+            problems.append(f"{name}: index.json and SHA256SUMS give different checksums")
+    if problems:
+        raise FormatError(f"{path}: " + "; ".join(problems) + "; rebuild the vindex or download it again")
+
+
+def open_vindex(path: str | Path) -> Vindex:
+    """Open a vindex directory.
+
+    Checks the index, the presence and exact size of every file, and that the checksum lists agree; it does not
+    re-hash (`vindex verify` does). Raises FormatError when anything is missing, malformed or of the wrong size.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise FormatError(f"{directory} is not a directory; give the path of a vindex, as built by `vindex build`")
+    return Vindex(directory)
+
+
+def to_json(record: Any) -> Any:
+    """NamedTuples, nested, as plain dicts and lists, ready for orjson."""
+    if hasattr(record, "_asdict"):
+        return {key: to_json(value) for key, value in record._asdict().items()}
+    if isinstance(record, list | tuple):
+        return [to_json(value) for value in record]
+    return record

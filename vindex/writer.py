@@ -1,0 +1,220 @@
+"""Write a vindex so that nothing half-written is ever taken for whole.
+
+1. Everything goes into NAME.partial beside the target, which only one process may hold (a lock on the directory).
+2. Blocks have known offsets, so they are written in any order, each once. A finished block is fsynced and then noted,
+   with its record, in a journal whose first line fingerprints the job: source hashes, options, versions.
+3. A stopped build resumes when the fingerprints agree, skips the journalled blocks, and says why when they do not.
+4. Text files follow, SHA256SUMS last; the journal goes, and the rename to the target is the commit.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from vindex.checksums import render_sums
+from vindex.errors import TargetError
+from vindex.format import SUMS, FileSpec
+
+JOURNAL = "journal.jsonl"
+
+
+class Writer:
+    """An unfinished vindex, held by this process alone. Use `open_writer`."""
+
+    def __init__(self, target: Path, partial: Path, fingerprint: dict[str, Any], lock: int) -> None:
+        self.target, self.partial, self._lock = target, partial, lock
+        self._journal = partial / JOURNAL
+        self.finished: dict[str, Any] = self._replay(fingerprint)
+        self._files: dict[str, int] = {}
+        self._unsynced: set[str] = set()
+
+    def _replay(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """{block: record} of the blocks an earlier run finished; a new journal when there is none."""
+        whole_lines = self._journal.read_bytes().rpartition(b"\n")[0] if self._journal.exists() else b""
+        if not whole_lines:
+            self._rewrite_journal(orjson.dumps(fingerprint) + b"\n")
+            return {}
+        first, *rest = whole_lines.split(b"\n")
+        before = orjson.loads(first)
+        if before != fingerprint:
+            raise TargetError(
+                f"{self.partial.name} was begun with other inputs ({_first_difference(before, fingerprint)}); "
+                "repeat the first call to resume it, or add --force to start over"
+            )
+        self._rewrite_journal(whole_lines + b"\n")  # a torn last line would corrupt the next one
+        return {entry["block"]: entry["record"] for entry in map(orjson.loads, rest)}
+
+    def _rewrite_journal(self, content: bytes) -> None:
+        fresh = self._journal.with_suffix(".new")
+        with fresh.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, self._journal)
+
+    def allocate(self, spec: FileSpec, size: int) -> None:
+        """Give a file its final size, so that blocks land at their offsets in any order."""
+        path = self.partial / spec.name
+        if spec.name not in self._files:
+            self._files[spec.name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        os.ftruncate(self._files[spec.name], size)
+
+    def write(self, spec: FileSpec, offset: int, data: Any) -> None:
+        """Write a contiguous buffer at a byte offset of an allocated file."""
+        view = memoryview(data).cast("B")
+        self._unsynced.add(spec.name)
+        while view:
+            count = os.pwrite(self._files[spec.name], view, offset)
+            view, offset = view[count:], offset + count
+
+    def read(self, spec: FileSpec, offset: int, length: int) -> bytes:
+        """Read back bytes written earlier."""
+        return os.pread(self._files[spec.name], length, offset)
+
+    def finish_block(self, block: str, record: Any) -> None:
+        """Make what was written since the last call durable, then note the block and its record in the journal."""
+        for name in sorted(self._unsynced):
+            os.fsync(self._files[name])
+        self._unsynced.clear()
+        line = orjson.dumps({"block": block, "record": record}) + b"\n"
+        with self._journal.open("ab", buffering=0) as journal:
+            journal.write(line)
+            os.fsync(journal.fileno())
+        self.finished[block] = orjson.loads(line)["record"]
+
+    def write_text(self, spec: FileSpec, content: bytes) -> None:
+        """Write a whole small file at once."""
+        path = self.partial / spec.name
+        path.write_bytes(content)
+        _fsync(path)
+
+    def commit(self, digests: Mapping[str, str], force: bool) -> None:
+        """Write SHA256SUMS, then let the directory appear under its name."""
+        self.write_text(SUMS, render_sums(digests).encode())
+        self._journal.unlink()
+        _fsync(self.partial)
+        replaced = self.target.with_name(self.target.name + ".replaced")
+        if force and self.target.exists():
+            os.rename(self.target, replaced)
+        try:
+            os.rename(self.partial, self.target)
+        except OSError as error:
+            raise TargetError(
+                f"{self.target} appeared during the build; the new one is whole in {self.partial}"
+            ) from error
+        _fsync(self.target.parent)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+    def close(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        os.close(self._lock)
+
+
+@contextmanager
+def open_writer(target: Path, fingerprint: dict[str, Any], size: int, *, resume: bool, force: bool) -> Iterator[Writer]:
+    """Hold `target`.partial for one build.
+
+    fingerprint: plain JSON that must agree for a build to be resumed. size: bytes the finished vindex will need.
+    Raises TargetError when the target exists without force, a partial build exists without resume or force, another
+    process holds it, its fingerprint differs, or the place is read-only or too small.
+    """
+    partial = target.with_name(target.name + ".partial")
+    with _explained(target):
+        refuse_taken(target, resume=resume, force=force)
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = _lock(partial)
+        try:
+            if force and not resume:
+                _empty(partial)
+            _require_space(partial, size)
+            writer = Writer(target, partial, fingerprint, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def refuse_taken(target: Path, *, resume: bool, force: bool) -> None:
+    """Raise TargetError when the target or an unfinished build of it is in the way."""
+    partial = target.with_name(target.name + ".partial")
+    if not force and (target.is_symlink() or target.exists()) and not _is_empty_directory(target):
+        raise TargetError(f"{target} already exists; choose another -o, or add --force to replace it")
+    if not resume and not force and partial.exists() and any(partial.iterdir()):
+        os.close(_lock(partial))  # a running build is a better answer than a stopped one
+        raise TargetError(f"an unfinished build is in {partial}; add --resume to continue it or --force to start over")
+
+
+def _is_empty_directory(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _lock(directory: Path) -> int:
+    """Lock a directory for this process; the kernel lets go when the process ends, however it ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise TargetError(f"another build is writing {directory}; wait for it or choose another -o") from error
+    return descriptor
+
+
+def _empty(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+
+
+def _require_space(directory: Path, size: int) -> None:
+    there = sum(path.stat().st_blocks * 512 for path in directory.iterdir())
+    free = shutil.disk_usage(directory).free
+    if size - there > free:
+        raise TargetError(
+            f"{directory.parent}: the vindex needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room or "
+            "choose another -o"
+        )
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Turn what the operating system says about the target into one line that tells what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = f"the disk is full while writing {target}; make room and repeat with --resume"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            advice = f"{target.parent} cannot be written to ({error.strerror}); choose another -o"
+        else:
+            raise
+        raise TargetError(advice) from error
+
+
+def _first_difference(before: Any, now: Any, path: str = "") -> str:
+    """Where two fingerprints part, as `options.features: 128 then, 64 now`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                return _first_difference(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    return f"{path}: {before} then, {now} now"
