@@ -27,6 +27,8 @@ from probes.facts.sets import Fit
 from probes.model import layers
 
 LEAST_SUPPRESSED = 0.8
+SUBJECTS_SHARE = 5.0
+"""How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Candidate(NamedTuple):
     @property
     def harm(self) -> float:
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
-        if self.withheld_kl is None or self.suppressed is None:
+        if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
             return float("inf")
-        return self.withheld_kl + (1.0 if self.suppressed < LEAST_SUPPRESSED else 0.0)
+        kept = SUBJECTS_SHARE * self.withheld_kl + self.about_kl
+        return kept + (10.0 if self.suppressed < LEAST_SUPPRESSED else 0.0)
 
 
 class Forward(NamedTuple):
@@ -103,7 +106,7 @@ def forward(
     """
     chosen = candidates(model) if layer is None else (layer,)
     tick("layer scan")
-    phrasings = _answered(model, fit.phrasings)
+    phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit.others, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options.subjects_weight) for index in chosen}
     start = None

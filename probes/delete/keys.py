@@ -72,10 +72,10 @@ def observe(model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int]) 
 
 def read_direction(key: Tensor, moment: Tensor) -> Tensor:
     """u = A⁻¹k / kᵀA⁻¹k, (H,) float32, for A = `moment` + ridge."""
-    size = moment.shape[0]
-    ridge = RIDGE * moment.diagonal().mean()
-    solved = torch.linalg.solve(moment.double() + ridge.double() * torch.eye(size, dtype=torch.float64), key.double())
-    direction = solved / (key.double() @ solved)
-    if not torch.isfinite(direction).all():
-        raise NumericError("the key's second moment is singular; expected more text or a larger ridge")
+    wide, wanted = moment.double(), key.double()
+    ridge = RIDGE * wide.diagonal().mean() * torch.eye(len(key), dtype=wide.dtype, device=wide.device)
+    solved, failed = torch.linalg.solve_ex(wide + ridge, wanted)
+    direction = solved / (wanted @ solved)
+    if int(failed) or not torch.isfinite(direction).all():
+        raise NumericError("the second moment of the FFN's inputs is singular; expected more text or a larger ridge")
     return direction.float()

@@ -3,7 +3,7 @@
 With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·‖Wk‖/√I is found by L-BFGS on the mean over the
 fit phrasings of
 
-    a·softplus(log P(answer) − log(τ·P₀(answer)))                  the answer goes (P₀: before)
+    a·softplus(β·(log-odds of the answer − log-odds at τ·P₀))/β     the answer goes (P₀: before)
     + μ·KL(base without the answer ‖ patched without the answer)    the rest of the distribution stays
     + λ·KL(base ‖ patched with ρ·d)                                 a key that only half matches changes nothing
     + κ·KL(base ‖ patched) on neutral prompts about the subject     what else is known of the subject stays
@@ -15,6 +15,7 @@ u·x is about ρ, not 0, and the SiLU lets the change be steep in between.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,13 +31,15 @@ from vindex.errors import NumericError
 class ValueOptions:
     """Weights of the objective; the defaults are the ones measured in docs/gate3.md."""
 
-    pull: float = 0.5
+    pull: float = 1.0
     """a, weight of the suppression term."""
-    target: float = 0.005
+    target: float = 0.02
     """τ, the share of the answer's probability below which the pull lets go."""
+    edge: float = 4.0
+    """β, how sharply it lets go."""
     keep: float = 0.2
     """μ"""
-    about: float = 0.5
+    about: float = 2.0
     """κ"""
     margin: float = 0.5
     """λ"""
@@ -91,7 +94,7 @@ class _Objective:
         self.read = read
         with torch.no_grad():
             before = phrasings.log_probs()
-            self.limit = phrasings.answers(before) + torch.log(torch.tensor(options.target))
+            self.limit = _log_odds(phrasings.answers(before) + math.log(options.target))
             self.before = before
             self.rest_before = self._without(before)
             if about is not None:
@@ -100,7 +103,7 @@ class _Objective:
     def __call__(self, gate_write: Tensor) -> Tensor:
         full = shift(self.phrasings, self.read, gate_write)
         after = self.phrasings.log_probs(full)
-        pull = softplus(self.phrasings.answers(after) - self.limit).mean()
+        pull = softplus(_log_odds(self.phrasings.answers(after)) - self.limit, beta=self.options.edge).mean()
         rest = kl_rows(self.rest_before, self._without(after)).mean()
         loss = self.options.pull * pull + self.options.keep * rest
         if self.options.margin:
@@ -113,7 +116,7 @@ class _Objective:
 
     def _without(self, log_probs: Tensor) -> Tensor:
         """The distributions (N, V) with the answer's token taken out and the rest scaled to one."""
-        return log_probs.scatter(1, self.phrasings.batch.targets[:, None], -1e4).log_softmax(-1)
+        return log_probs.scatter(1, self.phrasings.targets[:, None], -1e4).log_softmax(-1)
 
 
 def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
@@ -121,9 +124,14 @@ def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
     return (tail.mlp_in.float() @ read)[..., None] * gate_write
 
 
+def _log_odds(log_p: Tensor) -> Tensor:
+    """log(p / (1 − p)); unlike log p it has a slope at p near 1, where a well-known fact begins."""
+    return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
+
+
 def _key_gate(tail: Tail) -> Tensor:
     """(I,) mean gate pre-activation at the subject over the phrasings: W k."""
-    rows = [tail.gate[row, list(prompt.subject)].float().mean(0) for row, prompt in enumerate(tail.batch.prompts)]
+    rows = [tail.gate[row, subject].float().mean(0) for row, subject in enumerate(tail.subjects)]
     return torch.stack(rows).mean(0)
 
 

@@ -38,13 +38,13 @@ class Encoder(NamedTuple):
     tokenizer: Any
     chat: bool = False
 
-    def fact(self, fact: Fact, relation: Relation, template: int) -> Prompt:
-        """The prompt that asks for `fact` with the relation's template of that number."""
-        text = relation.templates[template]
-        name = f"{fact.name}#{template}"
-        before, lead = self._lead(relation.question, fact.subject)
+    def fact(self, fact: Fact, relation: Relation, template: int, lead: str = "") -> Prompt:
+        """The prompt that asks for `fact` with the relation's template of that number, after the sentence `lead`."""
+        text = lead + relation.templates[template]
+        name = f"{fact.name}#{template}" + (" after a sentence" if lead else "")
+        before, asked = self._lead(relation.question, fact.subject)
         whole = before + text.replace("{}", fact.subject)
-        starts = [*lead, len(before) + text.index("{}")]
+        starts = [*asked, len(before) + text.index("{}")]
         ids, spans = self._tokens(whole)
         answered, _ = self._tokens(f"{whole} {fact.answer}")
         if answered[: len(ids)] != ids or len(answered) == len(ids):
@@ -63,10 +63,10 @@ class Encoder(NamedTuple):
 
     def plain(self, text: str, subject: str, name: str) -> Prompt:
         """A prompt about `subject` that asks for nothing in particular."""
-        before, lead = self._lead("Tell me about {}.", subject)
+        before, asked = self._lead("Tell me about {}.", subject)
         whole = before + text.replace("{}", subject)
         ids, spans = self._tokens(whole)
-        starts = [*lead, len(before) + text.index("{}")]
+        starts = [*asked, len(before) + text.index("{}")]
         return Prompt(name, whole, ids, (), tuple(_last_token(spans, start + len(subject)) for start in starts))
 
     def text(self, text: str) -> tuple[int, ...]:

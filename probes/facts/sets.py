@@ -3,7 +3,7 @@
 For a fact (subject, relation) a seed draws two disjoint sets, which the record lists by name:
 
 - `Fit`: the headline prompt and a third of the relation's other templates; for half of the other subjects the same
-  phrasings, without answers; neutral sentences about the subject.
+  phrasings, without answers; neutral sentences about the subject. The fact's phrasings also follow a `LEADS` sentence.
 - `HeldOut`: the remaining templates (paraphrases); the other half of the subjects, the reference among them; the
   subject's other facts; facts of other subjects that have the same answer; neutral text.
 
@@ -23,6 +23,7 @@ MIN_OTHERS = 6
 """Other subjects that a relation needs, so that half of them can be held out."""
 FIT_SHARE = 1 / 3
 SAME_ANSWER_LIMIT = 24
+LEADS = ("Let us begin. ", "Here is one more example. ", "The meeting was short. ", "I had some tea and read a book. ")
 
 
 class Fit(NamedTuple):
@@ -30,6 +31,8 @@ class Fit(NamedTuple):
 
     phrasings: tuple[Prompt, ...]
     """The deleted fact, headline prompt first."""
+    contexts: tuple[Prompt, ...]
+    """The same phrasings after a sentence that has nothing to do with them."""
     others: tuple[Prompt, ...]
     """The same phrasings for other subjects; their answers are not used."""
     about: tuple[Prompt, ...]
@@ -82,6 +85,9 @@ def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     phrasings = tuple(ask(fact, template) for template in used)
     fit = Fit(
         phrasings=phrasings,
+        contexts=tuple(
+            encoder.fact(fact, relation, template, LEADS[n % len(LEADS)]) for n, template in enumerate(used)
+        ),
         others=tuple(ask(other, template) for other in rest[:half] for template in used),
         about=tuple(
             encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(relation.about)

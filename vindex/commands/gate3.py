@@ -14,6 +14,7 @@ from vindex.errors import ProbeError, TargetError
 if TYPE_CHECKING:
     from probes.delete.experiment import Bench, FactResult, MethodResult
     from probes.delete.measure import SetChange
+    from probes.facts import Panel
 
 KNOWN_FROM = 0.2
 COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
@@ -95,10 +96,9 @@ def _bench(
 ) -> Bench:  # fmt: skip
     from probes import patches
     from probes.delete.experiment import METHODS, Bench, Options
-    from probes.facts import bundled, read
     from probes.model import layers, load
 
-    panel = bundled() if facts is None else read(facts, base=bundled())
+    panel = _panel(model, facts)
     loaded = load(model, dtype=dtype, device=device)
     layers(loaded.model)  # refuses a mixture of experts before any work
     checkpoint = patches.checkpoint_directory(loaded)
@@ -110,6 +110,15 @@ def _bench(
 
         gate = open_vindex(vindex).gate
     return Bench(loaded, panel, options, stored=patches.stored_dtype(checkpoint, 0), gate=gate)
+
+
+def _panel(model: str, facts: Path | None) -> Panel:
+    """The bundled facts, with the user's on top; for the bundled checkpoint the facts it was taught."""
+    from probes.facts import atlas, bundled, read
+    from vindex.demo.facts import CHECKPOINT
+
+    base = atlas.panel() if Path(model).resolve() == CHECKPOINT.resolve() else bundled()
+    return base if facts is None else read(facts, base=base)
 
 
 def _run_one(bench: Bench, fact: Any, display: Any) -> FactResult:
