@@ -122,7 +122,7 @@ def forward(
     tick(f"value in layer {layer}")
     found = halves[layer]
     read = read_direction(found.key, _moment(generic[layer], options.subjects_weight, found.one, found.other))
-    value = fit_value(Tail(model, layer, phrasings), Tail(model, layer, fit.about), read, options.value, start)
+    value = fit_value(model, layer, phrasings, fit.about, read, options.value, start)
     return Forward(Delta(layer, value.gate_write, read, "forward"), tuple(scan.values()), value)
 
 
@@ -177,28 +177,15 @@ def _trial(
     """Fit briefly, knowing one half of the subjects, and measure what that does to the other half."""
     layer = candidate.layer
     read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
-    asked, about = Tail(model, layer, phrasings), Tail(model, layer, fit.about)
-    value = fit_value(asked, about, read, replace(options.value, evaluations=options.trial_evaluations))
-    withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
-    return (
-        candidate._replace(
-            withheld_kl=_kl(Tail(model, layer, withheld), read, value),
-            about_kl=_kl(about, read, value),
-            suppressed=_suppressed(asked, read, value),
-        ),
-        value,
+    value = fit_value(
+        model, layer, phrasings, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
     )
+    withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
+    harm = _kl(Tail(model, layer, withheld), read, value)
+    return candidate._replace(withheld_kl=harm, about_kl=value.about_kl, suppressed=value.suppressed), value
 
 
 def _kl(tail: Tail, read: Tensor, value: Value) -> float:
     """Mean KL(before ‖ after) in nats at the answer's positions."""
     with torch.no_grad():
         return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())
-
-
-def _suppressed(tail: Tail, read: Tensor, value: Value) -> float:
-    """1 − P′/P of the answers, mean."""
-    with torch.no_grad():
-        before = tail.answers(tail.log_probs())
-        after = tail.answers(tail.log_probs(shift(tail, read, value.gate_write)))
-    return float((1 - (after - before).exp()).mean())

@@ -118,9 +118,9 @@ def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
 class Tail:
     """The model from the FFN of `layer` on, and from the subject on, for prompts whose earlier activations stay.
 
-    The prompts stand with their first mention of the subject in one column. Keys and values of all columns before it are
-    computed once: there u·x is close to 0, and taking it as 0 while fitting saves about half of the work (in chat most
-    of it). Measurements never use this shortcut.
+    The prompts stand with their first mention of the subject in one column. Keys and values of the columns before it
+    are computed once: there u·x is close to 0, and taking it as 0 while fitting saves half of the work (in chat,
+    most of it). Measurements never use this shortcut.
     """
 
     def __init__(self, model: nn.Module, layer: int, prompts: Sequence[Prompt]):
@@ -186,10 +186,10 @@ class Tail:
             self._rest(
                 inputs_embeds=residual, attention_mask=self._mask, position_ids=self._positions, past_key_values=cache
             )
-        following = range(self.at.number + 1, len(layers(self.model)))
+        stored: Any = cache.layers
         return [
-            (index, cache.layers[index].keys[..., : self._start, :], cache.layers[index].values[..., : self._start, :])
-            for index in following
+            (index, stored[index].keys[..., : self._start, :], stored[index].values[..., : self._start, :])
+            for index in range(self.at.number + 1, len(layers(self.model)))
         ]
 
     def _cache(self) -> Any:

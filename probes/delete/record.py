@@ -125,8 +125,8 @@ def _head(bench: Bench) -> dict[str, Any]:
             "revision": bench.loaded.revision,
             "architecture": type(model).__name__,
             "num_layers": len(layers(model)),
-            "hidden_size": gate.shape[1],  # type: ignore[index]
-            "intermediate_size": gate.shape[0],  # type: ignore[index]
+            "hidden_size": gate.shape[1],
+            "intermediate_size": gate.shape[0],
             "vocab_size": config.vocab_size,
             "dtype": str(model.dtype).removeprefix("torch."),
             "patch_rounded_to": str(bench.stored or model.dtype).removeprefix("torch."),

@@ -16,14 +16,16 @@ u·x is about ρ, not 0, and the SiLU lets the change be steep in between.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from probes.delete.passes import Tail
+from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
 
@@ -43,6 +45,8 @@ class ValueOptions:
     """κ"""
     margin: float = 0.5
     """λ"""
+    partly: int = 2
+    """Phrasings, at most, on which the margin is kept."""
     part: float = 0.25
     """ρ, the share of the key's response that must still change nothing."""
     size: float = 0.3
@@ -57,18 +61,26 @@ class Value(NamedTuple):
     gate_write: Tensor
     """(I,) float32"""
     losses: tuple[float, ...]
-    evaluations: int
+    suppressed: float
+    """1 − P′/P over the fit phrasings, mean."""
+    about_kl: float
+    """Mean KL in nats on the neutral prompts about the subject."""
 
 
 def fit_value(
-    phrasings: Tail, about: Tail | None, read: Tensor, options: ValueOptions, start: Tensor | None = None
+    model: nn.Module,
+    layer: int,
+    phrasings: Sequence[Prompt],
+    about: Sequence[Prompt],
+    read: Tensor,
+    options: ValueOptions,
+    start: Tensor | None = None,
 ) -> Value:
-    """Fit d for the direction `read` (H,) on the fit phrasings' and neutral prompts' tails."""
-    key_gate = _key_gate(phrasings)
-    unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
-    z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
+    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing."""
+    objective = _Objective(model, layer, phrasings, about, read, options)
+    unit = float(objective.key_gate.norm()) / objective.key_gate.numel() ** 0.5
+    z = (torch.zeros_like(objective.key_gate) if start is None else start / unit).requires_grad_()
     losses: list[float] = []
-    objective = _Objective(phrasings, about, read, options)
     optimiser = torch.optim.LBFGS(
         [z], max_iter=options.evaluations, max_eval=options.evaluations, history_size=20, line_search_fn="strong_wolfe"
     )
@@ -81,42 +93,62 @@ def fit_value(
         return loss
 
     optimiser.step(closure)
-    if not torch.isfinite(z).all():
+    gate_write = (z * unit).detach().float()
+    if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
-    return Value((z * unit).detach().float(), tuple(losses), len(losses))
+    with torch.no_grad():
+        objective(gate_write)
+    return Value(gate_write, tuple(losses), objective.suppressed, objective.about_kl)
 
 
 class _Objective:
-    """Everything of the loss that does not depend on d, computed once."""
+    """The loss as a function of d; phrasings, partly matched ones and neutral prompts go through in one batch."""
 
-    def __init__(self, phrasings: Tail, about: Tail | None, read: Tensor, options: ValueOptions):
-        self.phrasings, self.about, self.options = phrasings, about, options
-        self.read = read
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: int,
+        phrasings: Sequence[Prompt],
+        about: Sequence[Prompt],
+        read: Tensor,
+        options: ValueOptions,
+    ):
+        partly = phrasings[: options.partly]
+        self.options, self.asked = options, len(phrasings)
+        self.tail = Tail(model, layer, [*phrasings, *partly, *about])
+        share = torch.ones(len(self.tail.prompts), 1, 1)
+        share[self.asked : self.asked + len(partly)] = options.part
+        self.fires = (self.tail.mlp_in.float() @ read)[..., None] * share.to(read.device)  # (B, T, 1)
+        rows = self.tail.rows
+        self.full, self.about = rows < self.asked, rows >= self.asked + len(partly)
+        self.partly = ~self.full & ~self.about
+        self.key_gate = self._key_gate()  # (I,)
         with torch.no_grad():
-            before = phrasings.log_probs()
-            self.limit = _log_odds(phrasings.answers(before) + math.log(options.target))
-            self.before = before
-            self.rest_before = self._without(before)
-            if about is not None:
-                self.about_before = about.log_probs()
+            self.before = self.tail.log_probs()
+        self.answers_before = self.tail.answers(self.before)[: self.asked]
+        self.limit = _log_odds(self.answers_before + math.log(options.target))
+        self.rest_before = self._without(self.before)
 
     def __call__(self, gate_write: Tensor) -> Tensor:
-        full = shift(self.phrasings, self.read, gate_write)
-        after = self.phrasings.log_probs(full)
-        pull = softplus(_log_odds(self.phrasings.answers(after)) - self.limit, beta=self.options.edge).mean()
+        after = self.tail.log_probs(self.fires * gate_write)
+        answers = self.tail.answers(after)[: self.asked]
+        pull = softplus(_log_odds(answers) - self.limit, beta=self.options.edge).mean()
         rest = kl_rows(self.rest_before, self._without(after)).mean()
-        loss = self.options.pull * pull + self.options.keep * rest
-        if self.options.margin:
-            partly = self.phrasings.log_probs(self.options.part * full)
-            loss = loss + self.options.margin * kl_rows(self.before, partly).mean()
-        if self.about is not None:
-            kept = self.about.log_probs(shift(self.about, self.read, gate_write))
-            loss = loss + self.options.about * kl_rows(self.about_before, kept).mean()
-        return loss
+        partly = kl_rows(self.before[self.partly], after[self.partly]).mean()
+        about = kl_rows(self.before[self.about], after[self.about]).mean()
+        self.suppressed = float(1 - (answers - self.answers_before).exp().mean().detach())
+        self.about_kl = float(about.detach())
+        weights = self.options
+        return weights.pull * pull + weights.keep * rest + weights.margin * partly + weights.about * about
 
     def _without(self, log_probs: Tensor) -> Tensor:
-        """The distributions (N, V) with the answer's token taken out and the rest scaled to one."""
-        return log_probs.scatter(1, self.phrasings.targets[:, None], -1e4).log_softmax(-1)
+        """The distributions at the phrasings with the answer's token taken out and the rest scaled to one."""
+        return log_probs[self.full].scatter(1, self.tail.targets[self.full, None], -1e4).log_softmax(-1)
+
+    def _key_gate(self) -> Tensor:
+        """Mean gate pre-activation at the subject over the phrasings: W k."""
+        pairs = zip(range(self.asked), self.tail.subjects, strict=False)
+        return torch.stack([self.tail.gate[row, at].float().mean(0) for row, at in pairs]).mean(0)
 
 
 def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
@@ -127,12 +159,6 @@ def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
 def _log_odds(log_p: Tensor) -> Tensor:
     """log(p / (1 − p)); unlike log p it has a slope at p near 1, where a well-known fact begins."""
     return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
-
-
-def _key_gate(tail: Tail) -> Tensor:
-    """(I,) mean gate pre-activation at the subject over the phrasings: W k."""
-    rows = [tail.gate[row, subject].float().mean(0) for row, subject in enumerate(tail.subjects)]
-    return torch.stack(rows).mean(0)
 
 
 def kl_rows(before: Tensor, after: Tensor) -> Tensor:

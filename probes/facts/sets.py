@@ -3,7 +3,8 @@
 For a fact (subject, relation) a seed draws two disjoint sets, which the record lists by name:
 
 - `Fit`: the headline prompt and a third of the relation's other templates; for half of the other subjects the same
-  phrasings, without answers; neutral sentences about the subject. The fact's phrasings also follow a `LEADS` sentence.
+  phrasings, without answers; neutral sentences about the subject. Some of the
+  phrasings also follow a sentence of `LEADS`.
 - `HeldOut`: the remaining templates (paraphrases); the other half of the subjects, the reference among them; the
   subject's other facts; facts of other subjects that have the same answer; neutral text.
 
@@ -86,7 +87,7 @@ def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     fit = Fit(
         phrasings=phrasings,
         contexts=tuple(
-            encoder.fact(fact, relation, template, LEADS[n % len(LEADS)]) for n, template in enumerate(used)
+            encoder.fact(fact, relation, template, lead) for lead, template in zip(LEADS, used, strict=False)
         ),
         others=tuple(ask(other, template) for other in rest[:half] for template in used),
         about=tuple(

@@ -303,7 +303,9 @@ def test_each_strict_criterion_fails_alone_and_is_named(changed, random, named):
     assert named in found.reason
 
 
-@pytest.mark.parametrize("changed", [{"headline": _change(0.9, 0.69)}, {"reference": SetChange((_change(0.9, 0.31),), 1)}])
+@pytest.mark.parametrize(
+    "changed", [{"headline": _change(0.9, 0.69)}, {"reference": SetChange((_change(0.9, 0.31),), 1)}]
+)
 def test_seed_fails_below_seventy_or_above_thirty(changed):
     assert verdict.seed(_effect(**changed)).result == "fail"
 

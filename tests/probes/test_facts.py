@@ -53,7 +53,10 @@ def test_every_reference_and_relation_of_the_bundled_panel_exists(panel):
         ("{not json", r"facts.jsonl:3: not JSON"),
         ("[1]", r"facts.jsonl:3: found list, expected a JSON object"),
         ('{"subject": "dog", "relation": "kind"}', r"facts.jsonl:3: answer is None, expected a non-empty string"),
-        ('{"subject": "dog", "relation": "color", "answer": "red"}', r"facts.jsonl:3: relation 'color' has no templates"),
+        (
+            '{"subject": "dog", "relation": "color", "answer": "red"}',
+            r"facts.jsonl:3: relation 'color' has no templates",
+        ),
         (FACT, r"facts.jsonl:3: cat/kind is already given above"),
         (RELATION, r"facts.jsonl:3: relation 'kind' is already given above"),
         ('{"relation": "color", "templates": ["A {} is"]}', r"facts.jsonl:3: .* at least 4 templates"),

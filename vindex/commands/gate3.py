@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.commands import gate3_tables
+from vindex.commands.console import print_json, progress, say, stage
 from vindex.errors import ProbeError, TargetError
 
 if TYPE_CHECKING:
-    from probes.delete.experiment import Bench, FactResult, MethodResult
-    from probes.delete.measure import SetChange
+    from probes.delete.experiment import Bench, FactResult
     from probes.facts import Panel
 
 KNOWN_FROM = 0.2
-COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
-SET_TITLES = {
-    "paraphrases": "paraphrases of the fact",
-    "reference": "reference",
-    "other_subjects": "other subjects",
-    "same_subject": "other facts of the subject",
-    "same_answer": "other facts with the answer",
-}
 
 
 class Method(StrEnum):
@@ -77,9 +69,9 @@ def gate3(
             results = [_run_one(bench, bench.panel.find(fact), display)]
             record = records.one(bench, results[0])
     if not quiet and all_facts:
-        _print_rates(bench, results)
+        gate3_tables.rates(bench, results)
     elif not quiet:
-        _print_fact(bench, results[0])
+        gate3_tables.fact(bench, results[0])
     if json_file:
         print_json(record) if quiet else _write_json(json_file, record)
     if plot:
@@ -151,116 +143,10 @@ def _run_all(
         results.append(result)
         display.advance(task)
         if not quiet:
-            for line in _short_lines(result):
-                display.console.print(line) if display.console.is_terminal else say(line)
+            for line in gate3_tables.short_lines(result):
+                say(line)
     display.update(task, description="facts")
     return results
-
-
-def _short_lines(result: FactResult) -> list[str]:
-    """One line for each method as a fact of --all is done."""
-    lines = []
-    for name, found in result.methods.items():
-        effect = found.effect
-        verdicts = " ".join(f"{v.standard} {_coloured(v.result)}" for v in (found.seed, found.strict))
-        lines.append(
-            f"{result.sets.fact.name:24} {name:9} layer {found.delta.layer:2}  suppression {effect.headline.loss:6.3f}"
-            f"  others {_signed(effect.other_subjects.mean)}  {verdicts}"
-        )
-    return lines
-
-
-def _print_fact(bench: Bench, result: FactResult) -> None:
-    fact, before = result.sets.fact, result.before
-    decode = bench.loaded.tokenizer.decode
-    title = f"{fact.name} → {fact.answer}   P = {before.probability:.3f}, rank {before.rank}"
-    if not result.known:
-        say(f"[bold]{title}[/]")
-        say("[yellow]not_applicable[/]: the model does not know this fact (P ≥ 0.1 is needed)")
-        say("It says: " + _tops(before.top, decode))
-        return
-    for name, found in result.methods.items():
-        _print_method(bench, result, name, found)
-    print_table(
-        "Controls at equal ‖ΔW‖",
-        ["control", "of", ">suppression", ">reference"],
-        [
-            (kind, name, _span([c.suppression for c in some]), _span([c.reference_loss for c in some]))
-            for name, found in result.methods.items()
-            for kind in dict.fromkeys(c.kind for c in found.controls)
-            for some in [[c for c in found.controls if c.kind == kind]]
-        ],
-    )
-    say(f"{result.seconds:.0f} s for this fact")
-
-
-def _print_method(bench: Bench, result: FactResult, name: str, found: MethodResult) -> None:
-    from probes.delete.record import groups
-
-    effect, decode = found.effect, bench.loaded.tokenizer.decode
-    head = effect.headline
-    rows = [
-        ("the fact itself", "1/1", _p(head.before.probability), _p(head.after.probability), _signed(head.loss), "", "")
-    ]
-    for key, group in groups(effect).items():
-        label = result.sets.held_out.reference[0].fact if key == "reference" else SET_TITLES[key]
-        rows.append((label, *_group_row(group, least=key == "paraphrases")))
-    print_table(
-        f"{result.sets.fact.name} → {result.sets.fact.answer}, {name}: layer {found.delta.layer}, "
-        f"‖ΔW‖/‖W‖ {found.relative_norm:.3f}, {found.seconds:.0f} s",
-        ["held-out set", ">known", ">before", ">after", ">loss", ">extreme", "prompt"],
-        rows,
-        caption=f"loss = (P − P′)/P; extreme: largest loss (paraphrases: smallest). "
-        f"Neutral text: KL {effect.neutral_kl:.2g} nats per token.",
-    )
-    say(f"before: {_tops(head.before.top, decode)}")
-    say(f"after:  {_tops(head.after.top, decode)}")
-    for verdict in (found.seed, found.strict):
-        say(f"[bold]{verdict.standard}[/] {_coloured(verdict.result)}: {verdict.reason}")
-        for one in verdict.criteria:
-            mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]–[/]"}[one.holds]
-            value = "not measured" if one.value is None else f"{one.value:.3g}"
-            worst = f"  {one.worst}" if one.worst else ""
-            sign = "≥" if one.relation == ">=" else "≤"
-            say(f"  {mark} {one.name}: {value} (must be {sign} {one.limit:g}, n = {one.counted}){worst}")
-    say("")
-
-
-def _group_row(group: SetChange, least: bool) -> tuple[str, ...]:
-    if not group.changes:
-        return (f"0/{group.asked}", "", "", "", "", "the model knows none")
-    count = len(group.changes)
-    before = sum(change.before.probability for change in group.changes) / count
-    after = sum(change.after.probability for change in group.changes) / count
-    extreme = group.least if least else group.worst
-    assert extreme is not None
-    known = f"{count}/{group.asked}"
-    return (known, _p(before), _p(after), _signed(group.mean), _signed(extreme.loss), extreme.name)
-
-
-def _print_rates(bench: Bench, results: list[FactResult]) -> None:
-    from probes.delete.record import rate
-
-    rows = []
-    for method in bench.options.methods:
-        for standard in ("seed", "strict"):
-            found = rate(results, method, standard)
-            rows.append(
-                (
-                    method,
-                    standard,
-                    f"{found.passed}/{found.of}",
-                    f"{found.share:.1%}",
-                    f"{found.low:.1%} – {found.high:.1%}",
-                )
-            )
-    print_table("Facts that pass", ["method", "verdict", ">passed", ">share", ">95 % Wilson interval"], rows)
-    for result in results:
-        found_forward = result.methods.get("forward")
-        if found_forward and found_forward.strict.result == "fail":
-            say(f"[red]✗[/] {result.sets.fact.name}: {found_forward.strict.reason}")
-    seconds = sum(result.seconds for result in results)
-    say(f"{len(results)} facts in {seconds:.0f} s, {seconds / len(results):.0f} s each")
 
 
 def _check_targets(*files: Path | None) -> None:
@@ -299,26 +185,3 @@ def _save(bench: Bench, result: FactResult, path: Path) -> None:
     }
     patches.save(path, found.delta, patches.checkpoint_directory(bench.loaded), provenance)
     say(f"{name} patch written to {path}")
-
-
-def _coloured(result: str) -> str:
-    return f"[{COLOURS[result]}]{result}[/]"
-
-
-def _p(value: float) -> str:
-    return f"{value:.4f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
-
-
-def _span(values: list[float | None]) -> str:
-    found = [value for value in values if value is not None]
-    if not found:
-        return "–"
-    return f"{found[0]:+.3f}" if len(found) == 1 else f"{min(found):+.3f} … {max(found):+.3f}"
-
-
-def _tops(top: Any, decode: Any) -> str:
-    return "  ".join(f"{decode([token])!r} {share:.3f}" for token, share in top).replace("[", "\\[")
