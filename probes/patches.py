@@ -14,43 +14,26 @@ Patches apply to exactly the weights they were made for: another base hash is re
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from probes.delete import Delta
-from probes.model import Loaded
-from vindex.errors import CheckpointError, PatchError, TargetError
+from probes.shards import BLOCK_BYTES, Place, base_sha256, carry, locate, new_directory, overwrite, sha256, tensor_bytes
+from vindex.errors import PatchError, TargetError
 
 FORMAT = "vindex-patch"
 VERSION = "1"
 HISTORY = "vindex_patches"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-BLOCK_BYTES = 1 << 22
-
-
-class Place(NamedTuple):
-    """A tensor's bytes in a checkpoint."""
-
-    file: Path
-    tensor: str
-    dtype: str
-    """As safetensors writes it: F32, BF16, F16."""
-    shape: tuple[int, int]
-    start: int
-    """Byte offsets in the file."""
-    stop: int
 
 
 class Patch(NamedTuple):
@@ -65,44 +48,9 @@ class Patch(NamedTuple):
     provenance: dict[str, Any]
 
 
-def locate(checkpoint: Path, layer: int) -> Place:
-    """Find `layers.<layer>.mlp.gate_proj.weight` in a checkpoint directory without reading any weight."""
-    index = checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(_json(index)["weight_map"].values())
-    elif (checkpoint / "model.safetensors").is_file():
-        names = {"model.safetensors"}
-    else:
-        raise CheckpointError(f"{checkpoint}: no model.safetensors and no model.safetensors.index.json")
-    ending = f"layers.{layer}.mlp.gate_proj.weight"
-    for name in sorted(names):
-        file = checkpoint / Path(name).name
-        header, data = _header(file)
-        for tensor, entry in header.items():
-            if tensor == ending or tensor.endswith(f".{ending}"):
-                start, stop = entry["data_offsets"]
-                return Place(file, tensor, entry["dtype"], tuple(entry["shape"]), data + start, data + stop)
-    raise PatchError(f"{checkpoint}: has no {ending}; expected a dense checkpoint with that layer")
-
-
-def checkpoint_directory(loaded: Loaded) -> Path:
-    """The directory that a loaded model came from: the local one, or the snapshot in the Hub cache."""
-    if loaded.path is not None:
-        return loaded.path
-    config = try_to_load_from_cache(loaded.name, "config.json", revision=loaded.revision or "main")
-    if not isinstance(config, str):
-        raise CheckpointError(f"{loaded.name}: its snapshot is not in the Hub cache; download it to a directory first")
-    return Path(config).parent
-
-
 def stored_dtype(checkpoint: Path, layer: int) -> torch.dtype:
     """The dtype in which the checkpoint stores the layer's gate_proj. Raises PatchError if it is no plain float."""
     return _dtype(locate(checkpoint, layer))
-
-
-def base_sha256(place: Place) -> str:
-    """SHA-256 of the tensor's bytes as stored."""
-    return _sha256(place.file, place.start, place.stop)
 
 
 def save(path: Path, delta: Delta, checkpoint: Path, provenance: dict[str, Any]) -> Patch:
@@ -149,20 +97,20 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
     """
     place = locate(checkpoint, patch.delta.layer)
     _fits(patch, place)
-    with _new_directory(out) as partial:
+    with new_directory(out) as partial:
         for file in sorted(checkpoint.iterdir()):
             if file.is_dir():
                 if file.name == HISTORY:
                     shutil.copytree(file, partial / file.name)
             elif file.name != place.file.name:
-                _carry(file, partial / file.name)
+                carry(file, partial / file.name)
         shard = partial / place.file.name
         shutil.copyfile(place.file, shard)
-        original = _tensor_bytes(place)
-        _overwrite(shard, place, _patched_rows(place, patch.delta))
+        original = tensor_bytes(place)
+        overwrite(shard, place, _patched_rows(place, patch.delta))
         history = partial / HISTORY
         history.mkdir(exist_ok=True)
-        extra = {"shard": place.file.name, "shard_sha256": _sha256(place.file)}
+        extra = {"shard": place.file.name, "shard_sha256": sha256(place.file)}
         _write(history / f"{len(list(history.iterdir())):04}.safetensors", patch, extra, original)
     return out
 
@@ -178,12 +126,12 @@ def revert(checkpoint: Path, out: Path | None = None) -> Path:
             f"{checkpoint}: no {HISTORY}/ with a patch in it; expected a directory from `vindex patch apply`"
         )
     if out is not None:
-        with _new_directory(out) as partial:
+        with new_directory(out) as partial:
             for file in sorted(checkpoint.iterdir()):
                 if file.is_dir():
                     shutil.copytree(file, partial / file.name)
                 else:
-                    _carry(file, partial / file.name)
+                    carry(file, partial / file.name)
             revert(partial)
         return out
     latest = applied[-1]
@@ -196,8 +144,8 @@ def revert(checkpoint: Path, out: Path | None = None) -> Path:
     beside = place.file.with_name(place.file.name + ".partial")
     try:
         shutil.copyfile(place.file, beside)
-        _overwrite(beside, place, iter([original]))
-        if _sha256(beside) != metadata["shard_sha256"]:
+        overwrite(beside, place, iter([original]))
+        if sha256(beside) != metadata["shard_sha256"]:
             raise PatchError(f"{place.file}: was changed since the patch was applied; the original cannot be restored")
         os.replace(beside, place.file)
     finally:
@@ -244,16 +192,6 @@ def _patched_rows(place: Place, delta: Delta) -> Iterator[bytes]:
             yield new.view(torch.uint8).numpy().tobytes()
 
 
-def _overwrite(file: Path, place: Place, blocks: Iterator[bytes]) -> None:
-    with file.open("r+b") as handle:
-        handle.seek(place.start)
-        for block in blocks:
-            handle.write(block)
-        assert handle.tell() == place.stop, "a tensor was not written whole"
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def _write(path: Path, patch: Patch, extra: dict[str, str], original: Tensor | None = None) -> None:
     metadata = {
         "format": FORMAT,
@@ -288,72 +226,3 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PatchError(f"{path}: is not a safetensors file: {error}") from error
-
-
-def _tensor_bytes(place: Place) -> Tensor:
-    with place.file.open("rb") as file:
-        file.seek(place.start)
-        return torch.frombuffer(bytearray(file.read(place.stop - place.start)), dtype=torch.uint8)
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors header without its metadata, and the offset at which the data begins."""
-    try:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if not 0 < length <= file.stat().st_size - 8:
-                raise CheckpointError(f"{file}: is not a safetensors file (its header claims {length} bytes)")
-            header = orjson.loads(handle.read(length))
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from error
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
-def _json(path: Path) -> Any:
-    try:
-        return orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-
-
-def _sha256(file: Path, start: int = 0, stop: int | None = None) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as handle:
-        handle.seek(start)
-        left = (file.stat().st_size if stop is None else stop) - start
-        while left > 0:
-            block = handle.read(min(left, BLOCK_BYTES))
-            if not block:
-                raise CheckpointError(f"{file}: ends before the tensor does; is the download complete?")
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
-
-
-def _carry(file: Path, target: Path) -> None:
-    """Weights are linked, so that a patched 16 GB model costs one shard; small files are copied."""
-    if file.suffix == ".safetensors":
-        try:
-            os.link(file.resolve(), target)
-            return
-        except OSError:
-            pass
-    shutil.copyfile(file, target)
-
-
-@contextmanager
-def _new_directory(out: Path) -> Iterator[Path]:
-    """A directory that appears at `out` whole or not at all."""
-    if out.exists():
-        raise TargetError(f"{out}: already exists; choose another directory or remove it")
-    partial = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        raise TargetError(f"{out}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -43,8 +43,9 @@ def control(baseline: Baseline, sets: Sets, delta: Delta, stored: torch.dtype | 
 
 
 def random_suppression(found: tuple[Control, ...]) -> float:
-    """The strongest suppression among the `random` draws."""
-    return max(one.suppression for one in found if one.kind == "random")
+    """Mean |suppression| over the `random` draws, so that gains and losses do not cancel."""
+    draws = [abs(one.suppression) for one in found if one.kind == "random"]
+    return sum(draws) / len(draws)
 
 
 def _draw(patch: Delta, seed: int) -> Iterator[Delta]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from probes.delete.controls import random_suppression
 from probes.delete.experiment import Bench, FactResult, MethodResult
 from probes.delete.forward import Forward
 from probes.delete.measure import Change, Effect, Outcome, SetChange
@@ -212,7 +213,7 @@ def _short(found: MethodResult) -> dict[str, Any]:
         "relative_norm": found.relative_norm,
         "suppression": effect.headline.loss,
         "neutral_kl": effect.neutral_kl,
-        "random_suppression": max(c.suppression for c in found.controls if c.kind == "random"),
+        "random_suppression": random_suppression(found.controls),
         "sets": {name: _summary(group) for name, group in groups(effect).items()},
         "verdicts": {
             verdict.standard: {"result": verdict.result, "reason": verdict.reason}

@@ -35,13 +35,13 @@ class ValueOptions:
 
     pull: float = 1.0
     """a, weight of the suppression term."""
-    target: float = 0.02
+    target: float = 0.01
     """τ, the share of the answer's probability below which the pull lets go."""
     edge: float = 4.0
     """β, how sharply it lets go."""
     keep: float = 0.2
     """μ"""
-    about: float = 2.0
+    about: float = 1.0
     """κ"""
     margin: float = 0.5
     """λ"""

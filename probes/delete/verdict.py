@@ -93,7 +93,7 @@ def strict(effect: Effect, random_suppression: float, random_draws: int) -> Verd
             "other facts with the answer, mean loss", "<=", 0.15, answer.mean, len(answer.changes), _name(answer.worst)
         ),
         Criterion("neutral text, KL in nats per token", "<=", 5e-3, effect.neutral_kl, effect.neutral_tokens),
-        Criterion("suppression by random rank-1 of equal norm", "<=", 0.05, random_suppression, random_draws),
+        Criterion("random rank-1 of equal norm, mean |suppression|", "<=", 0.05, random_suppression, random_draws),
     )
     return _verdict("strict", criteria)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from probes import patches
+from probes import patches, shards
 from probes.delete import Delta
 from probes.hooks import patched, same_bits
 from probes.model import load, weight
@@ -49,7 +49,7 @@ def sharded(tmp_path_factory) -> Path:
 @pytest.fixture
 def delta() -> Delta:
     torch.manual_seed(0)
-    rows, width = patches.locate(CHECKPOINT, LAYER).shape
+    rows, width = shards.locate(CHECKPOINT, LAYER).shape
     return Delta(LAYER, torch.randn(rows) * 0.1, torch.randn(width), "forward")
 
 
@@ -92,7 +92,7 @@ def test_only_the_patched_tensor_differs_and_the_base_is_untouched(checkpoint, s
     old, new = tensors(checkpoint), tensors(out)
     assert [name for name in old if not same_bits(old[name], new[name])] == [patch.tensor]
     assert digests(checkpoint) == before
-    shard = patches.locate(checkpoint, LAYER).file.name
+    shard = shards.locate(checkpoint, LAYER).file.name
     changed = {name for name, digest in digests(out).items() if before.get(name) != digest}
     assert changed == {shard, f"{patches.HISTORY}/0000.safetensors"}
 
@@ -144,7 +144,7 @@ def test_revert_needs_a_patched_directory_that_nobody_changed(checkpoint, saved,
     with pytest.raises(PatchError, match="no vindex_patches/"):
         patches.revert(checkpoint)
     out = patches.apply(checkpoint, patches.read(saved), tmp_path / "out")
-    place = patches.locate(out, LAYER)
+    place = shards.locate(out, LAYER)
     raw = bytearray(place.file.read_bytes())
     raw[-1] ^= 1 if place.stop != len(raw) else 0
     raw[place.start - 1 if place.start > 4096 else place.stop] ^= 1
@@ -207,7 +207,7 @@ def test_saving_a_patch_that_does_not_fit_the_checkpoint(checkpoint, tmp_path):
     with pytest.raises(PatchError, match="has shape"):
         patches.save(tmp_path / "p", Delta(LAYER, torch.zeros(3), torch.zeros(4), "forward"), checkpoint, {})
     with pytest.raises(PatchError, match=r"has no layers.9.mlp.gate_proj.weight"):
-        patches.locate(checkpoint, 9)
+        shards.locate(checkpoint, 9)
 
 
 def test_saving_where_nothing_can_be_written(checkpoint, delta, tmp_path):
@@ -217,20 +217,20 @@ def test_saving_where_nothing_can_be_written(checkpoint, delta, tmp_path):
 
 def test_a_directory_without_weights(tmp_path):
     with pytest.raises(CheckpointError, match="no model.safetensors"):
-        patches.locate(tmp_path, 0)
+        shards.locate(tmp_path, 0)
 
 
 def test_damaged_checkpoints_are_named(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"\xff" * 64)
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
-        patches.locate(tmp_path, 0)
+        shards.locate(tmp_path, 0)
     file.write_bytes((4).to_bytes(8, "little") + b"{{{{")
     with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
-        patches.locate(tmp_path, 0)
+        shards.locate(tmp_path, 0)
     (tmp_path / "model.safetensors.index.json").write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        patches.locate(tmp_path, 0)
+        shards.locate(tmp_path, 0)
 
 
 def test_a_truncated_shard_is_named(delta, tmp_path):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from probes.facts import Panel
 
 KNOWN_FROM = 0.2
+STDOUT = Path("-")
 
 
 class Method(StrEnum):
@@ -51,11 +52,8 @@ def gate3(
     plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Delete a fact with a rank-1 change of one gate_proj; measure it on held-out prompts."""
-    from probes.delete import record as records
-
     if all_facts and save_patch:
         raise ProbeError("--save-patch writes one patch; leave --all out")
-    quiet = json_file == Path("-")
     _check_targets(json_file, save_patch, plot)
     with progress() as display:
         load = stage(display, "loading", 1)
@@ -63,37 +61,78 @@ def gate3(
         load(1)
         if all_facts:
             names = relation or [fact.rpartition("/")[2] or fact]
-            results = _run_all(bench, names, known_from, limit, display, quiet)
-            record = records.all_facts(bench, names, known_from, results)
-        else:
-            results = [_run_one(bench, bench.panel.find(fact), display)]
-            record = records.one(bench, results[0])
-    if not quiet and all_facts:
-        gate3_tables.rates(bench, results)
-    elif not quiet:
-        gate3_tables.fact(bench, results[0])
-    if json_file:
-        print_json(record) if quiet else _write_json(json_file, record)
-    if plot:
-        from probes.delete import plot as drawing
+            _all(bench, names, known_from, limit, display, json_file, plot)
+            return
+        result = _run_one(bench, bench.panel.find(fact), display)
+    _one(bench, result, json_file, plot, save_patch)
 
-        (drawing.all_facts if all_facts else drawing.one)(record, plot)
+
+def _one(bench: Bench, result: FactResult, json_file: Path | None, plot: Path | None, save_patch: Path | None) -> None:
+    """Print and write everything about one fact."""
+    from probes.delete import plot as drawing
+    from probes.delete import record as records
+
+    record = records.one(bench, result)
+    if json_file == STDOUT:
+        print_json(record)
+    else:
+        gate3_tables.fact(bench, result)
+        _write_json(json_file, record)
+    if plot:
+        drawing.one(record, plot)
     if save_patch:
-        _save(bench, results[0], save_patch)
+        _save(bench, result, save_patch)
+
+
+def _all(
+    bench: Bench,
+    names: list[str],
+    known_from: float,
+    limit: int | None,
+    display: Any,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Run every known fact of the relations. The record is written after each, so that a stopped run leaves one."""
+    from probes.delete import plot as drawing
+    from probes.delete import record as records
+    from probes.delete.experiment import run
+
+    chosen = [fact for name in names for fact, _ in bench.known(name, known_from)[:limit]]
+    if not chosen:
+        raise ProbeError(f"{bench.loaded.name}: knows no fact of {', '.join(names)} with P ≥ {known_from}")
+    task = display.add_task("facts", total=len(chosen))
+    results: list[FactResult] = []
+    record: dict[str, Any] = {}
+    for fact in chosen:
+        bench.tick = lambda name, who=fact.name: display.update(task, description=f"{who}: {name}")  # type: ignore[misc]
+        results.append(run(bench, fact))
+        record = records.all_facts(bench, names, known_from, results)
+        display.update(task, advance=1, description="facts")
+        if json_file != STDOUT:
+            _write_json(json_file, record)
+            for line in gate3_tables.short_lines(results[-1]):
+                say(line)
+    if json_file == STDOUT:
+        print_json(record)
+    else:
+        gate3_tables.rates(bench, results)
+    if plot:
+        drawing.all_facts(record, plot)
 
 
 def _bench(
     model: str, method: Method, layer: int | None, vindex: Path | None, facts: Path | None, chat: bool, seed: int,
     dtype: str, device: str,
 ) -> Bench:  # fmt: skip
-    from probes import patches
+    from probes import patches, shards
     from probes.delete.experiment import METHODS, Bench, Options
     from probes.model import layers, load
 
     panel = _panel(model, facts)
     loaded = load(model, dtype=dtype, device=device)
     layers(loaded.model)  # refuses a mixture of experts before any work
-    checkpoint = patches.checkpoint_directory(loaded)
+    checkpoint = shards.checkpoint_directory(loaded)
     methods = METHODS if method is Method.both else (method.value,)
     options = Options(methods=methods, seed=seed, chat=chat, layer=layer)
     gate = None
@@ -127,47 +166,29 @@ def _run_one(bench: Bench, fact: Any, display: Any) -> FactResult:
     return result
 
 
-def _run_all(
-    bench: Bench, names: list[str], known_from: float, limit: int | None, display: Any, quiet: bool
-) -> list[FactResult]:
-    from probes.delete.experiment import run
-
-    chosen = [fact for name in names for fact, _ in bench.known(name, known_from)[:limit]]
-    if not chosen:
-        raise ProbeError(f"{bench.loaded.name}: knows no fact of {', '.join(names)} with P ≥ {known_from}")
-    task = display.add_task("facts", total=len(chosen))
-    results = []
-    for fact in chosen:
-        bench.tick = lambda name, who=fact.name: display.update(task, description=f"{who}: {name}")  # type: ignore[misc]
-        result = run(bench, fact)
-        results.append(result)
-        display.advance(task)
-        if not quiet:
-            for line in gate3_tables.short_lines(result):
-                say(line)
-    display.update(task, description="facts")
-    return results
-
-
 def _check_targets(*files: Path | None) -> None:
     """An hour of work must not end at a directory that does not exist."""
     for file in files:
-        if file is not None and file != Path("-") and not file.absolute().parent.is_dir():
+        if file is not None and file != STDOUT and not file.absolute().parent.is_dir():
             raise TargetError(f"{file}: the directory {file.parent} does not exist; make it first")
 
 
-def _write_json(path: Path, record: Any) -> None:
+def _write_json(path: Path | None, record: Any) -> None:
+    """Write beside and rename, so that a reader never finds half a record."""
+    if path is None:
+        return
     import orjson
 
+    beside = path.with_name(path.name + ".partial")
     try:
-        path.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+        beside.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+        beside.replace(path)
     except OSError as error:
         raise TargetError(f"{path}: cannot be written: {error.strerror}") from error
-    say(f"record written to {path}")
 
 
 def _save(bench: Bench, result: FactResult, path: Path) -> None:
-    from probes import patches
+    from probes import patches, shards
 
     if not result.methods:
         raise ProbeError(f"{result.sets.fact.name}: no patch to save, the model does not know this fact")
@@ -183,5 +204,5 @@ def _save(bench: Bench, result: FactResult, path: Path) -> None:
         "suppression": found.effect.headline.loss,
         "verdicts": {"seed": found.seed.result, "strict": found.strict.result},
     }
-    patches.save(path, found.delta, patches.checkpoint_directory(bench.loaded), provenance)
+    patches.save(path, found.delta, shards.checkpoint_directory(bench.loaded), provenance)
     say(f"{name} patch written to {path}")
