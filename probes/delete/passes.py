@@ -22,7 +22,7 @@ from probes.hooks import capture
 from probes.model import Layer, Site, layers
 from vindex.errors import ProbeError
 
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 """Padded tokens per forward pass; bounds the memory that activations take."""
 PARTS_TOLERANCE = 0.03
 """Largest difference in probability between the model run whole and in parts; bfloat16 differs by about 0.01."""
