@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from vindex.commands.console import print_table, say
 
 if TYPE_CHECKING:
@@ -128,6 +126,11 @@ def _short(name: str, result: FactResult) -> str:
     own = result.sets.fact
     name = name.replace(f"{own.subject}/", "", 1) if name.startswith(f"{own.subject}/") else name
     return escape(name.replace(f"/{own.relation}", "").removesuffix("#0"))
+
+
+def escape(text: str) -> str:
+    """Text that rich prints as it is."""
+    return text.replace("[", "\\[")
 
 
 def _coloured(result: str) -> str:
