@@ -18,7 +18,7 @@ from probes.model import weight
 
 @dataclass(frozen=True)
 class Delta:
-    """A rank-1 change of `gate_proj.weight` (I, H) in one layer: ΔW = outer(gate_write, gate_read)."""
+    """A rank-1 change of `gate_proj.weight` (I, H) in one layer: ΔW = outer(gate_write, gate_read). On the CPU."""
 
     layer: int
     gate_write: Tensor

@@ -123,7 +123,7 @@ def forward(
     found = halves[layer]
     read = read_direction(found.key, _moment(generic[layer], options.subjects_weight, found.one, found.other))
     value = fit_value(model, layer, phrasings, fit.about, read, options.value, start)
-    return Forward(Delta(layer, value.gate_write, read, "forward"), tuple(scan.values()), value)
+    return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
 
 
 def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:

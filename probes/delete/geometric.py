@@ -66,7 +66,7 @@ def geometric(
     direction = direction / direction.norm()
     removed = weight(model, "gate_proj", best.layer).detach().float() @ direction
     source = "vindex" if gate is not None else "eigendecomposition of each layer's gate_proj"
-    return Geometric(Delta(best.layer, -removed, direction, "geometric"), scan, source)
+    return Geometric(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), scan, source)
 
 
 def gate_directions(gate: Tensor, features: int) -> Tensor:
