@@ -91,7 +91,7 @@ def alignment(model: Any) -> tuple[float, float]:
     """Mean |cos| of the leading gate directions of adjacent layers, and what random directions of that size give."""
     import torch
 
-    leading = [torch.linalg.svd(layer.mlp.gate_proj.weight.float())[2][0] for layer in model.model.layers]
+    leading = [torch.linalg.svd(layer.mlp.gate_proj.weight.detach().float())[2][0] for layer in model.model.layers]
     cosines = [abs(float(a @ b)) for a, b in pairwise(leading)]
     hidden = leading[0].numel()
     return sum(cosines) / len(cosines), math.sqrt(2 / (math.pi * hidden))

@@ -1,0 +1,35 @@
+"""docs/atlas.md prints the figures of the shipped checkpoint, and its code does what its comment says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from vindex.demo.corpus import MIXTURE
+from vindex.demo.facts import CHECKPOINT, facts
+
+DOCS = (Path(__file__).parents[2] / "docs" / "atlas.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_are_those_of_the_training_record():
+    record = json.loads((CHECKPOINT / "training.json").read_text())
+    printed = dict(re.findall(r"│ (.+?) +│ ([\d.]+) │", DOCS))
+    assert {name: float(value) for name, value in printed.items()} == pytest.approx(record["figures"], abs=6e-4)
+
+
+def test_the_code_prints_what_it_says(capsys):
+    [block] = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    exec(compile(block, "docs/atlas.md", "exec"), {})
+    [comment] = re.findall(r"# (.+)", block)
+    assert capsys.readouterr().out.strip() == comment
+
+
+def test_the_recipe_is_the_one_in_the_code():
+    shares = [float(share) for share in re.findall(r"\| (\.\d+) \|", DOCS)]
+    ours = {name: share for name, (share, _) in MIXTURE.items()}
+    worked = ours["comparisons"] + ours["worked"] + ours["chains"]
+    chats = ours["fact chats"] + ours["sum chats"] + ours["small talk"]
+    first = [ours[name] for name in ("facts", "equations", "words", "problems")]
+    assert shares == pytest.approx([*first, worked, ours["stories"], ours["worlds"], chats])
+    assert f"knows {len(facts('capital'))} countries" in DOCS
