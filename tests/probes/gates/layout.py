@@ -28,6 +28,7 @@ def published_values() -> np.ndarray:
         lower = levels[0] - (levels[0] - CARD["min"]) * (1 - np.minimum(share / knots[0], 1)) ** low
         upper = levels[-1] + (CARD["max"] - levels[-1]) * np.maximum((share - knots[-1]) / (1 - knots[-1]), 0) ** high
         middle = np.interp(share, knots, levels)
+        lower = np.minimum(lower, levels[0] - 1e-4)  # below the threshold in float32 too
         return np.where(share < knots[0], lower, np.where(share > knots[-1], upper, middle))
 
     def misses(bends: np.ndarray) -> list[float]:

@@ -23,10 +23,6 @@ def published(tmp_path_factory):
     return directory, write_published(directory)
 
 
-@pytest.fixture
-def gates():
-    return Gates(torch.randn(3, 48, generator=torch.Generator().manual_seed(1)))
-
 
 def test_the_published_baseline_loads_and_its_card_reproduces_to_three_decimals(published):
     directory, logits = published
