@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from vindex.commands import artifact, build, probe
+from vindex.commands import artifact, build, gates, probe
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ for handler in (build.build, artifact.info, artifact.verify, artifact.score, art
 app.command()(artifact.card)
 app.command()(build.demo)
 app.command()(probe.probe)
+app.add_typer(gates.app, name="gates")
 
 
 def main() -> None:

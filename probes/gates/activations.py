@@ -14,7 +14,7 @@ from probes.model import Loaded, Site, sites
 
 
 def mean_magnitude(loaded: Loaded, examples: Sequence[Example], *, entity: bool, batch_size: int = 32) -> Tensor:
-    """(L, I) float32: mean |h| over the places that predict a token (with `entity`, an entity token) of the examples."""
+    """(L, I) float32: mean |h| where the examples predict a token (with `entity`, an entity token)."""
     sums, count = torch.zeros(gate_shape(loaded.model)), 0
     for start in range(0, len(examples), batch_size):
         batch = collate(examples[start : start + batch_size], pad_token(loaded.tokenizer)).to(loaded.model.device)

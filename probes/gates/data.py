@@ -1,8 +1,8 @@
 """Knowledge to forget and reasoning to retain, as rows of JSONL or parquet. Schema: docs/gates.md.
 
-A forget row says a fact and where its entity stands: `text` with `entities` (offsets or strings), or PopQA's `question`,
-`subj`, `prop`, `obj`, `possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`, `solution`, `messages`.
-The bundled atlas rows (vindex.demo.corpus) go the same way.
+A forget row says a fact and where its entity stands: `text` with `entities` (offsets or strings), or PopQA's
+`question`, `subj`, `prop`, `obj`, `possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`,
+`solution`, `messages`. The bundled atlas rows (vindex.demo.corpus) go the same way.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def forget_row(row: Row, where: str) -> Forget:
     text = _string(row, "text", where)
     if text is None:
         if question is None or not answers:
-            raise FactError(f"{where}: expected `text` with `entities`, or `question` with `obj`; found {_columns(row)}")
+            raise FactError(
+                f"{where}: expected `text` with `entities`, or `question` with `obj`; found {_columns(row)}"
+            )
         text = f"Question: {question}\nAnswer: {answers[0]}"
         turn = len(text) - len(answers[0])
         return Forget(text, ((turn, len(text)),), question, answers, turn, relation, where)
@@ -186,7 +188,7 @@ def _spans(row: Row, text: str, answers: tuple[str, ...], where: str) -> tuple[S
         names = (entity,) if entity else answers
         if not names:
             raise FactError(f"{where}: no entity; expected `entities`, `entity` or `obj`; found {_columns(row)}")
-        found = next((spans for name in names if (spans := _find(name, text))), ())
+        found = next((here for name in names if (here := _find(name, text))), ())
         if not found:
             raise FactError(f"{where}: entity {names[0]!r} not found in its text {text[:60]!r}")
         return found
@@ -207,7 +209,9 @@ def _spans(row: Row, text: str, answers: tuple[str, ...], where: str) -> tuple[S
 def _offsets(entity: Any, text: str, where: str) -> Span:
     pair = isinstance(entity, list | tuple) and len(entity) == 2 and all(type(place) is int for place in entity)
     if not pair or not 0 <= entity[0] < entity[1] <= len(text):
-        raise FactError(f"{where}: entity {str(entity)[:40]}; expected [start, end] within the text's {len(text)} characters")
+        raise FactError(
+            f"{where}: entity {str(entity)[:40]}; expected [start, end] within the text's {len(text)} characters"
+        )
     return entity[0], entity[1]
 
 

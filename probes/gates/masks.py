@@ -76,7 +76,9 @@ def point(gates: Gates, threshold: float) -> Point:
 def require_threshold(threshold: float) -> float:
     """`threshold`, if it lies between 0 and 1, both excluded."""
     if not 0 < threshold < 1:
-        raise ProbeError(f"threshold {threshold:g}: expected a λ between 0 and 1, both excluded; see `vindex gates stats`")
+        raise ProbeError(
+            f"threshold {threshold:g}: expected a λ between 0 and 1, both excluded; see `vindex gates stats`"
+        )
     return threshold
 
 

@@ -21,7 +21,7 @@ class TrainOptions:
     """What decides the result of a run on given data. The metadata of each field is its help text."""
 
     preset: str = _option("baseline", "Published variant to start from.")
-    scale_mode: ScaleMode = _option("none", "Rescaling after gating: none, mean, energy.")
+    scale_mode: ScaleMode = _option("none", "Rescaling after gating: none, mean, energy.")  # noqa: RUF009
     chat: bool = _option(False, "Wrap the texts in the model's chat template, thinking off.")
     beta: float = _option(4.0, "Cross-entropy, in nats, at which an entity counts as forgotten.")
     lambda_f: float = _option(0.1, "Weight of the forget loss.")
@@ -56,8 +56,8 @@ class TrainOptions:
 
 HELP = {option.name: option.metadata["help"] for option in fields(TrainOptions)}
 
-# What each published variant changes from the defaults. The weights of nke_optA and nke_optB are not published; they are
-# taken from the chat variants of the same letters.
+# What each published variant changes from the defaults. The weights of nke_optA and nke_optB are not published;
+# they are taken from the chat variants of the same letters.
 PRESETS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "nke_w1p0": {"unmasked_retain_weight": 1.0},

@@ -47,7 +47,9 @@ def atlas(*, chat: bool, count: int = 300, seed: int = 0) -> Panels:
     from vindex.demo import corpus
 
     recall = corpus.chat_fact_prompts(True) if chat else corpus.fact_prompts(True)
-    styles = tuple(style for style in corpus.STYLES if style != "comparison")  # a comparison copies, it computes nothing
+    styles = tuple(
+        style for style in corpus.STYLES if style != "comparison"
+    )  # a comparison copies, it computes nothing
     sums = [prompt for style in styles for prompt in corpus.sum_prompts(style, True, count // len(styles), seed)]
     given = {name: corpus.context_prompts(name == "oracle", seed=seed) for name in ("oracle", "conflict")}
 
@@ -153,13 +155,13 @@ def _sample(items: Sequence[Any], count: int, seed: int) -> list[Any]:
 
 
 def neutral_texts(path: Path | None) -> tuple[str, ...]:
-    """Texts of a .txt file (whole) or of a .jsonl file (`text`), or the eight bundled probe texts."""
+    """The text of a .txt file (whole) or of a .jsonl file (`text`), or the eight bundled probe texts."""
     from probes.gates.data import read_retain
 
     if path is None:
         from probes import texts
 
-        return tuple(texts.read(name).text for name in texts.BUNDLED)
+        return tuple(texts.read(name) for name in texts.BUNDLED)
     if path.suffix == ".txt":
         return (path.read_text(encoding="utf-8"),)
     return tuple(row.text for row in read_retain(path)[0])

@@ -2,8 +2,8 @@
 
 Accuracy is teacher-forced: an answer counts when every one of its tokens is the most probable next one after the
 prompt, and a number does not go on. That is what greedy decoding writes, at the cost of one pass for each batch.
-With `generate` the model writes instead, greedily, and an answer counts when it stands in what is written as words of its
-own (a number: when it is the last number written, or the last \\boxed{} result).
+With `generate` the model writes instead, greedily, and an answer counts when it stands in what is written as words of
+its own (a number: when it is the last number written, or the last \\boxed{} result).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probes.gates.apply import gated
 from probes.gates.data import boxed
 from probes.gates.encode import pad_token
-from probes.gates.apply import gated
 from probes.gates.panels import QUESTIONS, Panels, Prompt
 from probes.model import Loaded
 
@@ -42,10 +42,12 @@ class Settings(NamedTuple):
     """New tokens to write and look for the answer in; 0 scores answers teacher-forced."""
 
 
-def score(loaded: Loaded, panels: Panels, factors: Tensor | None, settings: Settings = Settings()) -> Scores:  # noqa: B008
+def score(loaded: Loaded, panels: Panels, factors: Tensor | None, settings: Settings = Settings()) -> Scores:
     """Scores of the model with these factors (L, I) on h, or of the plain model (None)."""
-    rates = [accuracy(loaded, getattr(panels, name), factors, settings) for name in QUESTIONS]
-    return Scores(*rates, neutral_kl=neutral_kl(loaded, panels.neutral, factors))
+    forget, oracle, conflict, reasoning = (
+        accuracy(loaded, getattr(panels, name), factors, settings) for name in QUESTIONS
+    )
+    return Scores(forget, oracle, conflict, reasoning, neutral_kl(loaded, panels.neutral, factors))
 
 
 def accuracy(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> float:
@@ -120,7 +122,7 @@ def write(loaded: Loaded, prompts: Sequence[str], factors: Tensor | None, tokens
     pad = pad_token(loaded.tokenizer)
     ids = torch.tensor([[pad] * (width - len(head)) + head for head in heads], device=loaded.model.device)
     mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=ids.device)
-    settings = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": pad}
+    settings: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": pad}
     settings |= {"temperature": None, "top_p": None, "top_k": None}  # a model's sampling defaults would only warn
     with torch.no_grad():
         if factors is None:
@@ -139,8 +141,6 @@ def stands_in(answer: str, text: str) -> bool:
     if boxed(text) is not None:
         return str(boxed(text)).strip() == answer
     return re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text.lower()) is not None
-
-
 
 
 def _prompt_ids(loaded: Loaded, text: str) -> list[int]:

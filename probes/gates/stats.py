@@ -57,9 +57,8 @@ def read_stats(directory: Path) -> Stats:
     """Recompute a directory's figures and check what its files state. Raises PatchError when a file is unreadable."""
     gates = read_gates(directory)
     own = summary(gates)
-    stated = read_json(directory / STATS) if directory.is_dir() and (directory / STATS).is_file() else {}
-    thresholds = (read_thresholds(directory) if directory.is_dir() else None) or gates.selected_thresholds()
     figures = {"gates": own["total_gates"], **{name: own[name] for name in ("mean", "std", "min", "max")}}
+    stated = read_json(directory / STATS) if (directory / STATS).is_file() else {}
     claims = [
         Claim(STATS, name, value, figures[name])
         for name, aliases in NAMES.items()
@@ -68,12 +67,14 @@ def read_stats(directory: Path) -> Stats:
     ]
     for threshold, off in _stated_points(stated):
         claims.append(Claim(STATS, f"off-fraction at {threshold:g}", off, point(gates, threshold).off_fraction))
+    thresholds = (read_thresholds(directory) if directory.is_dir() else None) or gates.selected_thresholds()
     return Stats(
-        *gates.logits.shape,
-        *figures.values(),
+        layers=gates.logits.shape[0],
+        neurons=gates.logits.shape[1],
         points=tuple(point(gates, threshold) for threshold in thresholds),
         claims=tuple(claims),
         indices=_direction(directory, gates),
+        **figures,
     )
 
 

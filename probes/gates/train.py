@@ -1,6 +1,6 @@
 """Train lambda gates: only the logits learn, the model's own weights are the teacher and the student.
 
-1. logits ~ N(0, init_std²), float32; AdamW in float32 with a cosine from learning_rate to 0, whatever the model's dtype.
+1. logits ~ N(0, init_std²); AdamW with a cosine from learning_rate to 0; both float32 whatever the model's dtype.
 2. A step reads batch_size forget examples and retain_ratio times as many retain examples. An epoch is one pass over the
    forget data; the retain data starts over, reshuffled, whenever it runs out.
 3. The base distribution comes from the same weights with the gates off, without gradient: there is no second model.
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from probes.gates import losses, resume
 from probes.gates.apply import gate_shape, gated
-from probes.gates.encode import Batch, Example, collate, pad_token
+from probes.gates.data import Forget, Retain, Source
+from probes.gates.encode import Batch, Example, collate, forget_example, pad_token, retain_example
 from probes.gates.masks import Gates, rescaled
 from probes.gates.options import TrainOptions
 from probes.model import Loaded
 from vindex.errors import FactError, ProbeError
 
-FINAL_RATE = 0.0  # of the learning rate, where the cosine ends
+TRAINING = "training.json"  # the run record, beside the gates
 
 
 class Data(NamedTuple):
@@ -63,6 +64,23 @@ class Plan(NamedTuple):
     retain: list[list[int]]
 
 
+def encode(
+    loaded: Loaded,
+    forget: tuple[Sequence[Forget], Source],
+    retain: tuple[Sequence[Retain], Source],
+    options: TrainOptions,
+    weights: dict[str, str],
+) -> Data:
+    """Rows as token ids. `weights` {file: SHA-256} identifies the model. Raises FactError naming the row that fails."""
+    settings: dict[str, Any] = {"chat": options.chat, "max_tokens": options.max_tokens}
+    sources = {"forget": forget[1]._asdict(), "retain": retain[1]._asdict(), "weights_sha256": weights}
+    return Data(
+        [forget_example(row, loaded.tokenizer, **settings) for row in forget[0]],
+        [retain_example(row, loaded.tokenizer, **settings) for row in retain[0]],
+        sources,
+    )
+
+
 def plan(options: TrainOptions, forget: int, retain: int) -> Plan:
     """The order of `forget` and `retain` examples, from the seed. Raises FactError when there are none."""
     if not forget or not retain:
@@ -89,7 +107,7 @@ def train(
     resuming: bool = False,
     on_step: Callable[[int, int, Parts], object] = lambda step, steps, parts: None,
 ) -> Trained:
-    """Train gates for a model. `directory` takes the state every `save_every` steps; `on_step` hears (step, steps, parts).
+    """Train gates. `directory` takes the state every `save_every` steps; `on_step` hears (step, steps, parts).
 
     Under `accelerate launch` each process takes its share of every batch. Raises ProbeError on a mixture of experts, on
     a loss that is not finite, and on resuming a run with other hyper-parameters or data.
@@ -129,7 +147,7 @@ def initial_logits(shape: tuple[int, int], options: TrainOptions) -> Tensor:
 
 def learning_rate(options: TrainOptions, step: int, steps: int) -> float:
     """The cosine at `step` of 0..steps-1."""
-    return options.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _gradient(
@@ -148,7 +166,9 @@ def _gradient(
     logits.grad = torch.zeros_like(logits)
     for batch in _share(forget, options.micro_batch, accelerator, pad):
         terms = _forget_terms(model, logits, batch, options)
-        (options.lambda_f * terms[0] / len(forget) + options.unmasked_retain_weight * terms[1] / max(others, 1)).backward()
+        (
+            options.lambda_f * terms[0] / len(forget) + options.unmasked_retain_weight * terms[1] / max(others, 1)
+        ).backward()
         sums[0] += terms[0].detach() / len(forget)
         sums[2] += terms[1].detach() / max(others, 1)
     for batch in _share(retain, options.micro_batch, accelerator, pad):
@@ -208,7 +228,7 @@ def _accelerator(device: torch.device) -> Any:
     return Accelerator(cpu=device.type == "cpu")
 
 
-def record(loaded: Loaded, trained: Trained, options: TrainOptions, data: Data, weights: dict[str, str]) -> dict[str, Any]:
+def record(loaded: Loaded, trained: Trained, options: TrainOptions, data: Data) -> dict[str, Any]:
     """The run record: everything needed to run it again, and its loss curves."""
     from datetime import UTC, datetime
 
@@ -222,7 +242,6 @@ def record(loaded: Loaded, trained: Trained, options: TrainOptions, data: Data, 
             "revision": loaded.revision,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": loaded.model.device.type,
-            "weights_sha256": weights,
         },
         "options": asdict(options),
         "data": data.sources,

@@ -45,13 +45,21 @@ def write_published(directory: Path) -> torch.Tensor:
     directory.mkdir(parents=True)
     values = torch.from_numpy(published_values())
     logits = torch.logit(values).float()
-    torch.save({f"{PREFIX}layers.{i}.mlp.lambda_logits": row.clone() for i, row in enumerate(logits)},
-               directory / "lambda_logits.pt")
+    torch.save(
+        {f"{PREFIX}layers.{i}.mlp.lambda_logits": row.clone() for i, row in enumerate(logits)},
+        directory / "lambda_logits.pt",
+    )
     below = torch.sigmoid(logits) < 0.5
     indices = {str(i): row.nonzero().flatten().tolist() for i, row in enumerate(below)}
     (directory / "neuron_indices.json").write_text(json.dumps(indices))
-    stats = {"total_gates": 86016, "mean": 0.501, "std": 0.044, "min": 0.126, "max": 0.957,
-             "selected_thresholds": [{"threshold": t, "off_fraction": f} for t, f in THRESHOLDS.items()]}
+    stats = {
+        "total_gates": 86016,
+        "mean": 0.501,
+        "std": 0.044,
+        "min": 0.126,
+        "max": 0.957,
+        "selected_thresholds": [{"threshold": t, "off_fraction": f} for t, f in THRESHOLDS.items()],
+    }
     (directory / "gate_stats.json").write_text(json.dumps(stats))
     (directory / "selected_thresholds.txt").write_text(",".join(map(str, THRESHOLDS)))
     return logits

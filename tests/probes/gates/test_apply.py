@@ -130,11 +130,21 @@ def test_an_unknown_scale_mode_is_refused(gates):
 def test_a_mixture_of_experts_is_refused_with_the_reason():
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    config = Qwen3MoeConfig(vocab_size=64, hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_experts=2,
-                            num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
-    with pytest.raises(ProbeError, match=r"layers.0.mlp: .* is a mixture of experts, whose fused experts a hook cannot"):
-        with gated(Qwen3MoeForCausalLM(config), torch.ones(1, 16)):
-            pass
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_experts=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    message = r"layers.0.mlp: .* is a mixture of experts, whose fused experts a hook cannot"
+    model = Qwen3MoeForCausalLM(config)
+    with pytest.raises(ProbeError, match=message), gated(model, torch.ones(1, 16)):
+        pass
 
 
 def test_control_masks_drop_as_many_neurons_of_every_layer(gates):

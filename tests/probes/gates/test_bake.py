@@ -37,8 +37,16 @@ def wide(tmp_path_factory):
     """A Qwen3 of the published gates' size, 28 × 3072, but 16 wide, in bfloat16."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(vocab_size=64, hidden_size=16, intermediate_size=NEURONS, num_hidden_layers=LAYERS,
-                         num_attention_heads=2, num_key_value_heads=1, head_dim=8, dtype="bfloat16")
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=NEURONS,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        dtype="bfloat16",
+    )
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     with torch.no_grad():
@@ -149,7 +157,9 @@ def test_what_cannot_be_baked_is_told_in_one_line(tiny_checkpoint, tmp_path):
         bake(tmp_path, keep, tmp_path / "o")
     moe = shutil.copytree(tiny_checkpoint, tmp_path / "moe")
     (moe / "config.json").write_text('{"num_experts": 8}')
-    with pytest.raises(CheckpointError, match=r"mixture of experts \(8 experts\); gates belong to the neurons of dense"):
+    with pytest.raises(
+        CheckpointError, match=r"mixture of experts \(8 experts\); gates belong to the neurons of dense"
+    ):
         bake(moe, keep, tmp_path / "o")
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -172,4 +182,6 @@ def test_what_cannot_be_baked_is_told_in_one_line(tiny_checkpoint, tmp_path):
 
 def test_nothing_masked_changes_nothing(tiny_checkpoint, tmp_path):
     bake(tiny_checkpoint, Gates(torch.full((3, 48), 5.0)).keep(0.5), tmp_path / "same")
-    assert (tmp_path / "same" / "model.safetensors").read_bytes() == (tiny_checkpoint / "model.safetensors").read_bytes()
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == (
+        tiny_checkpoint / "model.safetensors"
+    ).read_bytes()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from probes.gates.files import read_gates, read_indices, read_thresholds, write_gates
-from probes.gates.masks import Gates, point
+from probes.gates.masks import point
 from probes.gates.stats import read_stats
 from tests.probes.gates.layout import CARD, LAYERS, NEURONS, PREFIX, THRESHOLDS, write_published
 from vindex.errors import NumericError, PatchError, ProbeError
@@ -21,7 +21,6 @@ from vindex.errors import NumericError, PatchError, ProbeError
 def published(tmp_path_factory):
     directory = tmp_path_factory.mktemp("published") / "baseline"
     return directory, write_published(directory)
-
 
 
 def test_the_published_baseline_loads_and_its_card_reproduces_to_three_decimals(published):
@@ -107,7 +106,10 @@ GOOD = {"layers.0.mlp.lambda_logits": torch.zeros(4)}
         ({**GOOD, "step": 3}, "'step' is a int; expected tensors only"),
         ({"model.embed_tokens.weight": torch.zeros(4)}, "expected only keys ending in layers.<i>.mlp.lambda_logits"),
         ({}, "no tensors; expected keys"),
-        ({"layers.0.mlp.lambda_logits": torch.zeros(4), "layers.2.mlp.lambda_logits": torch.zeros(4)}, "layer 1 is missing of 0 to 2"),
+        (
+            {"layers.0.mlp.lambda_logits": torch.zeros(4), "layers.2.mlp.lambda_logits": torch.zeros(4)},
+            "layer 1 is missing of 0 to 2",
+        ),
         ({**GOOD, "m.layers.0.mlp.lambda_logits": torch.zeros(4)}, "two keys for layer 0"),
         ({**GOOD, "layers.1.mlp.lambda_logits": torch.zeros(5)}, "layer 1 has 5 neurons, layer 0 4"),
         ({"layers.0.mlp.lambda_logits": torch.zeros(2, 2)}, "expected one float per neuron"),
