@@ -29,7 +29,7 @@ from extract.svd import Directions, top_directions
 from extract.vocab import TopTokens, down_scores, gate_scores
 from vindex import format as form
 from vindex.card import render_card
-from vindex.checksums import render_sums, sha256_of
+from vindex.checksums import render_sums, sha256_of, sha256_of_all
 from vindex.errors import CheckpointError, QueryError
 from vindex.index import EffectiveRank, Index
 from vindex.manifest import CastReport, Certificate, Manifest, Source, SourceFile
@@ -66,7 +66,7 @@ def build(
     vocabulary = _vocabulary(checkpoint)
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
-    source = _hash_source(checkpoint, stages)
+    source = _hash_source(checkpoint, options.threads, stages)
     fingerprint = {"source": asdict(source), "options": asdict(options), "versions": _versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
     with open_writer(target, fingerprint, total_size(checkpoint, index), resume=resume, force=force) as writer:
@@ -149,7 +149,8 @@ def _read_vocabulary(job: _Job, stages: Stages) -> None:
                 half = to_half(rows, tensor, first)
                 job.writer.write(form.EMBEDDINGS, first * job.layout.hidden_size * 2, half.values.numpy())
                 casts.append(_cast_report(tensor, half))
-            require_finite(rows, tensor, first)
+            else:
+                require_finite(rows, tensor, first)
             candidates = rows[: max(0, len(job.vocabulary) - first)].to(job.options.device)
             if len(candidates):
                 _project(job, candidates, first, poles)
@@ -177,7 +178,7 @@ def _commit(job: _Job, manifest: Manifest, stages: Stages, force: bool) -> None:
     writer.write_text(form.TOKENIZER, (job.checkpoint.directory / form.TOKENIZER.name).read_bytes())
     payload = [spec.name for spec in form.files_of(job.index) if form.is_payload(spec)]
     advance = stages("checksums", sum((writer.partial / name).stat().st_size for name in payload))
-    digests = {name: sha256_of(writer.partial / name, advance) for name in payload}
+    digests = sha256_of_all([writer.partial / name for name in payload], job.options.threads, advance)
     ranks = [record["rank"] for record in _direction_records(job)]
     index = replace(
         job.index,
@@ -231,9 +232,10 @@ def _prepare_device(options: BuildOptions) -> None:
     torch.set_num_threads(options.threads)
 
 
-def _hash_source(checkpoint: Checkpoint, stages: Stages) -> Source:
+def _hash_source(checkpoint: Checkpoint, threads: int, stages: Stages) -> Source:
     advance = stages("hash source", sum(file.stat().st_size for file in checkpoint.files))
-    files = tuple(SourceFile(f.name, f.stat().st_size, sha256_of(f, advance)) for f in checkpoint.files)
+    digests = sha256_of_all(checkpoint.files, threads, advance)
+    files = tuple(SourceFile(f.name, f.stat().st_size, digests[f.name]) for f in checkpoint.files)
     return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
 
 
@@ -269,6 +271,12 @@ def _now() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Largest resident size of this process so far, in bytes.
+
+    Linux carries ru_maxrss over from the parent when a program is started, so the kernel's own mark is read there.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

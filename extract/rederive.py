@@ -1,4 +1,9 @@
-"""Derive a sample of directions again from the weights and compare them with what a vindex holds."""
+"""Derive a sample of directions again from the weights and compare them with what a vindex holds.
+
+Single vectors are only defined up to rotations inside a cluster of nearly equal singular values, so the spectrum is
+cut at its gaps and the subspace of each cluster is compared: one vector where it stands alone, all F together only
+where no gap separates them.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +21,12 @@ from vindex.errors import QueryError
 from vindex.reader import Vindex
 
 HALF_ANGLE = 2e-3  # radians: what float16 rounding of the rows may turn a subspace by
+GAP = 1e-2  # relative distance between neighbours that separates two clusters
 SIGMA_TOLERANCE = 1e-4
 
 
 class Rederived(NamedTuple):
-    """One weight: largest angle (radians) to the stored subspace, its limit, and the largest relative error of σ."""
+    """One weight: largest angle (radians) of any cluster to the stored one, its limit, largest relative error of σ."""
 
     tensor: str
     largest_angle: float
@@ -35,8 +41,8 @@ class Rederived(NamedTuple):
 def rederive(v: Vindex, checkpoint: Checkpoint, layers: list[int]) -> Iterator[Rederived]:
     """Both projections of the given layers, one at a time.
 
-    The limit on the angle is float16 rounding plus residual / gap: directions at a nearly closed gap are only as
-    certain as the certificate makes them. Raises QueryError when the checkpoint has other shapes than the vindex.
+    The limit on an angle is float16 rounding plus residual / gap: what lies beside a nearly closed gap is only as
+    certain as the certificate makes it. Raises QueryError when the checkpoint has other shapes than the vindex.
     """
     layout = find_layout(checkpoint)
     shape = (layout.num_layers, layout.hidden_size, layout.intermediate_size)
@@ -56,9 +62,17 @@ def rederive(v: Vindex, checkpoint: Checkpoint, layers: list[int]) -> Iterator[R
         stored = (v.gate if block.side == "gate" else v.down)[block.layer]
         sigma = v.singular_values[0 if block.side == "gate" else 1, block.layer]
         certificate = certificates[block.side, block.layer]
+        narrowest = min(GAP, certificate.gap_at_cut or GAP)
         yield Rederived(
             block.tensor,
-            float(principal_angles(stored, fresh.rows.numpy()).max(initial=0.0)),
-            HALF_ANGLE + certificate.max_residual / max(certificate.gap_at_cut or 1.0, 1e-12),
+            _largest_angle(stored[: fresh.rank], fresh.rows[: fresh.rank].numpy(), fresh.sigma[: fresh.rank].numpy()),
+            HALF_ANGLE + certificate.max_residual / max(narrowest, 1e-12),
             float((np.abs(sigma - fresh.sigma.numpy()) / np.maximum(sigma, 1e-30)).max()) if sigma.any() else 0.0,
         )
+
+
+def _largest_angle(stored: np.ndarray, fresh: np.ndarray, sigma: np.ndarray) -> float:
+    """The largest principal angle (radians) between corresponding clusters of (rank, H) rows."""
+    cuts = np.flatnonzero(sigma[:-1] - sigma[1:] > GAP * sigma[:-1]) + 1
+    clusters = zip(np.split(stored, cuts), np.split(fresh, cuts), strict=True)
+    return max((float(principal_angles(a, b).max(initial=0.0)) for a, b in clusters), default=0.0)

@@ -33,7 +33,7 @@ class Similarity(NamedTuple):
     biased: Tensor
     """(L, L) HSIC₀, in 0 to 1."""
     with_sink: Tensor
-    """(L, L) HSIC₁ with every token, sinks included."""
+    """(L − 1,) HSIC₁ of adjacent layers with every token, sinks included."""
     permuted: Tensor
     """(PERMUTATIONS, L − 1): debiased, adjacent layers, the tokens of one of them permuted."""
     permuted_biased: Tensor
@@ -87,12 +87,18 @@ def compare(grams: Sequence[Tensor], kept: Sequence[int], *, seed: int = 0) -> S
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(kept), generator=generator).to(index.device) for _ in range(PERMUTATIONS)]
     return Similarity(
-        debiased @ debiased.mT,
-        biased @ biased.mT,
-        with_sink @ with_sink.mT,
+        _cosines(debiased, len(kept)),
+        _cosines(biased, len(kept)),
+        (with_sink[:-1] * with_sink[1:]).sum(1),
         torch.stack([_adjacent_permuted(debiased, order) for order in orders]),
         torch.stack([_adjacent_permuted(biased, order) for order in orders]),
     )
+
+
+def _cosines(unit: Tensor, side: int) -> Tensor:
+    """Of every pair of rows, (L, n²) → (L, L): n sums of n products each, since a float32 sum of n² is off by 2e-5."""
+    parts = unit.view(-1, side, side).transpose(0, 1)  # (n, L, n)
+    return torch.bmm(parts, parts.mT).sum(0, dtype=torch.float64)
 
 
 def _adjacent_permuted(unit: Tensor, order: Tensor) -> Tensor:
@@ -105,7 +111,7 @@ def _unit(centred: Iterable[Tensor]) -> Tensor:
     """Each of L matrices (n, n) flattened to length 1, one by one to stay in the processor's cache: (L, n²)."""
     rows = []
     for layer, matrix in enumerate(centred):
-        norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)  # in float32 it is 2e-5 too long
+        norm = torch.linalg.vector_norm(matrix, dtype=torch.float64)
         if norm == 0:
             raise ProbeError(f"layers.{layer}: the residual stream is the same for every token; CKA is undefined")
         rows.append(matrix.flatten() / norm.to(matrix.dtype))

@@ -155,7 +155,7 @@ def circuit_stages(readings: Sequence[Reading]) -> Constant:
     similarity = [reading.similarity for reading in readings]
     adjacent = [_adjacent(item.debiased.cpu().numpy()) for item in similarity]
     biased = [_adjacent(item.biased.cpu().numpy()) for item in similarity]
-    with_sink = [_adjacent(item.with_sink.cpu().numpy()) for item in similarity]
+    with_sink = [item.with_sink.cpu().numpy() for item in similarity]
     permuted, permuted_biased = (
         getattr(similarity[0], field).cpu().numpy() for field in ("permuted", "permuted_biased")
     )

@@ -22,6 +22,7 @@ from vindex.errors import CheckpointError, ProbeError
 
 Side = Literal["input", "output"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "vocab*", "merges*"]
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -69,8 +70,8 @@ class Loaded(NamedTuple):
     """Hub id, or the directory's own name (never a path)."""
     revision: str | None
     """Commit hash on the Hub, None for a local directory."""
-    path: Path | None
-    """The local directory, None for a Hub id."""
+    path: Path
+    """The directory it was read from: the checkpoint's own, or the snapshot in the Hub's cache."""
 
 
 def load(
@@ -89,26 +90,23 @@ def load(
     """
     import transformers
 
-    directory = _directory(source)
     if dtype != "auto" and dtype not in DTYPES:
         raise ProbeError(f"dtype {dtype!r}: expected auto, {', '.join(DTYPES)}")
     if attn not in ATTENTION:
         raise ProbeError(f"attention implementation {attn!r}: expected {', '.join(ATTENTION)}")
     target = _device(device)
-    where = str(directory or source)
-    common: dict[str, Any] = {"trust_remote_code": False, "revision": revision or "main"}
+    local = _directory(source)
+    path = local or _snapshot(str(source), revision)
     precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **common)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            where, dtype=precision, attn_implementation=attn, use_safetensors=True, **common
+            path, dtype=precision, attn_implementation=attn, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise CheckpointError(f"{source}: cannot be loaded{offline}: {_first_line(error)}") from error
+        raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
     model.to(target).eval().requires_grad_(False)
-    commit = None if directory else getattr(model.config, "_commit_hash", None)
-    return Loaded(model, tokenizer, directory.name if directory else str(source), commit, directory)
+    return Loaded(model, tokenizer, local.name if local else str(source), None if local else path.name, path)
 
 
 def layers(model: nn.Module) -> tuple[Layer, ...]:
@@ -116,17 +114,12 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
 
     Raises ProbeError naming the first block that has no dense gated FFN.
     """
-    causal: Any = model
-    decoder = causal.get_decoder() if hasattr(model, "get_decoder") else model
-    blocks = getattr(decoder, "layers", None)
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise ProbeError(f"{type(model).__name__}: no decoder layers found; expected a causal language model's .layers")
-    return tuple(_layer(index, block) for index, block in enumerate(blocks))
+    return tuple(_layer(index, block) for index, block in enumerate(_blocks(model)))
 
 
 def sites(model: nn.Module, *roles: str, only: Iterable[int] | None = None) -> tuple[Site, ...]:
     """The sites of these roles in every layer (or in the layers `only`), role by role."""
-    indices = range(len(layers(model))) if only is None else tuple(only)
+    indices = range(len(_blocks(model))) if only is None else tuple(only)
     return tuple(Site(role, index) for role in roles for index in indices)
 
 
@@ -146,11 +139,20 @@ def weight(model: nn.Module, projection: str, layer: int) -> nn.Parameter:
     return getattr(_at(model, layer), projection).weight
 
 
+def _blocks(model: nn.Module) -> nn.ModuleList:
+    causal: Any = model
+    decoder = causal.get_decoder() if hasattr(model, "get_decoder") else model
+    blocks = getattr(decoder, "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise ProbeError(f"{type(model).__name__}: no decoder layers found; expected a causal language model's .layers")
+    return blocks
+
+
 def _at(model: nn.Module, index: int) -> Layer:
-    found = layers(model)
-    if not 0 <= index < len(found):
-        raise ProbeError(f"layer {index}: the model has layers 0 to {len(found) - 1}")
-    return found[index]
+    blocks = _blocks(model)
+    if not 0 <= index < len(blocks):
+        raise ProbeError(f"layer {index}: the model has layers 0 to {len(blocks) - 1}")
+    return _layer(index, blocks[index])
 
 
 def _layer(index: int, block: nn.Module) -> Layer:
@@ -178,11 +180,26 @@ def _directory(source: str | Path) -> Path | None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{source}: no config.json in this directory; expected a Hugging Face checkpoint")
-        return path.resolve()
+        return Path(os.path.abspath(path))  # not resolve(): a link keeps the name the user gave it
     text = str(source)
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
     return None
+
+
+def _snapshot(repo: str, revision: str | None) -> Path:
+    """The directory of a Hub repository in the cache, downloaded where it is missing; its name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, ignore_patterns="*/*"))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        where = "in the Hub cache (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else "on the Hub"
+        at = f" at revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{repo}: no such directory, and it cannot be loaded{at} {where}: {_first_line(error)}"
+        ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -64,8 +64,14 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draw `record` (of `probes.record.build`) to `path`, .html or .png."""
     check_target(path)
     panels, heatmap = describe(record)
-    title = title_of(record)
-    (_draw_html if path.suffix == ".html" else _draw_png)(panels, heatmap, title, path)
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # written beside, then renamed
+    try:
+        (_draw_html if path.suffix == ".html" else _draw_png)(panels, heatmap, title_of(record), partial)
+        partial.replace(path)
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def title_of(record: Mapping[str, Any]) -> str:
@@ -136,6 +142,7 @@ def _level(label: str, value: float, count: int) -> Line:
 def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(14, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -147,6 +154,7 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
             axis.plot(line.x, line.y, color=line.colour, label=line.label, **marks)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_yscale("log" if panel.log else "linear")
         if not panel.log:
             axis.set_ylim(bottom=0)
@@ -161,6 +169,8 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
     axis.set_title(heatmap.title, fontsize=10)
     axis.set_xlabel("layer")
     axis.set_ylabel("layer")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=axis, shrink=0.85)
     figure.savefig(path, dpi=110)
 

@@ -14,7 +14,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probes.cka import Similarity, compare, gram
 from probes.definition import RELATIVE_THRESHOLDS, SINK_RATIO, SPARSITY_THRESHOLDS, TOP
@@ -75,7 +75,7 @@ def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) ->
     wanted = sites(model, "gate", "up", "hidden", "residual")
     with torch.inference_mode(), capture(model, wanted, observe=observer.see):
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        masses = [top_mass(row[keep]) for row, keep in zip(logits, observer.mask, strict=True)]
+        masses = [top_mass(observer.counted(logits, row)) for row in range(len(logits))]
     return [observer.reading(row, mass) for row, mass in enumerate(masses)]
 
 
@@ -84,7 +84,9 @@ class _Observer:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask  # (batch, tokens) bool
+        self.whole = [bool(row.all()) for row in mask]
         self.pending: dict[str, Tensor] = {}  # the current layer's activations
+        self.scratch = torch.empty(2, 0, 0)  # reused by every layer: fresh memory costs more than the arithmetic
         self.layers: list[list[LayerReading]] = [[] for _ in mask]
         self.grams: list[list[Tensor]] = [[] for _ in mask]
 
@@ -92,14 +94,20 @@ class _Observer:
         self.pending[site.role] = value
         if site.role != "residual":
             return
-        for row, keep in enumerate(self.mask):
+        for row in range(len(self.mask)):
             gate, up, hidden, residual = (
-                self.pending[role][row][keep].float() for role in ("gate", "up", "hidden", "residual")
+                self.counted(self.pending[role], row).float() for role in ("gate", "up", "hidden", "residual")
             )
+            if self.scratch.shape[1:] != hidden.shape or self.scratch.device != hidden.device:
+                self.scratch = torch.empty(2, *hidden.shape, device=hidden.device)
             sink = sink_tokens(residual, site.layer)
-            self.layers[row].append(read_layer(gate, up, hidden, sink, site.layer))
+            self.layers[row].append(read_layer(gate, up, hidden, sink, site.layer, self.scratch))
             self.grams[row].append(gram(residual, about=residual[~sink].mean(0)))
         self.pending.clear()
+
+    def counted(self, values: Tensor, row: int) -> Tensor:
+        """The row's tokens that are no padding: (batch, tokens, width) → (n, width), without a copy where all are."""
+        return values[row] if self.whole[row] else values[row][self.mask[row]]
 
     def reading(self, row: int, mass: tuple[float, ...]) -> Reading:
         layers = tuple(self.layers[row])
@@ -108,12 +116,11 @@ class _Observer:
         return Reading(layers, mass, compare(self.grams[row], kept))
 
 
-def read_layer(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, number: int) -> LayerReading:
-    """Statistics of layer `number` from gate, up, hidden (n, I), all float32, and which tokens are sinks (n,)."""
-    everything, no_sink = sparsity(hidden, sink, number)
-    return LayerReading(
-        tuple(sink.nonzero().flatten().tolist()), everything, no_sink, temperature(gate, up, hidden, sink)
-    )
+def read_layer(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, number: int, scratch: Tensor) -> LayerReading:
+    """Statistics of layer `number` from gate, up, hidden (n, I), which tokens are sinks (n,), and scratch (2, n, I)."""
+    everything, no_sink = sparsity(hidden, sink, number, scratch)
+    heat = temperature(gate, up, hidden, sink, scratch)
+    return LayerReading(tuple(sink.nonzero().flatten().tolist()), everything, no_sink, heat)
 
 
 def sink_tokens(residual: Tensor, number: int) -> Tensor:
@@ -124,14 +131,13 @@ def sink_tokens(residual: Tensor, number: int) -> Tensor:
     return sink
 
 
-def sparsity(hidden: Tensor, sink: Tensor, number: int) -> tuple[Sparsity, Sparsity]:
-    """Over all tokens, and without the sinks: from h (n, I) and which tokens are sinks (n,)."""
-    size = hidden.abs()
-    scratch = torch.empty_like(size)
+def sparsity(hidden: Tensor, sink: Tensor, number: int, scratch: Tensor) -> tuple[Sparsity, Sparsity]:
+    """Over all tokens, and without the sinks: from h (n, I), which tokens are sinks (n,), and scratch (2, n, I)."""
+    size = torch.abs(hidden, out=scratch[0])
 
     def below(threshold: float) -> Tensor:
         """Neurons below the threshold at each token, (n,); float sums of whole numbers are exact and fast."""
-        return torch.lt(size, threshold, out=scratch).sum(1)
+        return torch.lt(size, threshold, out=scratch[1]).sum(1)
 
     power = _finite(torch.linalg.vector_norm(hidden, dim=1).double().square(), number)
     absolute = torch.stack([below(threshold) for threshold in SPARSITY_THRESHOLDS])  # (thresholds, n)
@@ -145,17 +151,16 @@ def sparsity(hidden: Tensor, sink: Tensor, number: int) -> tuple[Sparsity, Spars
     return found[0], found[1]
 
 
-def temperature(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor) -> Temperature:
-    """From gate_proj(x), up_proj(x), h (n, I) and which tokens are sinks (n,)."""
-    all_tokens = torch.ones(len(sink), device=sink.device)
-    variance = moments(hidden, all_tokens).variance
-    return Temperature(
-        float(variance.mean()),
-        float(moments(hidden, (~sink).float()).variance.mean()),
-        float(variance.quantile(0.5)),
-        float(moments(gate * up, all_tokens).variance.mean()),
-        float(shuffled_variance(nn.functional.silu(gate), up).mean()),
-    )
+def temperature(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, scratch: Tensor) -> Temperature:
+    """From gate_proj(x), up_proj(x), h (n, I), which tokens are sinks (n,), and scratch (2, n, I)."""
+    every = torch.ones(len(sink), device=sink.device)
+    variance = moments(hidden, every, scratch[0]).variance
+    no_sink = moments(hidden, (~sink).float(), scratch[0]).variance
+    linear = moments(torch.mul(gate, up, out=scratch[1]), every, scratch[0]).variance
+    silu = torch.sigmoid(gate, out=scratch[1]).mul_(gate)
+    shuffled = shuffled_variance(moments(silu, every, scratch[0]), moments(up, every, scratch[0]), len(sink))
+    means = torch.stack([values.mean() for values in (variance, no_sink, linear, shuffled)]).tolist()
+    return Temperature(means[0], means[1], float(variance.quantile(0.5)), means[2], means[3])
 
 
 class Moments(NamedTuple):
@@ -166,23 +171,20 @@ class Moments(NamedTuple):
     """Unbiased."""
 
 
-def moments(values: Tensor, weights: Tensor) -> Moments:
-    """Mean and variance of (n, I) over the tokens whose weight (n,) is 1, the others' being 0."""
+def moments(values: Tensor, weights: Tensor, scratch: Tensor) -> Moments:
+    """Mean and variance of (n, I) over the tokens whose weight (n,) is 1, the others' being 0; scratch (n, I)."""
     count = weights.sum()
     mean = weights @ values / count
-    return Moments(mean, weights @ (values - mean).square() / (count - 1))
+    return Moments(mean, weights @ torch.sub(values, mean, out=scratch).square_() / (count - 1))
 
 
-def shuffled_variance(one: Tensor, other: Tensor) -> Tensor:
-    """Expected unbiased variance of one_t · other_π(t) over uniformly random permutations π of n tokens: (n, I) → (I,).
+def shuffled_variance(one: Moments, other: Moments, n: int) -> Tensor:
+    """Expected unbiased variance of one_t · other_π(t) over uniformly random permutations π of n tokens: (I,).
 
     From E (Σ_t one_t other_π(t))² of Hoeffding 1951: v₁v₂(n − 2)/n + m₁²v₂ + m₂²v₁, with means m and variances v.
     """
-    n = len(one)
-    all_tokens = torch.ones(n, device=one.device)
-    first, second = moments(one, all_tokens), moments(other, all_tokens)
-    both = first.variance * second.variance * (n - 2) / n
-    return both + first.mean.square() * second.variance + second.mean.square() * first.variance
+    both = one.variance * other.variance * (n - 2) / n
+    return both + one.mean.square() * other.variance + other.mean.square() * one.variance
 
 
 def top_mass(logits: Tensor) -> tuple[float, ...]:

@@ -122,7 +122,7 @@ def _cka(reading: Reading) -> dict[str, Any]:
     return {
         "debiased": debiased,
         "biased": reading.similarity.biased.cpu().numpy(),
-        "with_sink_adjacent": np.diagonal(reading.similarity.with_sink.cpu().numpy(), offset=1),
+        "with_sink_adjacent": reading.similarity.with_sink.cpu().numpy(),
         "permuted_adjacent": reading.similarity.permuted.cpu().numpy(),
         "permuted_adjacent_biased": reading.similarity.permuted_biased.cpu().numpy(),
         "stage_starts": [0, *(int(layer) + 1 for layer in np.flatnonzero(below))],

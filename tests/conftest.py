@@ -1,4 +1,4 @@
-"""Models to test on: tiny checkpoints, their vindex, a tiny live model, and the real 135M model where it is laid out."""
+"""Models to test on: tiny checkpoints, their vindex, a tiny live model, and the real 135M where it is laid out."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -11,7 +12,6 @@ from vindex.errors import VindexError
 
 app = typer.Typer(
     name="vindex",
-    help="What a model's FFN layers read, write and know: extract, score, probe, edit, and prove it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -24,6 +24,18 @@ app.command()(artifact.card)
 app.command()(build.demo)
 app.command()(probe.probe)
 app.add_typer(gates.app, name="gates")
+
+
+@app.callback()
+def vindex(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """What a model's FFN layers read, write and know: extract, score, probe, edit, and prove it."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"vindex {installed('vindex')}")
+        raise typer.Exit
 
 
 def main() -> None:

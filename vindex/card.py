@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vindex.checksums import load_sums, render_sums, sha256_of, vindex_id
+from vindex.errors import QueryError
 from vindex.format import CARD, SUMS, files_of
 from vindex.index import Index
 from vindex.manifest import Manifest
@@ -48,11 +49,26 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 
 def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None) -> None:
     """Write v's README.md anew, with the given records, and its line in SHA256SUMS; each file is replaced at once."""
-    records = [load_record(path) if path else None for path in (probe, gate3)]
+    records = [
+        _load(path, kind, v.index) if path else None
+        for path, kind in ((probe, "vindex-probe/1"), (gate3, "vindex-gate3/1"))
+    ]
     digests = load_sums(v.path)
     _replace(v.path / CARD.name, render_card(v.index, v.manifest, digests, v.vocabulary, *records))
     digests[CARD.name] = sha256_of(v.path / CARD.name)
     _replace(v.path / SUMS.name, render_sums(digests))
+
+
+def _load(path: Path, kind: str, index: Index) -> dict[str, Any]:
+    """A record of the given kind, of a model with this vindex's shape."""
+    record = load_record(path)
+    if record.get("record") != kind:
+        raise QueryError(f"{path}: expected a record of kind {kind}, got {record.get('record')!r}")
+    for what in ("num_layers", "hidden_size", "intermediate_size"):
+        theirs, ours = record["model"][what], getattr(index, what)
+        if theirs != ours:
+            raise QueryError(f"{path}: measured on a model with {what} {theirs}, and this vindex has {ours}")
+    return record
 
 
 def _replace(path: Path, text: str) -> None:
@@ -121,22 +137,42 @@ def _constants(probe: Mapping[str, Any] | None) -> str:
     if probe is None:
         return f"{title}\nNot measured yet: `vindex probe MODEL --json P`, then `vindex card DIR --probe P`."
     rows = [
-        f"| {entry['name']} | {symbol} | {_figure(entry['value'])} | {entry['definition']} |"
+        f"| {entry['name']} | {symbol} | {_number(entry['value'])} | {_cell(entry['definition'])} |"
         for symbol, entry in probe["constants"].items()
     ]
-    head = "| Constant | Symbol | Value | Definition |\n|---|---|---|---|"
-    return f"{title}\nMeasured by forward hooks, definition set `{probe['definition']}`.\n\n{head}\n" + "\n".join(rows)
+    head = "| Constant | Symbol | Value | Definition |\n|---|---|---|---|\n"
+    made = f"Measured by forward hooks in {probe['model']['dtype']}, definition set `{probe['definition']}`, "
+    made += f"{len(probe['texts'])} text(s)."
+    return f"{title}\n{made}\n\n{head}" + "\n".join(rows)
 
 
 def _gate3(gate3: Mapping[str, Any] | None) -> str:
     title = "## Gate 3 Status (DELETE Patch Test)"
     if gate3 is None:
         return f"{title}\nNot evaluated yet: `vindex gate3 MODEL --json G`, then `vindex card DIR --gate3 G`."
-    return title
+    fact = gate3["fact"]
+    verdicts = "\n".join(
+        f"- **{name}**: {verdict['result']} — {verdict['reason']}" for name, verdict in gate3["verdicts"].items()
+    )
+    if gate3["method"] is None:
+        return f"{title}\nFact `{fact['name']}`: the model does not know it.\n\n{verdicts}"
+    cells = [f"{fact['name']}: `{fact['answer']}`", gate3["method"], gate3["layer"]]
+    cells += [_number(gate3[key]) for key in ("before", "after", "suppression", "reference_loss")]
+    return (
+        f"{title}\nA rank-1 ΔW on one `gate_proj.weight`, tested by real forward passes on held-out prompts.\n\n"
+        "| Fact | Method | Layer | P before | P after | Suppression | Loss of the reference answer |\n"
+        f"|---|---|---|---|---|---|---|\n| {' | '.join(map(str, cells))} |\n\n{verdicts}"
+    )
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _certificates(manifest: Manifest) -> str:

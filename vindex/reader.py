@@ -80,9 +80,9 @@ class Vindex:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._digests = load_sums(path)
+        self.digests = load_sums(path)
         self.index: Index = load_index(path)
-        _check_files(path, self.index, self._digests)
+        _check_files(path, self.index, self.digests)
 
     def __repr__(self) -> str:
         i = self.index
@@ -91,7 +91,7 @@ class Vindex:
     @property
     def id(self) -> str:
         """First 8 hex digits of the SHA-256 over the payload's checksum lines."""
-        return vindex_id(self._digests)
+        return vindex_id(self.digests)
 
     @cached_property
     def manifest(self) -> Manifest:

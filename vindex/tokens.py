@@ -6,6 +6,7 @@ vocabulary, in the spelling the tokenizer uses inside (byte-level "Ġ" or Senten
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import orjson
@@ -20,12 +21,15 @@ class Vocabulary:
         self._ids, self._special, self._byte_level = ids, special, byte_level
         self._encode = _byte_characters() if byte_level else {}
         self._decode = {character: byte for byte, character in self._encode.items()}
-        self._inside = {token_id: piece for piece, token_id in ids.items()}
         self._special_text = {token_id: text for text, token_id in special.items()}
+
+    @cached_property
+    def _inside(self) -> dict[int, str]:
+        return {token_id: piece for piece, token_id in self._ids.items()}
 
     def __len__(self) -> int:
         """One past the last id any piece has."""
-        return 1 + max(max(self._inside, default=-1), max(self._special_text, default=-1))
+        return 1 + max(max(self._ids.values(), default=-1), max(self._special.values(), default=-1))
 
     def find(self, text: str) -> int | None:
         """The id of `text` as one token, or None."""

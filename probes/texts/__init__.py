@@ -45,7 +45,7 @@ def encode(name: str, text: str, tokenizer: Any, *, tokens: int, vocabulary: int
 
     Raises ProbeError when the text is too short, or holds a token that the tokenizer or the model does not have.
     """
-    token_ids = tokenizer(text)["input_ids"][:tokens]
+    token_ids = tokenizer(text, verbose=False)["input_ids"][:tokens]  # verbose: no word on its length before the cut
     if len(token_ids) < tokens:
         raise ProbeError(
             f"text {name}: {len(token_ids)} tokens with this tokenizer, {tokens} needed; use a longer text"

@@ -93,7 +93,8 @@ def test_compare_agrees_with_pairs_and_leaves_out_the_sinks():
         assert float(found.debiased[one, other]) == pytest.approx(linear_cka(streams[one], streams[other]), abs=1e-6)
         biased = linear_cka(streams[one], streams[other], debiased=False)
         assert float(found.biased[one, other]) == pytest.approx(biased, abs=1e-6)
-        assert float(found.with_sink[one, other]) == pytest.approx(linear_cka(huge[one], huge[other]), abs=1e-6)
+        if other == one + 1:
+            assert float(found.with_sink[one]) == pytest.approx(linear_cka(huge[one], huge[other]), abs=1e-6)
 
 
 def test_permuting_tokens_takes_debiased_cka_to_0_and_not_the_biased():

@@ -19,7 +19,7 @@ def planted(tiny_checkpoint):
     """A model in which token A gives every layer the same h = `silent, small or 1`, and token B another.
 
     Attention and FFN write nothing, so the residual stream is the embedding: 100·e0 and 100·e1, which the norms turn
-    into √H·e0 and √H·e1. Of 48 neurons, 12 are silent, 12 are at 0.005, and 24 are at 1 for token A and at 5 for token B.
+    into √H·e0 and √H·e1. Of 48 neurons, 12 are silent, 12 are at 0.005, and 24 are at 1 for token A, 5 for token B.
     """
     model = load(tiny_checkpoint, device="cpu").model
     width = 32

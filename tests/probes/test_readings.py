@@ -11,7 +11,7 @@ from probes import suite
 from probes.definition import RELATIVE_THRESHOLDS, SPARSITY_THRESHOLDS
 from probes.hooks import capture, edited
 from probes.model import load, sites
-from probes.readings import read, shuffled_variance, sink_tokens, sparsity, temperature, top_mass
+from probes.readings import moments, read, shuffled_variance, sink_tokens, sparsity, temperature, top_mass
 from vindex.errors import ProbeError
 
 IDS = torch.randint(0, 256, (3, 64), generator=torch.Generator().manual_seed(0))
@@ -28,7 +28,7 @@ def figures(reading) -> torch.Tensor:
         for part in (layer.sparsity, layer.sparsity_no_sink):
             numbers += [part.rms, *part.below, *part.below_relative]
         numbers += layer.temperature
-    for matrix in reading.similarity[:3]:
+    for matrix in reading.similarity[:3]:  # without the permuted
         numbers += matrix.flatten().tolist()
     return torch.tensor([*numbers, *reading.top_mass])
 
@@ -58,7 +58,8 @@ def test_the_shuffled_variance_is_the_mean_over_all_permutations():
     one, other = draw(1, 5, 3), draw(2, 5, 3)
     orders = [list(order) for order in itertools.permutations(range(5))]
     expected = torch.stack([(one * other[order]).var(0) for order in orders]).mean(0)
-    torch.testing.assert_close(shuffled_variance(one, other), expected)
+    first, second = (moments(values, torch.ones(5), torch.empty(5, 3)) for values in (one, other))
+    torch.testing.assert_close(shuffled_variance(first, second, 5), expected)
 
 
 def test_a_massive_token_is_a_sink_and_does_not_touch_the_no_sink_figures():
@@ -66,11 +67,12 @@ def test_a_massive_token_is_a_sink_and_does_not_touch_the_no_sink_figures():
     residual[7] *= 1e4
     sink = sink_tokens(residual, 0)
     assert sink.nonzero().flatten().tolist() == [0, 7]
-    before = sparsity(hidden, sink, 0)[1], temperature(gate, up, hidden, sink).no_sink
+    scratch = torch.empty(2, 20, 6)
+    before = sparsity(hidden, sink, 0, scratch)[1], temperature(gate, up, hidden, sink, scratch).no_sink
     hidden[7] *= 1e6
-    after = sparsity(hidden, sink, 0)[1], temperature(gate, up, hidden, sink).no_sink
+    after = sparsity(hidden, sink, 0, scratch)[1], temperature(gate, up, hidden, sink, scratch).no_sink
     assert before == after
-    assert temperature(gate, up, hidden, sink).all_tokens > 1e9
+    assert temperature(gate, up, hidden, sink, scratch).all_tokens > 1e9
 
 
 def test_top_mass_of_known_distributions():

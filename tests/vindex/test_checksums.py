@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 import vindex
-from vindex.checksums import load_sums, render_sums, sha256_of, vindex_id
+from vindex.checksums import load_sums, render_sums, sha256_of, sha256_of_all, vindex_id
 from vindex.errors import FormatError
 from vindex.format import FILES
 
@@ -36,6 +36,22 @@ def test_digest_and_progress(tmp_path):
     pieces = []
     assert sha256_of(tmp_path / "f", pieces.append) == hashlib.sha256(data).hexdigest()
     assert sum(pieces) == len(data) and len(pieces) > 1
+
+
+def test_several_files_at_once_and_stopping_in_the_middle(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 30_000_000)
+    assert sha256_of_all(paths, 2) == {path.name: sha256_of(path) for path in paths}
+    seen = []
+
+    def interrupt(count):
+        seen.append(count)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sha256_of_all(paths, 1, interrupt)
+    assert sum(seen) < 30_000_000
 
 
 @pytest.mark.parametrize(

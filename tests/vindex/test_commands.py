@@ -18,10 +18,11 @@ from tests.checkpoints import write_checkpoint
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments, **options) -> subprocess.CompletedProcess:
+def run(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
+    """Run the command of this tree in `cwd`."""
     command = [sys.executable, "-m", "vindex", *map(str, arguments)]
-    environment = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, **options)
+    environment = os.environ | {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
 def fails(*arguments) -> str:

@@ -63,7 +63,7 @@ def verify(
 
     v = open_vindex(path)
     with progress() as display:
-        advance = stage(display, "checksums", sum(file.stat().st_size for file in path.iterdir()))
+        advance = stage(display, "checksums", sum((path / name).stat().st_size for name in v.digests))
         checks = list(checks_of(v, advance))
         if source is not None:
             checks += _check_source(v, source, layers, display)
@@ -90,8 +90,9 @@ def _check_source(v: Vindex, source: str, count: int, display) -> list:
     advance = stage(display, "re-derive", 2 * len(sample))
     checks = []
     for found in rederive(v, open_checkpoint(source), sample):
-        detail = f"angle {found.largest_angle:.1e} ≤ {found.angle_limit:.1e}, σ error {found.sigma_error:.1e}"
-        checks.append(Check(found.tensor, found.holds, detail))
+        detail = f"angle {found.largest_angle:.0e} (limit {found.angle_limit:.0e}), σ error {found.sigma_error:.0e}"
+        what = found.tensor.removeprefix("model.").removesuffix(".weight")
+        checks.append(Check(what, found.holds, detail))
         advance(1)
     return checks
 

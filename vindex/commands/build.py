@@ -49,7 +49,8 @@ def run_build(
                 opened, target, options, lambda what, total: stage(display, what, total), resume=resume, force=force
             )
     except KeyboardInterrupt:
-        typer.echo(f"stopped; what is finished is kept in {target}.partial: repeat with --resume to go on", err=True)
+        kept = f"what is finished is kept in {target}.partial: repeat with --resume to go on"
+        typer.echo(f"stopped; {kept if Path(f'{target}.partial').exists() else 'nothing was written yet'}", err=True)
         raise typer.Exit(130) from None
     worst = manifest.worst_certificate
     size = sum(file.stat().st_size for file in target.iterdir())

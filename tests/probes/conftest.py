@@ -1,0 +1,16 @@
+"""A vindex of the tiny model, built once."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_vindex(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint's vindex, with all 32 directions its width allows."""
+    from vindex.commands.build import run_build
+    from vindex.options import BuildOptions
+
+    target = tmp_path_factory.mktemp("vindex") / "tiny.vindex"
+    run_build(str(tiny_checkpoint), target, BuildOptions(features=32, threads=1), resume=False, force=False)
+    return target
