@@ -62,7 +62,7 @@ def atlas(*, chat: bool, count: int = 300, seed: int = 0) -> Panels:
         some(given["oracle"]),
         some(given["conflict"]),
         some(sums),
-        tuple(corpus.neutral_texts(40, seed)),
+        tuple(corpus.neutral_texts(20, seed)),
         f"atlas, held out, {'chat' if chat else 'plain'} recall, seed {seed}",
     )
 
@@ -163,5 +163,7 @@ def neutral_texts(path: Path | None) -> tuple[str, ...]:
 
         return tuple(texts.read(name) for name in texts.BUNDLED)
     if path.suffix == ".txt":
+        if not path.is_file():
+            raise FactError(f"{path}: no such file")
         return (path.read_text(encoding="utf-8"),)
     return tuple(row.text for row in read_retain(path)[0])

@@ -140,7 +140,7 @@ def bake(
 
     gates = gates_in(directory)
     keep, what = mask_of(gates, directory, threshold, off, indices)
-    checkpoint_directory(source(model), revision)
+    checkpoint = checkpoint_directory(source(model), revision)
     size = sum(file.stat().st_size for file in checkpoint.iterdir() if file.is_file())
     note = {"checkpoint": checkpoint.name, "gates": directory.name, "mask": what, "neurons_off": int((~keep).sum())}
     with progress() as display:

@@ -68,6 +68,8 @@ def train(
         raise TargetError(
             f"{output}: holds a run that was stopped; add --resume to go on with it or --force to restart"
         )
+    if resume and not (output / state.STATE).exists():
+        raise TargetError(f"{output}: nothing to resume here; start without --resume")
     if not resume:
         require_free(output, force)
     rows = read_forget(forget, forget_limit), read_retain(retain, retain_limit)
