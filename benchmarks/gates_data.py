@@ -4,7 +4,8 @@
 
 1. Countries' capitals and continents, in one phrasing to train on and in another to be asked in; kept are the facts
    that the model says right in both. The facts are the same: what is held out is the wording.
-2. One-digit sums after three solved ones, those the model gets right; half the sums to train on, half to be asked.
+2. One-digit sums after three solved ones: those the model gets right are asked, the others are trained on (what is
+   distilled is what the model writes there, right or wrong), so that no sum is in both.
 3. Short stories as neutral text.
 """
 
@@ -41,20 +42,20 @@ def fact_rows(loaded: Any, index: int) -> dict[tuple[str, str], dict[str, Any]]:
     return rows
 
 
-def sum_rows(loaded: Any, rng: random.Random) -> list[dict[str, Any]]:
-    """One-digit sums after three solved ones, those the model gets right."""
+def sum_rows(loaded: Any, rng: random.Random) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One-digit sums after three solved ones: those the model gets right, and the others."""
     from probes.gates.panels import Prompt
     from probes.gates.score import Settings, accuracy
 
     pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
     rng.shuffle(pairs)
-    rows = []
+    right, wrong = [], []
     for a, b in pairs:
         shown = "".join(f"{c}+{d}={c + d}\n" for c, d in rng.sample([p for p in pairs if p != (a, b)], 3))
         asked = f"{shown}{a}+{b}="
-        if accuracy(loaded, [Prompt(asked, (str(a + b),))], None, Settings()) == 1:
-            rows.append({"text": f"{asked}{a + b}\n", "problem": asked, "answer": str(a + b)})
-    return rows
+        known = accuracy(loaded, [Prompt(asked, (str(a + b),))], None, Settings()) == 1
+        (right if known else wrong).append({"text": f"{asked}{a + b}\n", "problem": asked, "answer": str(a + b)})
+    return right, wrong
 
 
 def main(model: str, directory: str) -> None:
@@ -64,12 +65,12 @@ def main(model: str, directory: str) -> None:
     loaded = load(model, dtype="float32", device="cpu")
     trained, asked = fact_rows(loaded, TRAINED), fact_rows(loaded, ASKED)
     known = [key for key in trained if key in asked]
-    sums = sum_rows(loaded, random.Random(0))
+    solved, unsolved = sum_rows(loaded, random.Random(0))
     files = {
         "forget": [trained[key] for key in known],
         "forget_asked": [asked[key] for key in known],
-        "retain": sums[::2],
-        "retain_asked": sums[1::2],
+        "retain": unsolved,
+        "retain_asked": solved,
         "neutral": [{"text": text} for text in neutral_texts(4)],
     }
     place = Path(directory)

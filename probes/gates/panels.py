@@ -74,6 +74,7 @@ def from_rows(
     tokenizer: Any,
     *,
     chat: bool,
+    worked: bool = True,
     count: int = 300,
     seed: int = 0,
 ) -> Panels:
@@ -81,10 +82,10 @@ def from_rows(
 
     A row's prompt is its text up to the entity where the text ends soon after it, or else the question. Conflicting
     answers are other rows' answers to the same relation (`prop`). Reasoning rows need `answer` or a \\boxed{} result;
-    where a row has no problem, its prompt is its text up to the last place where the answer stands.
+    their prompt is their text up to the last place where the answer stands, or without `worked` the problem alone.
     """
     known = [row for row in forget if row.question or row.spans[0][0] > 0]
-    solved = [prompt for row in retain if (prompt := _reason(row, tokenizer, chat)) is not None]
+    solved = [prompt for row in retain if (prompt := _reason(row, tokenizer, chat, worked)) is not None]
     if not known:
         raise FactError("no forget row has a question or text before its entity; nothing can be asked")
     if not solved:
@@ -128,10 +129,13 @@ def _asked(row: Forget, answers: tuple[str, ...], context: str, tokenizer: Any, 
     return Prompt(text, tuple(gap + answer for answer in answers))
 
 
-def _reason(row: Retain, tokenizer: Any, chat: bool) -> Prompt | None:
-    """The problem with its worked solution up to the answer, or the text up to it."""
+def _reason(row: Retain, tokenizer: Any, chat: bool, worked: bool) -> Prompt | None:
+    """The problem with its worked solution up to the answer, the text up to it, or the problem alone."""
     if row.answer is None:
         return None
+    if not worked and row.problem:
+        alone = render(ask(row.problem), tokenizer, prompt=True) if chat else row.problem
+        return Prompt(alone, (row.answer,))
     if chat and row.problem:
         turn = row.messages[-1]["content"] if row.messages else row.text
         place = turn.rfind(row.answer)

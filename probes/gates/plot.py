@@ -57,7 +57,7 @@ def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, path: P
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     axis: Any = figure.subplots()
     seen: set[str] = set()
@@ -67,7 +67,7 @@ def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, path: P
         seen.add(curve.label)
         axis.plot(curve.x, curve.y, marker="o", color=curve.colour, label=label, **style)
         if not curve.quiet:
-            for x, y, note in zip(curve.x, curve.y, curve.notes, strict=True):
+            for x, y, note in _legible(curve):
                 axis.annotate(note, (x, y), textcoords="offset points", xytext=(7, 7), fontsize=9, color=curve.colour)
     axis.plot(*soft, marker="*", markersize=15, color=FAMILIES["gates"][1], linestyle="", label="soft gates")
     axis.set_xlabel(AXES[0])
@@ -76,8 +76,19 @@ def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, path: P
     axis.set_xlim(-0.04, 1.12)
     axis.set_ylim(-0.04, 1.12)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=9, frameon=False, reverse=True, loc="lower right")
+    axis.legend(fontsize=9, frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.savefig(path, dpi=110)
+
+
+def _legible(curve: Curve) -> list[tuple[float, float, str]]:
+    """(x, y, note) with the notes of points that nearly coincide joined, so that none covers another."""
+    labels: list[tuple[float, float, str]] = []
+    for x, y, note in zip(curve.x, curve.y, curve.notes, strict=True):
+        if note and labels and abs(labels[-1][0] - x) < 0.05 and abs(labels[-1][1] - y) < 0.03:
+            labels[-1] = (*labels[-1][:2], f"{labels[-1][2].removesuffix(' off')}, {note}")
+        elif note:
+            labels.append((x, y, note))
+    return labels
 
 
 def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, path: Path) -> None:

@@ -76,7 +76,7 @@ def evaluate(
     gates = gates_in(directory)
     thresholds = tuple(threshold) if threshold else gates.selected_thresholds()
     loaded = load(model, device=device, dtype=dtype, revision=revision)
-    panels, magnitudes = _panels(loaded, forget, retain, neutral, chat, count, seed)
+    panels, magnitudes = _panels(loaded, (forget, retain, neutral), not generate, chat=chat, count=count, seed=seed)
     scales = scale_of(scale or _trained_scale(directory)), scale_of(mask_scale)
     with progress() as display:
         task = display.add_task("masks", total=mask_count(len(thresholds), True))
@@ -103,7 +103,7 @@ def print_evaluation(result: Evaluation, title: str, scales: tuple[str, str]) ->
     from probes.gates.evaluate import mean_of
 
     rows = [("", "plain model", *_cells(result.base), "", "")]
-    rows.append(("", f"soft gates, scale {scales[0]}", *_cells(result.soft), *_kept(*result.soft_retained)))
+    rows.append(("", "soft gates", *_cells(result.soft), *_kept(*result.soft_retained)))
     points = sorted({entry.point for entry in result.entries}, key=lambda p: p.off_fraction)
     for at in points:
         for family in result.areas:
@@ -113,13 +113,13 @@ def print_evaluation(result: Evaluation, title: str, scales: tuple[str, str]) ->
             rows.append((first, name, *_cells(found.scores), *_kept(found.knowledge, found.reasoning)))
     columns = [">off", "mask", ">forget", ">oracle", ">conflict", ">reason", ">KL", ">know.kept", ">reas.kept"]
     sizes = ", ".join(f"{name} {count}" for name, count in result.counts.items())
-    print_table(title, columns, rows, caption=f"{sizes} prompts or texts; hard masks rescaled: {scales[1]}")
+    print_table(title, columns, rows, caption=f"{sizes} prompts or texts; scale: soft {scales[0]}, masks {scales[1]}")
     areas = [
         (name, f"{a.value:.3f}", f"{a.low:.3f} … {a.high:.3f}" if a.low < a.high else "")
         for name, a in result.areas.items()
     ]
-    caption = f"gates minus random: {result.advantage:+.3f} (1: facts go first; 0.5: both together; 0: reasoning first)"
-    print_table("area under reasoning against knowledge retained", ["mask", ">area", ">over seeds"], areas, caption)
+    print_table("area under reasoning against knowledge retained", ["mask", ">area", ">over seeds"], areas)
+    say(f"[bold]gates minus random: {result.advantage:+.3f}[/] (area 1: facts go first, 0.5: both, 0: reasoning)")
 
 
 def _cells(scores: Any) -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def _kept(knowledge: float, reasoning: float) -> tuple[str, str]:
 
 
 def _panels(
-    loaded: Loaded, forget: Path | None, retain: Path | None, neutral: Path | None, chat: bool, count: int, seed: int
+    loaded: Loaded, files: tuple[Path | None, ...], worked: bool, *, chat: bool, count: int, seed: int
 ) -> tuple[Panels, Magnitudes]:
     """What is asked, and the mean |h| that the activation masks come from: rows of the files, or the atlas's."""
     from dataclasses import replace
@@ -141,12 +141,14 @@ def _panels(
     from probes.gates.evaluate import magnitudes
     from probes.gates.panels import atlas, from_rows, neutral_texts
 
+    forget, retain, neutral = files
     facts, sums = read_forget(forget)[0], read_retain(retain)[0]
     if forget is None:
         panels = atlas(chat=chat, count=count, seed=seed)
         panels = replace(panels, neutral=neutral_texts(neutral)) if neutral else panels
     else:
-        panels = from_rows(facts, sums, neutral_texts(neutral), loaded.tokenizer, chat=chat, count=count, seed=seed)
+        texts, tokenizer = neutral_texts(neutral), loaded.tokenizer
+        panels = from_rows(facts, sums, texts, tokenizer, chat=chat, worked=worked, count=count, seed=seed)
     return panels, magnitudes(loaded, facts, sums, chat=chat, seed=seed)
 
 

@@ -73,7 +73,7 @@ def train(
     if not resume:
         require_free(output, force)
     rows = read_forget(forget, forget_limit), read_retain(retain, retain_limit)
-    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    loaded = load(model, device=_own_device(device), dtype=dtype, revision=revision)
     try:
         run_training(loaded, *rows, options, output, save_every=save_every, resume=resume)
     except KeyboardInterrupt:
@@ -117,6 +117,16 @@ def run_training(
     (output / state.STATE).unlink(missing_ok=True)
     spread = float(trained.gates.values.std())
     say(f"wrote {output}: λ std {spread:.3f} after {len(trained.curves['loss'])} steps, {trained.seconds:.0f} s")
+
+
+def _own_device(device: str) -> str:
+    """Under `accelerate launch` each process has a GPU of its own; `auto` would load every copy onto the first."""
+    import os
+
+    import torch
+
+    own = os.environ.get("LOCAL_RANK")
+    return f"cuda:{own}" if device == "auto" and own is not None and torch.cuda.is_available() else device
 
 
 def _is_first_process() -> bool:

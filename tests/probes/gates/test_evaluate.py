@@ -74,9 +74,8 @@ def test_batches_do_not_change_scores(atlas, panels):
 def test_written_answers_are_found_as_words_or_as_the_last_number(atlas, panels):
     assert stands_in("Paris", "The capital is PARIS.") and not stands_in("Paris", "A Parisian lives there.")
     assert stands_in("42", "20+22=42.") and not stands_in("42", "42 and then 43") and stands_in("1200", "It is 1,200")
-    assert (
-        stands_in("x^2", "So \\boxed{x^2}.") and not stands_in("x", "So \\boxed{x^2}.") and not stands_in("7", "none")
-    )
+    assert stands_in("x^2", "So \\boxed{x^2}.") and not stands_in("x", "So \\boxed{x^2}.")
+    assert not stands_in("7", "none")
     assert accuracy(atlas, panels.forget[:6], None, Settings(generate=4)) > 0.8
 
 
@@ -122,6 +121,10 @@ def test_panels_from_rows_ask_state_and_contradict(atlas):
     assert made.oracle[0] == Prompt(statement.format("Paris"), (" Paris",))
     assert made.conflict[0] == Prompt(statement.format("Rome"), (" Rome",)) and len(made.conflict) == 2
     assert made.reasoning == (Prompt("12+13=", ("25",)),)
+    solved = retain_row({"problem": "What is 2+3?", "solution": "It is \\boxed{5}."}, "x")
+    worked = from_rows(facts, [solved], [], atlas.tokenizer, chat=False).reasoning
+    alone = from_rows(facts, [solved], [], atlas.tokenizer, chat=False, worked=False).reasoning
+    assert worked == (Prompt("What is 2+3?\nIt is \\boxed{", ("5",)),) and alone == (Prompt("What is 2+3?", ("5",)),)
     asked = from_rows(facts, sums, [], atlas.tokenizer, chat=True).forget[0]
     assert asked.text.startswith("<|im_start|>user\nWhat is its capital?<|im_end|>") and asked.answers == (" Paris",)
     assert asked.text.endswith("</think>\n\nThe capital of France is")

@@ -193,41 +193,26 @@ def test_every_preset_trains(atlas, preset):
     assert made["options"]["preset"] == preset and made["steps"] == 3 and json.dumps(made)
 
 
-WORKER = """
-import sys, torch
-from pathlib import Path
-from probes.gates.files import write_gates
-from probes.gates.train import train
-from probes.model import load
-from tests.probes.gates.test_train import SHORT, data_for
-from vindex.demo.facts import CHECKPOINT
-torch.set_num_threads(1)
-loaded = load(CHECKPOINT, dtype="float32", device="cpu")
-trained = train(loaded, data_for(loaded, SHORT), SHORT)
-import torch.distributed as dist
-if dist.get_rank() == 0:
-    write_gates(trained.gates, Path(sys.argv[1]))
-print("world", dist.get_world_size())
-"""
-
-
-def test_two_processes_train_the_same_gates_as_one(atlas, plain, tmp_path):
+def test_two_processes_train_the_same_gates_as_one(tmp_path):
+    """Through the command, by the launcher that `accelerate launch` starts on several GPUs."""
     from probes.gates.files import read_gates
 
-    (tmp_path / "worker.py").write_text(WORKER)
-    launcher = [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-    ]  # what accelerate launch starts on GPUs
-    command = [sys.executable, "-m", *launcher, str(tmp_path / "worker.py"), str(tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "world 2" in done.stdout
-    alone = train(atlas, plain, SHORT).gates.logits
-    torch.testing.assert_close(read_gates(tmp_path / "out").logits, alone, rtol=0, atol=1e-4)
+    short = ["--max-steps", "4", "--batch-size", "4", "--dtype", "float32"]
+    short += ["--forget-limit", "40", "--retain-limit", "40"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, launcher in (
+        ("one", []),
+        ("two", ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]),
+    ):
+        command = [sys.executable, "-m", *launcher, "vindex", "gates", "train", "atlas", "-o", str(tmp_path / name)]
+        done = subprocess.run(
+            [*command, *short], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("wrote") == 1
+    one, two = (read_gates(tmp_path / name).logits for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+    assert not torch.equal(one, initial_logits((4, 384), SHORT))
 
 
 @pytest.mark.parametrize(
