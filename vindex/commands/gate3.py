@@ -51,7 +51,10 @@ def gate3(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf).")] = None,
 ) -> None:
-    """Delete a fact with a rank-1 change of one gate_proj; measure it on held-out prompts."""
+    """Delete a fact with a rank-1 patch, and prove it.
+
+    ΔW changes one gate_proj; everything is measured on held-out prompts by real forward passes.
+    """
     if all_facts and save_patch:
         raise ProbeError("--save-patch writes one patch; leave --all out")
     _check_targets(json_file, save_patch, plot)

@@ -42,7 +42,9 @@ def probe(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw curves, CKA and spectra to this .html or .png.")] = None,
 ) -> None:
-    """Measure C1–C5 on a live model, each with its interval, its variants and its null.
+    """Measure the constants C1–C5 on a live model.
+
+    Each comes with its interval, its variants and its null.
 
     The first text gives the headline values; means and intervals are over all texts.
     """
