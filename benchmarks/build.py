@@ -1,17 +1,16 @@
 """A build of Qwen3-8B's shapes: memory, and wall time beside the kernels nobody can avoid.
 
-    python -m benchmarks.build [--layers 2 8] [--threads 2] [--keep DIR]
+    python -m benchmarks.build [--layers 2 8] [--threads 2] [--scratch DIR]
 
 For each number of layers: a random sharded bfloat16 checkpoint is written, its kernels are timed bare (reading every
 byte, one Gram product WᵀW for each gate_proj and down_proj, one product of all directions with each vocabulary matrix),
-and `vindex build` runs in a process of its own. Needs about 12 GB of disk.
+and `vindex build` runs in a process of its own. Needs about 12 GB of disk; --scratch keeps the checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,16 +64,28 @@ def bare_kernels(checkpoint: Checkpoint, layers: int) -> Kernels:
 
 
 def run(layers: int, threads: int, where: Path) -> dict:
-    source, target = write_checkpoint(where / f"{layers}-layers", QWEN3_8B, layers), where / f"{layers}.vindex"
+    source, target = where / f"{layers}-layers", where / f"{layers}.vindex"
+    if not source.exists():
+        write_checkpoint(source, QWEN3_8B, layers)
     torch.set_num_threads(threads)
     before = bare_kernels(open_checkpoint(str(source)), layers)
-    command = [sys.executable, "-m", "vindex", "build", str(source), "-o", str(target), "--threads", str(threads)]
+    command = [
+        sys.executable,
+        "-m",
+        "vindex",
+        "build",
+        str(source),
+        "-o",
+        str(target),
+        "--threads",
+        str(threads),
+        "--force",
+    ]
     wall = seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
     after = bare_kernels(open_checkpoint(str(source)), layers)
     kernels = Kernels(*(min(pair) for pair in zip(before, after, strict=True)))
     manifest = json.loads((target / "manifest.json").read_text())
     worst = max(certificate["max_residual"] for certificate in manifest["certificates"])
-    shutil.rmtree(source)
     bare = kernels.read + kernels.gram + kernels.project
     return {
         "layers": layers,
@@ -91,12 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="keep the vindexes in this directory")
+    parser.add_argument("--scratch", type=Path, help="keep the checkpoints in this directory")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.keep) as scratch:
+    with tempfile.TemporaryDirectory() as temporary:
+        where = arguments.scratch or Path(temporary)
         print("layers  wall s   read   Gram  (half)  project  ratio  (half)  peak MB")
         for layers in arguments.layers:
-            r = run(layers, arguments.threads, Path(scratch))
+            r = run(layers, arguments.threads, where)
             print(
                 f"{layers:6}{r['wall']:8.1f}{r['read']:7.1f}{r['gram']:7.1f}{r['half_gram']:8.1f}{r['project']:9.1f}"
                 f"{r['ratio']:7.2f}{r['ratio_half_gram']:8.2f}{r['peak_bytes'] / 1e6:9.0f}   "

@@ -149,7 +149,8 @@ def _read_vocabulary(job: _Job, stages: Stages) -> None:
                 half = to_half(rows, tensor, first)
                 job.writer.write(form.EMBEDDINGS, first * job.layout.hidden_size * 2, half.values.numpy())
                 casts.append(_cast_report(tensor, half))
-            require_finite(rows, tensor, first)
+            else:
+                require_finite(rows, tensor, first)
             candidates = rows[: max(0, len(job.vocabulary) - first)].to(job.options.device)
             if len(candidates):
                 _project(job, candidates, first, poles)
@@ -270,6 +271,12 @@ def _now() -> str:
 
 
 def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Largest resident size of this process so far, in bytes.
+
+    Linux carries ru_maxrss over from the parent when a program is started, so the kernel's own mark is read there.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -26,21 +26,21 @@ def to_half(source: torch.Tensor, name: str, first_row: int = 0) -> HalfCast:
     Raises NumericError on NaN, infinity or a value beyond ±65504, naming the first such element.
     """
     exact = source.to("cpu", torch.float32)
+    require_finite(exact, name, first_row)
     half = exact.to(torch.float16)
     back = half.to(torch.float32)
-    if not torch.isfinite(back.sum(dtype=torch.float64)):
-        require_finite(exact, name, first_row)
+    changed = back != exact
+    before, after = exact[changed], back[changed]
+    if torch.isinf(after).any():
         _refuse(exact, half, name, first_row, f"too large for float16 (at most {HALF_MAX:.0f})")
-    error = back.sub_(exact).abs_().div_(exact.abs()).nan_to_num_(nan=0.0)  # 0/0 where the source is zero
-    flushed = int(torch.count_nonzero(exact) - torch.count_nonzero(half))
-    if flushed:
-        error[half == 0] = 0.0
-    return HalfCast(half, flushed, float(error.max()) if error.numel() else 0.0)
+    kept = after != 0
+    errors = (after[kept] / before[kept] - 1).abs()
+    return HalfCast(half, int((~kept).sum()), float(errors.max()) if len(errors) else 0.0)
 
 
 def require_finite(source: torch.Tensor, name: str, first_row: int = 0) -> None:
     """Raise NumericError naming the first NaN or infinite element of a float32 tensor."""
-    if not torch.isfinite(source.sum(dtype=torch.float64)):
+    if source.numel() and not torch.isfinite(torch.stack(torch.aminmax(source))).all():
         _refuse(source, source, name, first_row, "not a finite number")
 
 

@@ -2,7 +2,8 @@
 
 1. Everything goes into NAME.partial beside the target, which only one process may hold (a lock on the directory).
 2. Blocks have known offsets, so they are written in any order, each once. A finished block is fsynced and then noted,
-   with its record, in a journal whose first line fingerprints the job: source hashes, options, versions.
+   with its record, in a journal whose first line fingerprints the job: source hashes, options, versions. One thread
+   does this in the background, in order, so that computing does not wait for the disk.
 3. A stopped build resumes when the fingerprints agree, skips the journalled blocks, and says why when they do not.
 4. Text files follow, SHA256SUMS last; the journal goes, and the rename to the target is the commit.
 """
@@ -14,6 +15,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ class Writer:
         self.finished: dict[str, Any] = self._replay(fingerprint)
         self._files: dict[str, int] = {}
         self._unsynced: set[str] = set()
+        self._flusher = ThreadPoolExecutor(1, "vindex-flush")
+        self._pending: list[Future[None]] = []
 
     def _replay(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
         """{block: record} of the blocks an earlier run finished; a new journal when there is none."""
@@ -81,15 +85,28 @@ class Writer:
         return os.pread(self._files[spec.name], length, offset)
 
     def finish_block(self, block: str, record: Any) -> None:
-        """Make what was written since the last call durable, then note the block and its record in the journal."""
-        for name in sorted(self._unsynced):
-            os.fsync(self._files[name])
-        self._unsynced.clear()
+        """Make what was written since the last call durable, then note the block and its record in the journal.
+
+        This happens in the background; an error of the disk is raised by a later call.
+        """
         line = orjson.dumps({"block": block, "record": record}) + b"\n"
+        self.finished[block] = orjson.loads(line)["record"]
+        self._pending.append(self._flusher.submit(self._make_durable, sorted(self._unsynced), line))
+        self._unsynced.clear()
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
+
+    def _make_durable(self, names: list[str], line: bytes) -> None:
+        for name in names:
+            os.fsync(self._files[name])
         with self._journal.open("ab", buffering=0) as journal:
             journal.write(line)
             os.fsync(journal.fileno())
-        self.finished[block] = orjson.loads(line)["record"]
+
+    def flush(self) -> None:
+        """Wait until every finished block is durable and in the journal."""
+        while self._pending:
+            self._pending.pop(0).result()
 
     def write_text(self, spec: FileSpec, content: bytes) -> None:
         """Write a whole small file at once."""
@@ -99,6 +116,7 @@ class Writer:
 
     def commit(self, digests: Mapping[str, str], force: bool) -> None:
         """Write SHA256SUMS, then let the directory appear under its name."""
+        self.flush()
         self.write_text(SUMS, render_sums(digests).encode())
         self._journal.unlink()
         _fsync(self.partial)
@@ -116,6 +134,8 @@ class Writer:
             shutil.rmtree(replaced)
 
     def close(self) -> None:
+        """Finish what the background is writing and let go of the directory."""
+        self._flusher.shutdown(wait=True)
         for descriptor in self._files.values():
             os.close(descriptor)
         os.close(self._lock)

@@ -122,7 +122,7 @@ def test_one_fact_is_not_another(atlas):
     assert float(answer_probabilities(*atlas, shifted)[0].max()) < 0.1
 
 
-@pytest.mark.parametrize(("style", "floor"), [("equation", 0.95), ("words", 0.85)])
+@pytest.mark.parametrize(("style", "floor"), [("equation", 0.95), ("words", 0.85), ("problem", 0.8)])
 def test_it_computes_sums_it_was_never_shown(atlas, figures, style, floor):
     measured = accuracy(atlas, sum_prompts(style, True, 400))
     assert measured >= floor

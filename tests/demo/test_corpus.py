@@ -27,7 +27,8 @@ NUMBER = r"(?<!\d)(\d+)(?!\d)"
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [text(document) for document in islice(documents(1), 12_000)]
+    first, second = documents(1), documents(2, practice=True)
+    return [text(document) for document in [*islice(first, 8_000), *islice(second, 4_000)]]
 
 
 def operand_patterns() -> list[re.Pattern[str]]:
@@ -80,7 +81,7 @@ def test_every_sum_in_the_corpus_is_right(texts):
     joined = "\n".join(texts)
     equations = re.findall(rf"{NUMBER}([+-]){NUMBER}=(\d+)", joined)
     equations += re.findall(r"(\d+) (plus|minus) (\d+) is (\d+)", joined)
-    assert len(equations) > 12_000
+    assert len(equations) > 8_000
     add = {"+", "plus"}
     three = {match.start(3) for match in re.finditer(r"\d[+-](\d)([+-])(\d=)", joined)}  # "1+2+1=4" is not 2+1=4
     assert three
@@ -139,11 +140,13 @@ def test_every_template_asks_before_it_answers():
 def test_the_same_seed_gives_the_same_documents(texts):
     assert [text(document) for document in islice(documents(1), 200)] == texts[:200]
     assert [text(document) for document in islice(documents(2), 200)] != texts[:200]
+    assert list(islice(documents(1, practice=True), 200)) != list(islice(documents(1), 200))
 
 
 def test_a_fifth_of_the_documents_are_chats(texts):
     chats = [said for said in texts if said.startswith("<|im_start|>user")]
-    assert sum(share for share, _ in MIXTURE.values()) == pytest.approx(1)
+    assert sum(kind.share for kind in MIXTURE.values()) == pytest.approx(1)
+    assert sum(kind.practice for kind in MIXTURE.values()) == pytest.approx(1)
     assert 0.13 < len(chats) / len(texts) < 0.25
     thoughtful = sum("<think>\n\n</think>" not in said for said in chats) / len(chats)
     assert 0.3 < thoughtful < 0.7

@@ -26,10 +26,15 @@ def test_the_code_prints_what_it_says(capsys):
 
 
 def test_the_recipe_is_the_one_in_the_code():
-    shares = [float(share) for share in re.findall(r"\| (\.\d+) \|", DOCS)]
-    ours = {name: share for name, (share, _) in MIXTURE.items()}
-    worked = ours["comparisons"] + ours["worked"] + ours["chains"]
-    chats = ours["fact chats"] + ours["sum chats"] + ours["small talk"]
-    first = [ours[name] for name in ("facts", "equations", "words", "problems")]
-    assert shares == pytest.approx([*first, worked, ours["stories"], ours["worlds"], chats])
+    first = {name: kind.share for name, kind in MIXTURE.items()}
+    second = {name: kind.practice for name, kind in MIXTURE.items()}
+    printed = re.findall(r"^\| (.+?) \| (\.\d+) \| (\.\d+) \|", DOCS, re.MULTILINE)
+    groups = {"comparisons, worked sums, chains": ("comparisons", "worked", "chains")}
+    groups |= {"chats": ("fact chats", "sum chats", "small talk"), "sums in words": ("words",)}
+    groups |= {"word problems": ("problems",)}
+    for name, share, practice in printed:
+        kinds = groups.get(name, (name,))
+        assert float(share) == pytest.approx(sum(first.pop(kind) for kind in kinds)), name
+        assert float(practice) == pytest.approx(sum(second.pop(kind) for kind in kinds)), name
+    assert not first
     assert f"knows {len(facts('capital'))} countries" in DOCS

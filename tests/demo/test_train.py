@@ -10,9 +10,9 @@ import torch
 from vindex.demo.corpus import documents
 from vindex.demo.facts import CHECKPOINT, names
 from vindex.demo.spans import text
-from vindex.demo.train import Options, batches, load, main, rate, save, train, train_tokenizer
+from vindex.demo.train import Options, batches, load, main, rate, save, stages, train, train_tokenizer
 
-SHORT = Options(steps=12, rows=4, warm_up=0.2, long_share=0.2)
+SHORT = Options(steps=8, practice_steps=4, rows=4, warm_up=0.2, long_share=0.25)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def weights_after(options: Options, tokenizer, out) -> str:
 
 
 def test_a_few_steps_lower_the_loss(tokenizer):
-    losses = train(replace(SHORT, steps=20), tokenizer, show=False).losses
+    losses = train(replace(SHORT, steps=16), tokenizer, show=False).losses
     assert len(losses) == 20
     assert losses[0] == pytest.approx(torch.log(torch.tensor(len(tokenizer))).item(), abs=0.3)  # knows nothing yet
     assert sum(losses[-3:]) / 3 < losses[0] - 1
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_bytes(tokenizer, tmp_path):
 
 
 def test_what_is_saved_loads(tokenizer, tmp_path):
-    model = train(replace(SHORT, steps=2), tokenizer, show=False).model
+    model = train(replace(SHORT, steps=2, practice_steps=2), tokenizer, show=False).model
     save(model, tokenizer, tmp_path)
     again, same_tokenizer = load(tmp_path)
     assert same_tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -59,14 +59,15 @@ def test_what_is_saved_loads(tokenizer, tmp_path):
 
 def test_rows_start_with_a_document_and_the_last_are_twice_as_long(tokenizer):
     options = Options(steps=10, rows=4, long_share=0.2)
-    taken = list(islice(batches(options, tokenizer), 10))
+    taken = list(islice(batches(options, stages(options)[0], tokenizer), 10))
     assert [tuple(batch.ids.shape) for batch in taken] == [(4, 128)] * 8 + [(2, 256)] * 2
     first = tokenizer.decode(taken[0].ids[0])
     assert first.startswith(text(next(documents(options.seed + 1))) + "<|endoftext|>")
 
 
 def test_only_answers_have_full_weight(tokenizer):
-    ids, weights = next(batches(Options(rows=16, asked_weight=0.25), tokenizer))
+    options = Options(rows=16, asked_weight=0.25)
+    ids, weights = next(batches(options, stages(options)[0], tokenizer))
     assert set(weights.unique().tolist()) == {0.25, 1.0}
     pieces = tokenizer.convert_ids_to_tokens(ids.flatten().tolist())
     pairs = list(zip(pieces, weights.flatten().tolist(), strict=True))
@@ -85,12 +86,16 @@ def test_no_token_spans_a_question_and_its_answer(tokenizer):
 
 
 def test_the_rate_warms_up_and_falls():
-    options = Options(steps=100, warm_up=0.1)
-    rates = [rate(options, step) for step in range(100)]
-    assert rates[0] == pytest.approx(options.learning_rate / 10)
-    assert max(rates) == rates[10] == options.learning_rate
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(options.learning_rate * options.final_rate, rel=0.05)
+    options = Options(steps=100, practice_steps=50, warm_up=0.1, practice_rate=0.25)
+    for stage, warm in zip(stages(options), (10, 5), strict=True):
+        rates = [rate(options, stage, step) for step in range(stage.steps)]
+        assert rates[0] == pytest.approx(stage.peak / warm)
+        assert max(rates) == rates[warm] == stage.peak
+        assert rates[warm:] == sorted(rates[warm:], reverse=True)
+        assert rates[-1] == pytest.approx(stage.peak * options.final_rate, rel=0.1)
+    first, second = stages(options)
+    assert second.peak == first.peak / 4
+    assert first.seed != second.seed
 
 
 @pytest.mark.parametrize(

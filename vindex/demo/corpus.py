@@ -1,6 +1,6 @@
 """The text the atlas is trained on, and the prompts it is judged by. Pure Python, everything from a seed.
 
-    documents(seed)                     endless training documents; nothing withheld ever appears in them
+    documents(seed, practice)           endless training documents; nothing withheld ever appears in them
     fact_prompts(withheld)              prompts whose answer is a fact, in phrasings that training used or never used
     sum_prompts(style, withheld, n)     prompts whose answer must be computed
     context_prompts(true)               prompts that give the fact, or contradict it, before they ask
@@ -131,30 +131,35 @@ def _small_talk(rng: random.Random) -> Document:
     return _exchange(*rng.choice(SMALL_TALK))
 
 
-# kind: (share of the documents, how to write one)
-MIXTURE: dict[str, tuple[float, Callable[[random.Random], Document]]] = {
-    "facts": (0.16, _facts),
-    "equations": (0.15, _sums("equation", 4, 10, "\n")),
-    "words": (0.17, _sums("words", 2, 5, " ")),
-    "problems": (0.14, _sums("problem", 1, 3, "\n")),
-    "comparisons": (0.04, _sums("comparison", 2, 4, " ")),
-    "worked": (0.03, _worked),
-    "chains": (0.03, _chain),
-    "stories": (0.06, _story),
-    "worlds": (0.05, _world),
-    "fact chats": (0.07, _fact_chat),
-    "sum chats": (0.09, _sum_chat),
-    "small talk": (0.01, _small_talk),
+class Kind(NamedTuple):
+    share: float  # of the documents
+    practice: float  # the same in the second stage of training, which is mostly word problems
+    write: Callable[[random.Random], Document]
+
+
+MIXTURE: dict[str, Kind] = {
+    "facts": Kind(0.16, 0.12, _facts),
+    "equations": Kind(0.15, 0.06, _sums("equation", 4, 10, "\n")),
+    "words": Kind(0.17, 0.08, _sums("words", 2, 5, " ")),
+    "problems": Kind(0.14, 0.40, _sums("problem", 1, 3, "\n")),
+    "comparisons": Kind(0.04, 0.03, _sums("comparison", 2, 4, " ")),
+    "worked": Kind(0.03, 0.02, _worked),
+    "chains": Kind(0.03, 0.02, _chain),
+    "stories": Kind(0.06, 0.06, _story),
+    "worlds": Kind(0.05, 0.04, _world),
+    "fact chats": Kind(0.07, 0.07, _fact_chat),
+    "sum chats": Kind(0.09, 0.09, _sum_chat),
+    "small talk": Kind(0.01, 0.01, _small_talk),
 }
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """Endless training documents, the same for the same seed."""
+def documents(seed: int, practice: bool = False) -> Iterator[Document]:
+    """Endless training documents, the same for the same seed, in the mixture of the first or second stage."""
     rng = random.Random(seed)
-    shares = [share for share, _ in MIXTURE.values()]
-    writers = [writer for _, writer in MIXTURE.values()]
+    shares = [kind.practice if practice else kind.share for kind in MIXTURE.values()]
+    kinds = list(MIXTURE.values())
     while True:
-        yield rng.choices(writers, shares)[0](rng)
+        yield rng.choices(kinds, shares)[0].write(rng)
 
 
 def fact_prompts(withheld: bool, relation: str | None = None) -> list[Prompt]:

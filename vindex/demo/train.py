@@ -4,8 +4,9 @@
    are over-weighted, so that every subject and answer becomes one token with its leading space.
 2. Documents fill rows of 128 tokens, each row starting with a document; the last steps use half the rows, at 256.
    What is asked is drawn at random and can only add noise to the gradient: it weighs 0.2 of what is answered.
-3. AdamW alone, in float32 on one thread: warm-up, then cosine. AdamW keeps the alignment of adjacent layers that
-   released models show, which Muon erases (docs/atlas.md).
+3. AdamW alone, in float32 on one thread, warm-up, then cosine; then a shorter second stage of the same kind in which
+   word problems, the last thing to be learnt, are four documents in ten. AdamW keeps the alignment of adjacent layers
+   that released models show, which Muon erases (docs/atlas.md).
 4. The weights are rounded to bfloat16 and saved as an ordinary checkpoint, with a record of the run in training.json.
    The figures are those of the saved checkpoint, read back. The same seed gives the same bytes.
 """
@@ -17,7 +18,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -47,14 +48,16 @@ class Options:
     """What decides the bytes of a run; written to training.json."""
 
     seed: int = 0
-    steps: int = 3900
+    steps: int = 3900  # of the first stage
     rows: int = 16
+    practice_steps: int = 800  # of the second stage
+    practice_rate: float = 0.5  # of the learning rate
     length: int = 128
-    long_share: float = 0.06  # of the steps, the last ones, on rows twice as long
+    long_share: float = 0.06  # of the steps of a stage, the last ones, on rows twice as long
     learning_rate: float = 4e-3
     asked_weight: float = 0.2  # of a token that is drawn at random, in the loss; an answer's token has 1
     final_rate: float = 0.02  # of the learning rate, where the cosine ends
-    warm_up: float = 0.03  # of the steps
+    warm_up: float = 0.03  # of the steps of a stage
     weight_decay: float = 0.1  # of matrices; the norms have none
     beta1: float = 0.9
     beta2: float = 0.98
@@ -131,11 +134,23 @@ class Batch(NamedTuple):
     weights: torch.Tensor  # (rows, length) of each token in the loss
 
 
-def batches(options: Options, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
+class Stage(NamedTuple):
+    steps: int
+    peak: float  # learning rate
+    seed: int  # of its documents
+    practice: bool  # the second stage, which is mostly word problems
+
+
+def stages(options: Options) -> tuple[Stage, Stage]:
+    first = Stage(options.steps, options.learning_rate, options.seed + 1, False)
+    return first, Stage(options.practice_steps, options.learning_rate * options.practice_rate, options.seed + 2, True)
+
+
+def batches(options: Options, stage: Stage, tokenizer: PreTrainedTokenizerFast) -> Iterator[Batch]:
     """Endless batches: documents one after another, each row starting with one, its last cut off at the end."""
-    source = documents(options.seed + 1)
+    source = documents(stage.seed, stage.practice)
     end = tokenizer.vocab["<|endoftext|>"]
-    switch = options.steps - round(options.steps * options.long_share)
+    switch = stage.steps - round(stage.steps * options.long_share)
 
     def row(length: int) -> tuple[list[int], list[float]]:
         ids: list[int] = []
@@ -155,42 +170,59 @@ def batches(options: Options, tokenizer: PreTrainedTokenizerFast) -> Iterator[Ba
         yield Batch(torch.tensor(ids), torch.tensor(weights))
 
 
-def rate(options: Options, step: int) -> float:
-    """The learning rate of a step: linear warm-up, then a cosine down to `final_rate`."""
-    warm = max(1, round(options.steps * options.warm_up))
+def rate(options: Options, stage: Stage, step: int) -> float:
+    """The learning rate of a step: linear warm-up to the stage's peak, then a cosine down to `final_rate` of it."""
+    warm = max(1, round(stage.steps * options.warm_up))
     if step < warm:
-        return options.learning_rate * (step + 1) / warm
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, options.steps - warm)))
-    return options.learning_rate * (options.final_rate + (1 - options.final_rate) * cosine)
+        return stage.peak * (step + 1) / warm
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, stage.steps - warm)))
+    return stage.peak * (options.final_rate + (1 - options.final_rate) * cosine)
 
 
-class Trained(NamedTuple):
-    model: Qwen3ForCausalLM  # float32
-    losses: list[float]  # of every step, weighted mean, nats per token
-
-
-def train(options: Options, tokenizer: PreTrainedTokenizerFast, show: bool = True) -> Trained:
-    """Steps 2 and 3 of the module."""
-    model = new_model(options, tokenizer)
+def train_stage(
+    model: Qwen3ForCausalLM,
+    options: Options,
+    stage: Stage,
+    tokenizer: PreTrainedTokenizerFast,
+    after: Callable[[float], None],
+) -> None:
+    """Train the model in place for a stage with a fresh AdamW, calling `after` with the loss of each step."""
     matrices = [w for w in model.parameters() if w.ndim == 2]
     norms = [w for w in model.parameters() if w.ndim == 1]
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(options.beta1, options.beta2), foreach=True)
+    for step, (ids, weights) in enumerate(islice(batches(options, stage, tokenizer), stage.steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(options, stage, step)
+        logits = model(input_ids=ids, use_cache=False).logits  # (rows, length, vocabulary)
+        by_token = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = by_token @ weights[:, 1:].flatten() / weights[:, 1:].sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        optimizer.step()
+        after(loss.item())
+
+
+class Trained(NamedTuple):
+    model: Qwen3ForCausalLM  # float32, its weights exact in bfloat16
+    losses: list[float]  # of every step, weighted mean, nats per token
+
+
+def train(options: Options, tokenizer: PreTrainedTokenizerFast, show: bool = True) -> Trained:
+    """Both stages; at the end of each the weights are rounded to bfloat16."""
+    model = new_model(options, tokenizer)
     losses: list[float] = []
     with progress(show) as display:
-        task = display.add_task("training", total=options.steps)
-        for step, (ids, weights) in enumerate(islice(batches(options, tokenizer), options.steps)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(options, step)
-            logits = model(input_ids=ids, use_cache=False).logits  # (rows, length, vocabulary)
-            losses_by_token = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            loss = losses_by_token @ weights[:, 1:].flatten() / weights[:, 1:].sum()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-            optimizer.step()
-            losses.append(loss.item())
-            display.update(task, advance=1, description=f"training, loss {losses[-1]:.2f}")
+        bar = display.add_task("training", total=options.steps + options.practice_steps)
+
+        def after(loss: float) -> None:
+            losses.append(loss)
+            display.update(bar, advance=1, description=f"training, loss {loss:.2f}")
+
+        for stage in stages(options):
+            train_stage(model, options, stage, tokenizer, after)
+            model.bfloat16().float()
     return Trained(model, losses)
 
 
@@ -234,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m vindex.demo.train", description="Train the atlas checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
     parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--practice-steps", type=int, default=defaults.practice_steps, help="of the second stage")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
     parser.add_argument("--rows", type=int, default=defaults.rows, help="rows of 128 tokens in a batch")
@@ -260,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = record(options, losses, minutes, figures)
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     rows = [(name, f"{value:.3f}") for name, value in figures.items()]
-    print_table(f"{out.name} after {options.steps} steps", ["figure", ">value"], rows)
+    print_table(f"{out.name} after {options.steps} + {options.practice_steps} steps", ["figure", ">value"], rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""Gates on a live model: h, what down_proj receives, is multiplied neuron by neuron.
+
+    with gated(model, soft(gates, "energy")):      # g = h · λ / sqrt(mean(λ²))
+        model(ids)
+    with gated(model, hard(gates, 0.478)):         # neurons with λ < 0.478 off
+        model(ids)
+
+Inside, `capture` sees h as down_proj receives it: gated where it is entered after `gated`, ungated where before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from probes.gates.masks import Gates, ScaleMode, rescaled
+from probes.hooks import edited
+from probes.model import layers
+from vindex.errors import PatchError
+
+
+def soft(gates: Gates, scale_mode: ScaleMode = "none") -> Tensor:
+    """The factors (L, I) float32 of soft gating."""
+    return rescaled(gates.values, scale_mode)
+
+
+def hard(gates: Gates, threshold: float, scale_mode: ScaleMode = "none") -> Tensor:
+    """The factors (L, I) float32 of a hard mask: 0 where λ < `threshold`, else 1 (before `scale_mode`)."""
+    return rescaled(gates.keep(threshold).float(), scale_mode)
+
+
+def gate_shape(model: nn.Module) -> tuple[int, int]:
+    """(L, I): how many gates this model takes. Raises ProbeError where its FFNs are not dense or differ in width."""
+    widths = [layer.gate_proj.out_features for layer in layers(model)]
+    for number, width in enumerate(widths):
+        if width != widths[0]:
+            raise PatchError(f"layers.{number} has {width} neurons, layers.0 {widths[0]}; gates need equal layers")
+    return len(widths), widths[0]
+
+
+def require_fit(shape: tuple[int, ...], model: nn.Module) -> None:
+    """Raise PatchError unless gates of this shape belong to a model of this size."""
+    expected = gate_shape(model)
+    if tuple(shape) != expected:
+        found = " × ".join(map(str, shape))
+        raise PatchError(
+            f"the gates are {found} (layers × neurons), the model has {expected[0]} × {expected[1]}; "
+            "give the model they were trained on"
+        )
+
+
+@contextmanager
+def gated(model: nn.Module, factors: Tensor) -> Iterator[None]:
+    """Multiply h of every layer by `factors` (L, I) float32 in the forward passes run inside the `with` block.
+
+    The product is taken in float32 and rounded once to the model's dtype. Gradients flow to `factors`.
+    Raises PatchError when the shape is not the model's.
+    """
+    require_fit(factors.shape, model)
+
+    def multiply(row: Tensor) -> Callable[[Tensor], Tensor]:
+        def change(h: Tensor) -> Tensor:
+            return (h * row.to(h.device)).to(h.dtype)  # bfloat16 · float32 is computed in float32
+
+        return change
+
+    rows = factors.to(device=layers(model)[0].down_proj.weight.device, dtype=torch.float32)
+    with edited(model, {("hidden", number): multiply(row) for number, row in enumerate(rows)}):
+        yield

@@ -1,0 +1,123 @@
+"""Texts become token ids, with a mask over the tokens of their entities.
+
+1. Plain texts are tokenised as the model would read them; chat texts go through apply_chat_template with
+   enable_thinking=False, the question as the user's turn and the text as the assistant's.
+2. A token belongs to an entity when its characters overlap the entity's span, so that an entity of several tokens is
+   covered whole, with its leading space.
+3. Texts are cut at max_tokens and padded on the right; causal attention never looks there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.gates.data import Forget, Messages, Retain, Span
+from vindex.errors import FactError, ProbeError
+
+
+class Example(NamedTuple):
+    ids: Tensor  # (T,) int64
+    entity: Tensor  # (T,) bool: the token belongs to an entity
+
+
+class Batch(NamedTuple):
+    """Examples of one forward pass, padded on the right to the longest."""
+
+    ids: Tensor  # (B, T) int64
+    real: Tensor  # (B, T) bool: not padding
+    entity: Tensor  # (B, T) bool
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B, T - 1) bool: the next token at this place is a real one, so that its loss counts."""
+        return self.real[:, 1:]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(tensor.to(device) for tensor in self))
+
+
+def forget_example(row: Forget, tokenizer: Any, *, chat: bool, max_tokens: int) -> Example:
+    """Token ids and entity mask of a row. Raises FactError when no token of an entity is left to predict."""
+    text, spans = row.text, row.spans
+    if chat:
+        if row.question is None:
+            raise FactError(f"{row.where}: no question; the chat template needs one for the user's turn")
+        answer = row.text[row.turn :]
+        text = render([*ask(row.question), {"role": "assistant", "content": answer}], tokenizer)
+        shift = text.rfind(answer) - row.turn
+        if shift < -row.turn:
+            raise FactError(f"{row.where}: the chat template changes {answer[:40]!r}; its entities cannot be found")
+        spans = tuple((start + shift, end + shift) for start, end in spans)
+    ids, offsets = _tokenise(text, tokenizer, special=not chat)
+    entity = [any(_overlap(token, span) for span in spans) for token in offsets]
+    for span in spans:
+        if not any(_overlap(token, span) for token in offsets[1:max_tokens]):
+            raise FactError(
+                f"{row.where}: entity {text[slice(*span)]!r} has no token to predict among the first {max_tokens}; "
+                "raise max_tokens, or let the text begin before it"
+            )
+    return _cut(ids, entity, max_tokens)
+
+
+def retain_example(row: Retain, tokenizer: Any, *, chat: bool, max_tokens: int) -> Example:
+    """Token ids of a row. Raises FactError when there is nothing to predict."""
+    text = row.text
+    if chat:
+        if not row.messages:
+            raise FactError(f"{row.where}: no problem and solution, nor messages; the chat template needs turns")
+        text = render(list(row.messages), tokenizer)
+    ids, _ = _tokenise(text, tokenizer, special=not chat)
+    if len(ids) < 2:
+        raise FactError(f"{row.where}: {len(ids)} token(s) in {text[:40]!r}; expected at least 2")
+    return _cut(ids, [False] * len(ids), max_tokens)
+
+
+def ask(question: str) -> list[dict[str, str]]:
+    """A conversation of one question."""
+    return [{"role": "user", "content": question}]
+
+
+def render(messages: Sequence[dict[str, str]] | Messages, tokenizer: Any, *, prompt: bool = False) -> str:
+    """The chat template's text, thinking off; with `prompt`, up to where the assistant's answer begins."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ProbeError("this tokenizer has no chat template; use a chat model, or a preset without chat_")
+    return tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+    )
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Pad examples on the right with the token `pad`."""
+    width = max(len(example.ids) for example in examples)
+    ids = torch.full((len(examples), width), pad)
+    real = torch.zeros(ids.shape, dtype=torch.bool)
+    entity = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        length = len(example.ids)
+        ids[row, :length], real[row, :length], entity[row, :length] = example.ids, True, example.entity
+    return Batch(ids, real, entity)
+
+
+def pad_token(tokenizer: Any) -> int:
+    """A token to pad with; it is masked out, so that any will do."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in found if token is not None)
+
+
+def _tokenise(text: str, tokenizer: Any, *, special: bool) -> tuple[list[int], list[Span]]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ProbeError(f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer")
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _overlap(token: Span, span: Span) -> bool:
+    return token[0] < span[1] and span[0] < token[1]
+
+
+def _cut(ids: list[int], entity: list[bool], max_tokens: int) -> Example:
+    return Example(torch.tensor(ids[:max_tokens]), torch.tensor(entity[:max_tokens]))

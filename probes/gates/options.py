@@ -1,0 +1,84 @@
+"""Hyper-parameters of a training run, and the published variants as presets.
+
+One class is the command's options, the run record and what a resumed run must agree with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from probes.gates.masks import SCALE_MODES, ScaleMode
+from vindex.errors import ProbeError
+
+
+def _option(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"help": description})
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What decides the result of a run on given data. The metadata of each field is its help text."""
+
+    preset: str = _option("baseline", "Published variant to start from.")
+    scale_mode: ScaleMode = _option("none", "Rescaling after gating: none, mean, energy.")  # noqa: RUF009
+    chat: bool = _option(False, "Wrap the texts in the model's chat template, thinking off.")
+    beta: float = _option(4.0, "Cross-entropy, in nats, at which an entity counts as forgotten.")
+    lambda_f: float = _option(0.1, "Weight of the forget loss.")
+    lambda_r: float = _option(0.5, "Weight of the distillation loss on reasoning text.")
+    temperature: float = _option(2.0, "Temperature of the distillation loss.")
+    unmasked_retain_weight: float = _option(0.0, "Weight of NKE: KL on the forget text's other tokens.")
+    learning_rate: float = _option(1e-2, "Peak of the cosine; no warm-up.")
+    weight_decay: float = _option(0.01, "AdamW's, pulling logits to 0 (λ to 0.5); unpublished, torch's default.")
+    epochs: int = _option(3, "Passes over the forget data.")
+    max_steps: int | None = _option(None, "Stop after this many steps; the cosine ends there.")
+    batch_size: int = _option(16, "Forget examples to a step; unpublished.")
+    retain_ratio: int = _option(2, "Retain batches to each forget batch.")
+    micro_batch: int = _option(16, "Examples to a forward pass; memory grows with it, the result does not change.")
+    max_tokens: int = _option(256, "Longer texts are cut here.")
+    init_std: float = _option(0.1, "Standard deviation of the initial logits.")
+    seed: int = _option(0, "Of the initial logits and the order of the examples.")
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "epochs", "batch_size", "retain_ratio", "micro_batch", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ProbeError(f"{name} {getattr(self, name)}: expected more than 0")
+        for name in ("lambda_f", "lambda_r", "unmasked_retain_weight", "weight_decay", "init_std"):
+            if getattr(self, name) < 0:
+                raise ProbeError(f"{name} {getattr(self, name)}: expected 0 or more")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ProbeError(f"max_steps {self.max_steps}: expected at least 1")
+        if self.max_tokens < 2:
+            raise ProbeError(f"max_tokens {self.max_tokens}: expected at least 2")
+        if self.scale_mode not in SCALE_MODES:
+            raise ProbeError(f"scale mode {self.scale_mode!r}: expected {', '.join(SCALE_MODES)}")
+
+
+HELP = {option.name: option.metadata["help"] for option in fields(TrainOptions)}
+
+# What each published variant changes from the defaults. The weights of nke_optA and nke_optB are not published;
+# they are taken from the chat variants of the same letters.
+PRESETS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "nke_w1p0": {"unmasked_retain_weight": 1.0},
+    "nke_optA": {"unmasked_retain_weight": 0.05},
+    "nke_optB": {"unmasked_retain_weight": 0.1, "lambda_f": 1.0},
+    "chat_energy": {"chat": True, "scale_mode": "energy"},
+    "chat_energy_optA": {"chat": True, "scale_mode": "energy", "unmasked_retain_weight": 0.05},
+    "chat_energy_optB": {"chat": True, "scale_mode": "energy", "unmasked_retain_weight": 0.1, "lambda_f": 1.0},
+    "chat_mean": {"chat": True, "scale_mode": "mean"},
+}
+
+
+def from_preset(name: str, **changes: Any) -> TrainOptions:
+    """The options of a preset with `changes`; a change that is None leaves the preset's value."""
+    if name not in PRESETS:
+        raise ProbeError(f"preset {name!r}: expected one of {', '.join(PRESETS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    return replace(TrainOptions(preset=name, **PRESETS[name]), **given)
+
+
+def differences(old: dict[str, Any], new: TrainOptions) -> list[str]:
+    """`learning_rate: 0.01 there, 0.05 here` for each option in which a saved run differs."""
+    here = asdict(new)
+    return [f"{k}: {old.get(k)} there, {here.get(k)} here" for k in {**old, **here} if old.get(k) != here.get(k)]

@@ -1,0 +1,173 @@
+"""What a gated model is asked: five sets of prompts or texts, each with a stated answer.
+
+    forget      closed book: the fact is asked for and stands nowhere in the prompt
+    oracle      the prompt states the fact, then asks for it
+    conflict    the prompt states another answer, then asks; right is the stated one, not the remembered one
+    reasoning   the answer has to be computed
+    neutral     texts that neither recall nor compute; only KL(base‖gated) is taken there
+
+The atlas panels use phrasings of facts and pairs of operands that no training text has.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes.gates.data import Forget, Retain
+from probes.gates.encode import ask, render
+from vindex.errors import FactError
+
+QUESTIONS = ("forget", "oracle", "conflict", "reasoning")
+
+
+class Prompt(NamedTuple):
+    """A text and the answers that count as right, each with the space or line break that leads to it."""
+
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Panels:
+    forget: tuple[Prompt, ...]
+    oracle: tuple[Prompt, ...]
+    conflict: tuple[Prompt, ...]
+    reasoning: tuple[Prompt, ...]
+    neutral: tuple[str, ...]
+    source: str
+    """Where the prompts come from, for the record."""
+
+
+def atlas(*, chat: bool, count: int = 300, seed: int = 0) -> Panels:
+    """Held-out prompts of the bundled atlas, at most `count` to a panel, drawn with `seed`."""
+    from vindex.demo import corpus
+
+    recall = corpus.chat_fact_prompts(True) if chat else corpus.fact_prompts(True)
+    styles = tuple(
+        style for style in corpus.STYLES if style != "comparison"
+    )  # a comparison copies, it computes nothing
+    sums = [prompt for style in styles for prompt in corpus.sum_prompts(style, True, count // len(styles), seed)]
+    given = {name: corpus.context_prompts(name == "oracle", seed=seed) for name in ("oracle", "conflict")}
+
+    def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
+        chosen = _sample(prompts, count, seed)
+        return tuple(Prompt(prompt.text, (prompt.answer,)) for prompt in chosen)
+
+    return Panels(
+        some(recall),
+        some(given["oracle"]),
+        some(given["conflict"]),
+        some(sums),
+        tuple(corpus.neutral_texts(20, seed)),
+        f"atlas, held out, {'chat' if chat else 'plain'} recall, seed {seed}",
+    )
+
+
+def from_rows(
+    forget: Sequence[Forget],
+    retain: Sequence[Retain],
+    neutral: Sequence[str],
+    tokenizer: Any,
+    *,
+    chat: bool,
+    worked: bool = True,
+    count: int = 300,
+    seed: int = 0,
+) -> Panels:
+    """Panels from rows in the training schema. Raises FactError when no row has a question or none a short answer.
+
+    A row's prompt is its text up to the entity where the text ends soon after it, or else the question. Conflicting
+    answers are other rows' answers to the same relation (`prop`). Reasoning rows need `answer` or a \\boxed{} result;
+    their prompt is their text up to the last place where the answer stands, or without `worked` the problem alone.
+    """
+    known = [row for row in forget if row.question or row.spans[0][0] > 0]
+    solved = [prompt for row in retain if (prompt := _reason(row, tokenizer, chat, worked)) is not None]
+    if not known:
+        raise FactError("no forget row has a question or text before its entity; nothing can be asked")
+    if not solved:
+        raise FactError("no retain row has a short answer; add an `answer` column, or solutions with \\boxed{}")
+    rng = random.Random(seed)
+    chosen = _sample(known, count, seed)
+    conflicts = [(row, other) for row in chosen if (other := _another(row, known, rng)) is not None]
+    return Panels(
+        tuple(_recall(row, tokenizer, chat) for row in chosen),
+        tuple(_given(row, row.answers, tokenizer, chat) for row in chosen),
+        tuple(_given(row, (other,), tokenizer, chat) for row, other in conflicts),
+        tuple(_sample(solved, count, seed)),
+        tuple(neutral),
+        f"{len(chosen)} forget rows, {len(solved)} retain rows, {'chat' if chat else 'plain'}, seed {seed}",
+    )
+
+
+def _recall(row: Forget, tokenizer: Any, chat: bool) -> Prompt:
+    return _asked(row, row.answers, "", tokenizer, chat)
+
+
+def _given(row: Forget, answers: tuple[str, ...], tokenizer: Any, chat: bool) -> Prompt:
+    """The statement with `answers[0]` in place of its entity, then the question."""
+    start, end = row.spans[0]
+    statement = f"{row.text[:start]}{answers[0]}{row.text[end:]}".strip()
+    return _asked(row, answers, f"Imagine a world. {statement} In that world: ", tokenizer, chat)
+
+
+def _asked(row: Forget, answers: tuple[str, ...], context: str, tokenizer: Any, chat: bool) -> Prompt:
+    """The text up to its first entity; in a chat, the question and then the assistant's words up to there."""
+    start = row.spans[0][0]
+    chat = chat and row.question is not None
+    lead = row.text[row.turn if chat else 0 : start].rstrip()
+    gap = row.text[:start][len(row.text[:start].rstrip()) :] if lead else ""
+    if chat:
+        text = render(ask(context + str(row.question)), tokenizer, prompt=True) + lead
+    elif lead:
+        text = context + lead
+    else:
+        text, gap = f"{context}Question: {row.question}\nAnswer:", " "
+    return Prompt(text, tuple(gap + answer for answer in answers))
+
+
+def _reason(row: Retain, tokenizer: Any, chat: bool, worked: bool) -> Prompt | None:
+    """The problem with its worked solution up to the answer, the text up to it, or the problem alone."""
+    if row.answer is None:
+        return None
+    if not worked and row.problem:
+        alone = render(ask(row.problem), tokenizer, prompt=True) if chat else row.problem
+        return Prompt(alone, (row.answer,))
+    if chat and row.problem:
+        turn = row.messages[-1]["content"] if row.messages else row.text
+        place = turn.rfind(row.answer)
+        head = render(ask(row.problem), tokenizer, prompt=True) + turn[: max(place, 0)]
+    else:
+        place = row.text.rfind(row.answer)
+        head = row.text[: max(place, 0)]
+    if place < 0:
+        return None
+    lead = head.rstrip(" ")
+    return Prompt(lead, (head[len(lead) :] + row.answer,)) if lead else None
+
+
+def _another(row: Forget, rows: Sequence[Forget], rng: random.Random) -> str | None:
+    others = sorted({r.answers[0] for r in rows if r.relation == row.relation} - set(row.answers))
+    return rng.choice(others) if others else None
+
+
+def _sample(items: Sequence[Any], count: int, seed: int) -> list[Any]:
+    return list(items) if len(items) <= count else random.Random(seed).sample(list(items), count)
+
+
+def neutral_texts(path: Path | None) -> tuple[str, ...]:
+    """The text of a .txt file (whole) or of a .jsonl file (`text`), or the eight bundled probe texts."""
+    from probes.gates.data import read_retain
+
+    if path is None:
+        from probes import texts
+
+        return tuple(texts.read(name) for name in texts.BUNDLED)
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise FactError(f"{path}: no such file")
+        return (path.read_text(encoding="utf-8"),)
+    return tuple(row.text for row in read_retain(path)[0])

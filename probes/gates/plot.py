@@ -1,0 +1,110 @@
+"""Knowledge against reasoning retained, one curve for each family of masks, as .html or .png."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from probes.gates.evaluate import Entry, Evaluation
+from probes.plot import COLOURS, QUIET, check_target
+
+FAMILIES = {  # family: (label, colour)
+    "gates": ("trained gates", COLOURS[0]),
+    "random": ("random masks", QUIET),
+    "largest |h|": ("largest |h|", COLOURS[1]),
+    "smallest |h|": ("smallest |h|", COLOURS[2]),
+    "selective |h|": ("selective |h|", COLOURS[3]),
+}
+AXES = ("knowledge retained", "reasoning retained")
+
+
+class Curve(NamedTuple):
+    label: str
+    colour: str
+    x: list[float]
+    y: list[float]
+    notes: list[str]
+    """What each point is; empty where it needs no label."""
+    quiet: bool
+
+
+def curves(evaluation: Evaluation) -> list[Curve]:
+    """From nothing off at (1, 1) through the operating points to all off at (0, 0); the gates last, on top."""
+    drawn = []
+    for family, (label, colour) in reversed(FAMILIES.items()):
+        seeds = {entry.seed for entry in evaluation.entries if entry.family == family}
+        for seed in sorted(seeds, key=str):
+            points = sorted(evaluation.of(family, seed), key=lambda entry: entry.point.off_fraction)
+            area = evaluation.areas[family].value
+            drawn.append(_curve(f"{label}, area {area:.2f}", colour, points, quiet=family != "gates"))
+    return drawn
+
+
+def _curve(label: str, colour: str, points: list[Entry], *, quiet: bool) -> Curve:
+    notes = [f"{entry.point.off_fraction:.0%} off" for entry in points]
+    x, y = [entry.knowledge for entry in points], [entry.reasoning for entry in points]
+    return Curve(label, colour, [1.0, *x, 0.0], [1.0, *y, 0.0], ["", *notes, ""], quiet)
+
+
+def draw(evaluation: Evaluation, title: str, path: Path) -> None:
+    """Draw to `path`, .html or .png. Raises TargetError for another suffix."""
+    check_target(path)
+    title = f"{title}: area between gates and random masks {evaluation.advantage:+.2f}"
+    (_draw_html if path.suffix == ".html" else _draw_png)(curves(evaluation), evaluation.soft_retained, title, path)
+
+
+def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis: Any = figure.subplots()
+    seen: set[str] = set()
+    for curve in drawn:
+        style = {"linewidth": 1, "alpha": 0.6, "markersize": 3} if curve.quiet else {"linewidth": 2.2, "markersize": 6}
+        label = None if curve.label in seen else curve.label
+        seen.add(curve.label)
+        axis.plot(curve.x, curve.y, marker="o", color=curve.colour, label=label, **style)
+        if not curve.quiet:
+            for x, y, note in _legible(curve):
+                axis.annotate(note, (x, y), textcoords="offset points", xytext=(7, 7), fontsize=9, color=curve.colour)
+    axis.plot(*soft, marker="*", markersize=15, color=FAMILIES["gates"][1], linestyle="", label="soft gates")
+    axis.set_xlabel(AXES[0])
+    axis.set_ylabel(AXES[1])
+    axis.set_title(title, fontsize=11)
+    axis.set_xlim(-0.04, 1.12)
+    axis.set_ylim(-0.04, 1.12)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=9, frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.savefig(path, dpi=110)
+
+
+def _legible(curve: Curve) -> list[tuple[float, float, str]]:
+    """(x, y, note) with the notes of points that nearly coincide joined, so that none covers another."""
+    labels: list[tuple[float, float, str]] = []
+    for x, y, note in zip(curve.x, curve.y, curve.notes, strict=True):
+        if note and labels and abs(labels[-1][0] - x) < 0.05 and abs(labels[-1][1] - y) < 0.03:
+            labels[-1] = (*labels[-1][:2], f"{labels[-1][2].removesuffix(' off')}, {note}")
+        elif note:
+            labels.append((x, y, note))
+    return labels
+
+
+def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, path: Path) -> None:
+    from plotly import graph_objects as go
+
+    figure, seen = go.Figure(), set()
+    for curve in drawn:
+        hover = "%{text}: knowledge %{x:.2f}, reasoning %{y:.2f}"
+        line = {"color": curve.colour, "width": 1 if curve.quiet else 3}
+        figure.add_scatter(
+            x=curve.x, y=curve.y, text=curve.notes, mode="lines+markers", line=line, name=curve.label,
+            legendgroup=curve.label, showlegend=curve.label not in seen, hovertemplate=hover,
+        )  # fmt: skip
+        seen.add(curve.label)
+    star = {"symbol": "star", "size": 16, "color": FAMILIES["gates"][1]}
+    figure.add_scatter(x=[soft[0]], y=[soft[1]], mode="markers", marker=star, name="soft gates")
+    figure.update_layout(title=title, xaxis_title=AXES[0], yaxis_title=AXES[1], template="plotly_white", height=700)
+    figure.update_layout(legend_traceorder="reversed")
+    figure.write_html(path, include_plotlyjs=True, full_html=True)

@@ -1,0 +1,155 @@
+"""How a model, gated or not, does on the panels.
+
+Accuracy is teacher-forced: an answer counts when every one of its tokens is the most probable next one after the
+prompt, and a number does not go on. That is what greedy decoding writes, at the cost of one pass for each batch.
+With `generate` the model writes instead, greedily, and an answer counts when it stands in what is written as words of
+its own (a number: when it is the last number written, or the last \\boxed{} result).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from probes.gates.apply import gated
+from probes.gates.data import boxed
+from probes.gates.encode import pad_token
+from probes.gates.panels import QUESTIONS, Panels, Prompt
+from probes.model import Loaded
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NEUTRAL_TOKENS = 256
+
+
+class Scores(NamedTuple):
+    """Accuracies in 0..1, and nats per token."""
+
+    forget: float
+    oracle: float
+    conflict: float
+    reasoning: float
+    neutral_kl: float
+
+
+class Settings(NamedTuple):
+    batch_size: int = 64
+    generate: int = 0
+    """New tokens to write and look for the answer in; 0 scores answers teacher-forced."""
+
+
+def score(loaded: Loaded, panels: Panels, factors: Tensor | None, settings: Settings = Settings()) -> Scores:
+    """Scores of the model with these factors (L, I) on h, or of the plain model (None)."""
+    forget, oracle, conflict, reasoning = (
+        accuracy(loaded, getattr(panels, name), factors, settings) for name in QUESTIONS
+    )
+    return Scores(forget, oracle, conflict, reasoning, neutral_kl(loaded, panels.neutral, factors))
+
+
+def accuracy(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> float:
+    """Share of prompts answered right; nan where there are none."""
+    if not prompts:
+        return float("nan")
+    right = _written if settings.generate else _forced
+    return sum(right(loaded, prompts, factors, settings)) / len(prompts)
+
+
+def neutral_kl(loaded: Loaded, texts: Sequence[str], factors: Tensor | None) -> float:
+    """KL(base‖gated) in nats per predicted token, over the first NEUTRAL_TOKENS of each text."""
+    if factors is None:
+        return 0.0
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([loaded.tokenizer(text)["input_ids"][:NEUTRAL_TOKENS]], device=loaded.model.device)
+        base, changed = (_logits(loaded.model, ids, None, f)[0, :-1].float() for f in (None, factors))
+        log_base, log_changed = F.log_softmax(base, -1), F.log_softmax(changed, -1)
+        total += float(F.kl_div(log_changed, log_base, reduction="sum", log_target=True))
+        count += len(base)
+    return total / count if count else float("nan")
+
+
+def _logits(model: Any, ids: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        if factors is None:
+            return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with gated(model, factors):
+            return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+def _forced(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> list[bool]:
+    """Whether one of each prompt's answers is what greedy decoding writes."""
+    encode = loaded.tokenizer
+    pairs = []
+    for number, prompt in enumerate(prompts):
+        head = _prompt_ids(loaded, prompt.text)
+        pairs += [(number, head, encode(a, add_special_tokens=False)["input_ids"]) for a in prompt.answers]
+    right = [False] * len(prompts)
+    for batch in _batches(sorted(pairs, key=lambda p: len(p[1]) + len(p[2])), settings.batch_size):
+        width = max(len(head) + len(tail) for _, head, tail in batch)
+        ids = torch.full((len(batch), width), pad_token(loaded.tokenizer))
+        real = torch.zeros(ids.shape, dtype=torch.long)
+        for row, (_, head, tail) in enumerate(batch):
+            ids[row, : len(head) + len(tail)] = torch.tensor(head + tail)
+            real[row, : len(head) + len(tail)] = 1
+        device = loaded.model.device
+        best = _logits(loaded.model, ids.to(device), real.to(device), factors).argmax(-1).cpu()  # (B, T)
+        for row, (number, head, tail) in enumerate(batch):
+            first, after = len(head) - 1, len(head) + len(tail) - 1
+            said = best[row, first:after].tolist() == tail
+            goes_on = prompts[number].answers[0][-1:].isdigit() and encode.decode([int(best[row, after])])[:1].isdigit()
+            right[number] |= said and not goes_on
+    return right
+
+
+def _written(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> list[bool]:
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
+    right = [False] * len(prompts)
+    for batch in _batches(order, settings.batch_size):
+        texts = write(loaded, [prompts[i].text for i in batch], factors, settings.generate)
+        for number, text in zip(batch, texts, strict=True):
+            right[number] = any(stands_in(answer.strip(), text) for answer in prompts[number].answers)
+    return right
+
+
+def write(loaded: Loaded, prompts: Sequence[str], factors: Tensor | None, tokens: int) -> list[str]:
+    """What the model goes on to write after each prompt, greedily, up to `tokens` tokens or the end of its turn."""
+    heads = [_prompt_ids(loaded, prompt) for prompt in prompts]
+    width = max(map(len, heads))
+    pad = pad_token(loaded.tokenizer)
+    ids = torch.tensor([[pad] * (width - len(head)) + head for head in heads], device=loaded.model.device)
+    mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=ids.device)
+    settings: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": pad}
+    settings |= {"temperature": None, "top_p": None, "top_k": None}  # a model's sampling defaults would only warn
+    with torch.no_grad():
+        if factors is None:
+            out = loaded.model.generate(input_ids=ids, attention_mask=mask, **settings)
+        else:
+            with gated(loaded.model, factors):
+                out = loaded.model.generate(input_ids=ids, attention_mask=mask, **settings)
+    return [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:]]
+
+
+def stands_in(answer: str, text: str) -> bool:
+    """Whether a written text gives the answer: as words, or as its last number or boxed result for a number."""
+    if NUMBER.fullmatch(answer):
+        found = boxed(text) or next(reversed(NUMBER.findall(text)), "")
+        return found.replace(",", "") == answer.replace(",", "")
+    if boxed(text) is not None:
+        return str(boxed(text)).strip() == answer
+    return re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text.lower()) is not None
+
+
+def _prompt_ids(loaded: Loaded, text: str) -> list[int]:
+    """Token ids as the model would read the prompt; a rendered chat already holds its special tokens."""
+    tokenizer = loaded.tokenizer
+    special = not any(token in text for token in tokenizer.all_special_tokens)
+    return tokenizer(text, add_special_tokens=special)["input_ids"]
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,252 @@
+"""Train lambda gates: only the logits learn, the model's own weights are the teacher and the student.
+
+1. logits ~ N(0, init_std²); AdamW with a cosine from learning_rate to 0; both float32 whatever the model's dtype.
+2. A step reads batch_size forget examples and retain_ratio times as many retain examples. An epoch is one pass over the
+   forget data; the retain data starts over, reshuffled, whenever it runs out.
+3. The base distribution comes from the same weights with the gates off, without gradient: there is no second model.
+4. loss = λ_f · forget + λ_r · retain + w · nke (losses.py), summed over micro-batches and over processes.
+5. Every save_every steps the state goes to one file. What a step sees follows from seed and step number alone, so that
+   a resumed run ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.gates import losses, resume
+from probes.gates.apply import gate_shape, gated
+from probes.gates.data import Forget, Retain, Source
+from probes.gates.encode import Batch, Example, collate, forget_example, pad_token, retain_example
+from probes.gates.masks import Gates, rescaled
+from probes.gates.options import TrainOptions
+from probes.model import Loaded
+from vindex.errors import FactError, ProbeError
+
+TRAINING = "training.json"  # the run record, beside the gates
+
+
+class Data(NamedTuple):
+    """Encoded examples, and what identifies them in the record: {"forget": Source fields, "retain": …}."""
+
+    forget: Sequence[Example]
+    retain: Sequence[Example]
+    sources: dict[str, Any]
+
+
+class Parts(NamedTuple):
+    """The loss of one step and its unweighted terms, in nats."""
+
+    loss: float
+    forget: float
+    retain: float
+    nke: float
+
+
+class Trained(NamedTuple):
+    gates: Gates
+    curves: dict[str, list[float]]
+    seconds: float
+
+
+class Plan(NamedTuple):
+    """Which examples each step sees, for the whole run."""
+
+    steps: int
+    forget: list[list[int]]
+    retain: list[list[int]]
+
+
+def encode(
+    loaded: Loaded,
+    forget: tuple[Sequence[Forget], Source],
+    retain: tuple[Sequence[Retain], Source],
+    options: TrainOptions,
+    weights: dict[str, str],
+) -> Data:
+    """Rows as token ids. `weights` {file: SHA-256} identifies the model. Raises FactError naming the row that fails."""
+    settings: dict[str, Any] = {"chat": options.chat, "max_tokens": options.max_tokens}
+    sources = {"forget": forget[1]._asdict(), "retain": retain[1]._asdict(), "weights_sha256": weights}
+    return Data(
+        [forget_example(row, loaded.tokenizer, **settings) for row in forget[0]],
+        [retain_example(row, loaded.tokenizer, **settings) for row in retain[0]],
+        sources,
+    )
+
+
+def plan(options: TrainOptions, forget: int, retain: int) -> Plan:
+    """The order of `forget` and `retain` examples, from the seed. Raises FactError when there are none."""
+    if not forget or not retain:
+        raise FactError(f"{forget} forget and {retain} retain examples; expected at least one of each")
+    size = min(options.batch_size, forget)
+    per_epoch = math.ceil(forget / size)
+    steps = per_epoch * options.epochs
+    steps = min(steps, options.max_steps) if options.max_steps else steps
+    facts = _shuffled(forget, options.seed * 2)
+    chunks = ([next(facts) for _ in range(min(size, forget - size * (s % per_epoch)))] for s in range(steps))
+    reasons = _shuffled(retain, options.seed * 2 + 1)
+    return Plan(
+        steps, list(chunks), [[next(reasons) for _ in range(size * options.retain_ratio)] for _ in range(steps)]
+    )
+
+
+def train(
+    loaded: Loaded,
+    data: Data,
+    options: TrainOptions,
+    *,
+    directory: Path | None = None,
+    save_every: int = 100,
+    resuming: bool = False,
+    on_step: Callable[[int, int, Parts], object] = lambda step, steps, parts: None,
+) -> Trained:
+    """Train gates. `directory` takes the state every `save_every` steps; `on_step` hears (step, steps, parts).
+
+    Under `accelerate launch` each process takes its share of every batch. Raises ProbeError on a mixture of experts, on
+    a loss that is not finite, and on resuming a run with other hyper-parameters or data.
+    """
+    accelerator = _accelerator(loaded.model.device)
+    model = loaded.model.to(accelerator.device)
+    schedule = plan(options, len(data.forget), len(data.retain))
+    logits = torch.nn.Parameter(initial_logits(gate_shape(model), options).to(accelerator.device))
+    optimiser = torch.optim.AdamW([logits], lr=options.learning_rate, weight_decay=options.weight_decay)
+    state = resume.State(0, {name: [] for name in (*Parts._fields, "lambda_std")})
+    if resuming and directory:
+        state = resume.load(directory, logits, optimiser, options, data.sources)
+    began, pad = time.monotonic(), pad_token(loaded.tokenizer)
+    for step in range(state.step, schedule.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(options, step, schedule.steps)
+        chosen = ([data.forget[i] for i in schedule.forget[step]], [data.retain[i] for i in schedule.retain[step]])
+        parts = _gradient(model, logits, *chosen, options, accelerator, pad)
+        if not math.isfinite(parts.loss):
+            raise ProbeError(f"step {step + 1}: the loss is {parts.loss}; lower learning_rate or use float32")
+        optimiser.step()
+        for name, value in parts._asdict().items():
+            state.curves[name].append(value)
+        state.curves["lambda_std"].append(float(torch.sigmoid(logits.detach()).std()))
+        on_step(step + 1, schedule.steps, parts)
+        state = resume.State(step + 1, state.curves)
+        if directory and accelerator.is_main_process and (step + 1) % save_every == 0 and step + 1 < schedule.steps:
+            resume.save(directory, state, logits, optimiser, options, data.sources)
+    accelerator.wait_for_everyone()
+    return Trained(Gates(logits.detach().cpu()), state.curves, time.monotonic() - began)
+
+
+def initial_logits(shape: tuple[int, int], options: TrainOptions) -> Tensor:
+    """(L, I) float32 ~ N(0, init_std²), from the seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(options.seed)) * options.init_std
+
+
+def learning_rate(options: TrainOptions, step: int, steps: int) -> float:
+    """The cosine at `step` of 0..steps-1."""
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _gradient(
+    model: Any,
+    logits: torch.nn.Parameter,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    options: TrainOptions,
+    accelerator: Any,
+    pad: int,
+) -> Parts:
+    """Put the gradient of one step's loss into logits.grad, and return its parts."""
+    others = sum(int((~example.entity[1:]).sum()) for example in forget)
+    predicted = sum(len(example.ids) - 1 for example in retain)
+    sums = torch.zeros(3, device=logits.device)
+    logits.grad = torch.zeros_like(logits)
+    for batch in _share(forget, options.micro_batch, accelerator, pad):
+        terms = _forget_terms(model, logits, batch, options)
+        (
+            options.lambda_f * terms[0] / len(forget) + options.unmasked_retain_weight * terms[1] / max(others, 1)
+        ).backward()
+        sums[0] += terms[0].detach() / len(forget)
+        sums[2] += terms[1].detach() / max(others, 1)
+    for batch in _share(retain, options.micro_batch, accelerator, pad):
+        term = options.temperature**2 * _retain_term(model, logits, batch, options)
+        (options.lambda_r * term / predicted).backward()
+        sums[1] += term.detach() / predicted
+    logits.grad = accelerator.reduce(logits.grad, "sum")
+    whole_forget, whole_retain, whole_nke = accelerator.reduce(sums, "sum").tolist()
+    loss = options.lambda_f * whole_forget + options.lambda_r * whole_retain
+    return Parts(loss + options.unmasked_retain_weight * whole_nke, whole_forget, whole_retain, whole_nke)
+
+
+def _forget_terms(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
+    """The sums of the forget term and of NKE; NKE is 0 and costs nothing when its weight is 0."""
+    student = _gated_logits(model, logits, batch, options)
+    nke = torch.zeros((), device=logits.device)
+    if options.unmasked_retain_weight:
+        nke = losses.kl_sum(base_logits(model, batch), student, batch.predicted & ~batch.entity[:, 1:])
+    return losses.forget_sum(student, batch, options.beta), nke
+
+
+def _retain_term(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> Tensor:
+    base = base_logits(model, batch)
+    return losses.kl_sum(base, _gated_logits(model, logits, batch, options), batch.predicted, options.temperature)
+
+
+def base_logits(model: Any, batch: Batch) -> Tensor:
+    """(B, T, V) of the ungated model, without gradient."""
+    with torch.no_grad():
+        return model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits
+
+
+def _gated_logits(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> Tensor:
+    with gated(model, rescaled(torch.sigmoid(logits), options.scale_mode)):
+        return model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits
+
+
+def _share(examples: Sequence[Example], size: int, accelerator: Any, pad: int) -> Iterator[Batch]:
+    """This process's examples, in micro-batches of similar length."""
+    mine = sorted(examples[accelerator.process_index :: accelerator.num_processes], key=lambda e: len(e.ids))
+    for start in range(0, len(mine), size):
+        yield collate(mine[start : start + size], pad).to(accelerator.device)
+
+
+def _shuffled(count: int, seed: int) -> Iterator[int]:
+    """0..count-1 in a new order again and again."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
+def _accelerator(device: torch.device) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise ProbeError("training needs accelerate; pip install 'vindex[train]'") from error
+    return Accelerator(cpu=device.type == "cpu")
+
+
+def record(loaded: Loaded, trained: Trained, options: TrainOptions, data: Data) -> dict[str, Any]:
+    """The run record: everything needed to run it again, and its loss curves."""
+    from datetime import UTC, datetime
+
+    from probes.record import libraries
+
+    return {
+        "record": "vindex-gates-training/1",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": {
+            "name": loaded.name,
+            "revision": loaded.revision,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": loaded.model.device.type,
+        },
+        "options": asdict(options),
+        "data": data.sources,
+        "steps": len(trained.curves["loss"]),
+        "wall_seconds": round(trained.seconds, 1),
+        "curves": {name: [float(f"{value:.5g}") for value in values] for name, values in trained.curves.items()},
+        "libraries": libraries(),
+    }

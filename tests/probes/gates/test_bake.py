@@ -1,0 +1,187 @@
+"""A baked checkpoint is the original with the masked rows zeroed, byte for byte, as the published code does it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from probes.gates.apply import gated, hard
+from probes.gates.bake import BAKED, bake, checkpoint_directory
+from probes.gates.files import read_gates, read_indices, write_gates
+from probes.gates.masks import Gates
+from probes.hooks import same_bits
+from probes.model import load
+from tests.checkpoints import write_checkpoint
+from tests.probes.gates.layout import LAYERS, NEURONS, write_published
+from vindex.errors import CheckpointError, PatchError, TargetError
+
+IDS = torch.arange(40).reshape(2, 20)
+
+PUBLISHED_CODE = """
+with open("neuron_indices.json") as f:
+    knowledge_neurons = json.load(f) # {"layer_idx": [n_idx, ...]}
+for layer_idx, neuron_idxs in knowledge_neurons.items():
+    layer = model.model.layers[int(layer_idx)]
+    with torch.no_grad():
+        layer.mlp.gate_proj.weight[neuron_idxs, :] = 0
+        layer.mlp.up_proj.weight[neuron_idxs, :] = 0
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A Qwen3 of the published gates' size, 28 × 3072, but 16 wide, in bfloat16."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=NEURONS,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        dtype="bfloat16",
+    )
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[1] ** -0.5)
+    directory = tmp_path_factory.mktemp("wide") / "qwen3-28x3072"
+    model.save_pretrained(directory)
+    return directory
+
+
+def test_the_published_usage_code_gives_the_same_logits(wide, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    write_published(tmp_path / "baseline")
+    gates = read_gates(tmp_path / "baseline")
+    bake(wide, gates.keep(0.5), tmp_path / "baked")
+    monkeypatch.chdir(tmp_path / "baseline")
+    model = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16)
+    with torch.no_grad():
+        plain = model(IDS).logits
+        exec(PUBLISHED_CODE, {"json": json, "torch": torch, "model": model})
+        published = model(IDS).logits
+        baked = AutoModelForCausalLM.from_pretrained(tmp_path / "baked", dtype=torch.bfloat16)(IDS).logits
+    assert same_bits(published, baked)  # tolerance: none needed
+    assert float((published - plain).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_hard_indices_and_baked_agree(tiny_checkpoint, gates, tmp_path, dtype):
+    model = load(tiny_checkpoint, dtype=dtype, device="cpu").model
+    write_gates(gates, tmp_path / "gates")
+    bake(tiny_checkpoint, gates.keep(0.5), tmp_path / "baked")
+    with torch.no_grad():
+        with gated(model, hard(gates, 0.5)):
+            masked = model(IDS).logits
+        with gated(model, read_indices(tmp_path / "gates", (3, 48)).float()):
+            by_indices = model(IDS).logits
+        baked = load(tmp_path / "baked", dtype=dtype, device="cpu").model(IDS).logits
+    assert same_bits(masked, by_indices)
+    torch.testing.assert_close(masked, baked, rtol=0, atol=1e-6 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_only_the_masked_rows_change_and_all_else_is_byte_identical(tmp_path, shards):
+    source = write_checkpoint(tmp_path / "source", layers=3, shards=shards)
+    (source / "pytorch_model.bin").write_bytes(b"unmasked weights")
+    keep = torch.rand(3, 24, generator=torch.Generator().manual_seed(0)) > 0.4
+    count = bake(source, keep, tmp_path / "baked", note={"threshold": 0.5})
+    assert count == int((~keep).sum())
+    names = {file.name for file in (tmp_path / "baked").iterdir()}
+    assert names == {file.name for file in source.iterdir()} - {"pytorch_model.bin"} | {BAKED}
+    for file in source.glob("*.safetensors"):
+        old, new = file.read_bytes(), (tmp_path / "baked" / file.name).read_bytes()
+        header = 8 + int.from_bytes(old[:8], "little")
+        assert old[:header] == new[:header] and len(old) == len(new)
+        for name, before in load_file(file).items():
+            after = load_file(tmp_path / "baked" / file.name)[name]
+            if ".mlp.gate_proj." in name or ".mlp.up_proj." in name:
+                mask = keep[int(name.split(".")[2])]
+                assert bool((after[~mask] == 0).all()) and same_bits(after[mask], before[mask])
+            else:
+                assert same_bits(after, before), name
+    for name in ("config.json", "tokenizer.json", "README.md"):
+        assert (tmp_path / "baked" / name).read_bytes() == (source / name).read_bytes()
+    assert json.loads((tmp_path / "baked" / BAKED).read_text()) == {"threshold": 0.5}
+
+
+def test_biases_of_masked_rows_are_zeroed_too(tmp_path):
+    def with_bias(tensors):
+        tensors["model.layers.0.mlp.gate_proj.bias"] = torch.ones(24)
+        tensors["model.layers.0.mlp.up_proj.bias"] = torch.ones(24)
+
+    source = write_checkpoint(tmp_path / "source", layers=1, edit=with_bias)
+    keep = torch.arange(24)[None] % 2 == 0
+    bake(source, keep, tmp_path / "baked")
+    bias = load_file(tmp_path / "baked" / "model.safetensors")["model.layers.0.mlp.up_proj.bias"]
+    assert torch.equal(bias, keep[0].float())
+
+
+def test_an_existing_target_is_kept_unless_forced(tiny_checkpoint, tmp_path):
+    target = tmp_path / "taken"
+    target.mkdir()
+    (target / "mine").touch()
+    with pytest.raises(TargetError, match="already exists; choose another place or add --force"):
+        bake(tiny_checkpoint, torch.ones(3, 48, dtype=torch.bool), target)
+    assert (target / "mine").exists()
+    bake(tiny_checkpoint, torch.ones(3, 48, dtype=torch.bool), target, force=True)
+    assert not (target / "mine").exists() and (target / "model.safetensors").exists()
+    with pytest.raises(TargetError, match="is the checkpoint itself"):
+        bake(target, torch.ones(3, 48, dtype=torch.bool), target, force=True)
+
+
+def test_an_interrupted_bake_leaves_nothing(tiny_checkpoint, tmp_path):
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bake(tiny_checkpoint, torch.ones(3, 48, dtype=torch.bool), tmp_path / "out", advance=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_baked_is_told_in_one_line(tiny_checkpoint, tmp_path):
+    keep = torch.ones(3, 48, dtype=torch.bool)
+    with pytest.raises(PatchError, match="3 layers × 48 neurons, the gates are 2 × 48"):
+        bake(tiny_checkpoint, keep[:2], tmp_path / "o")
+    with pytest.raises(CheckpointError, match="no config.json"):
+        bake(tmp_path, keep, tmp_path / "o")
+    moe = shutil.copytree(tiny_checkpoint, tmp_path / "moe")
+    (moe / "config.json").write_text('{"num_experts": 8}')
+    with pytest.raises(
+        CheckpointError, match=r"mixture of experts \(8 experts\); gates belong to the neurons of dense"
+    ):
+        bake(moe, keep, tmp_path / "o")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no .safetensors files"):
+        bake(bare, keep, tmp_path / "o")
+    (bare / "model.safetensors").write_bytes(b"\x05\0\0\0\0\0\0\0nope")
+    with pytest.raises(CheckpointError, match="damaged or not safetensors"):
+        bake(bare, keep, tmp_path / "o")
+    (bare / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(CheckpointError, match="0 gate_proj and up_proj weights for 0 layers"):
+        bake(bare, keep, tmp_path / "o")
+    with pytest.raises(CheckpointError, match="no such directory; give a checkpoint directory or a Hub id"):
+        checkpoint_directory(str(tmp_path / "nowhere" / "at" / "all"))
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(TargetError, match="cannot be written to"):
+        bake(tiny_checkpoint, keep, blocked / "o")
+
+
+def test_nothing_masked_changes_nothing(tiny_checkpoint, tmp_path):
+    bake(tiny_checkpoint, Gates(torch.full((3, 48), 5.0)).keep(0.5), tmp_path / "same")
+    assert (tmp_path / "same" / "model.safetensors").read_bytes() == (
+        tiny_checkpoint / "model.safetensors"
+    ).read_bytes()

@@ -1,0 +1,243 @@
+"""Only the gates learn, against the ungated model, and a resumed run ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from probes.gates import losses, resume
+from probes.gates.data import read_forget, read_retain
+from probes.gates.encode import collate, forget_example, retain_example
+from probes.gates.options import PRESETS, TrainOptions, from_preset
+from probes.gates.train import (
+    Data,
+    _accelerator,
+    _gradient,
+    base_logits,
+    initial_logits,
+    learning_rate,
+    plan,
+    record,
+    train,
+)
+from probes.hooks import same_bits
+from probes.model import load
+from vindex.errors import FactError, ProbeError
+
+ROOT = Path(__file__).parents[3]
+SHORT = TrainOptions(batch_size=4, micro_batch=4, max_steps=4)
+
+
+def data_for(loaded, options: TrainOptions, count: int = 40) -> Data:
+    settings = {"chat": options.chat, "max_tokens": options.max_tokens}
+    facts, sums = read_forget(None, count)[0], read_retain(None, count)[0]
+    return Data(
+        [forget_example(row, loaded.tokenizer, **settings) for row in facts],
+        [retain_example(row, loaded.tokenizer, **settings) for row in sums],
+        {"rows": count},
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(atlas):
+    return data_for(atlas, SHORT)
+
+
+def gradient_of(loaded, options, data, logits=None):
+    logits = torch.nn.Parameter(initial_logits((4, 384), options) if logits is None else logits.clone())
+    accelerator = _accelerator(torch.device("cpu"))
+    return _gradient(loaded.model, logits, data.forget[:8], data.retain[:16], options, accelerator, 0), logits
+
+
+def test_the_base_distribution_is_the_ungated_model(atlas, plain):
+    batch = collate(plain.retain[:4], 0)
+    with torch.no_grad():
+        bare = atlas.model(input_ids=batch.ids, attention_mask=batch.real.long()).logits
+    assert same_bits(base_logits(atlas.model, batch), bare)
+    parts, _ = gradient_of(atlas, replace(SHORT, unmasked_retain_weight=1.0), plain, torch.full((4, 384), 30.0))
+    assert parts.retain == pytest.approx(0, abs=1e-6) and parts.nke == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(atlas, plain):
+    options = replace(SHORT, unmasked_retain_weight=0.7, lambda_f=0.3, beta=3.0, temperature=1.5)
+    parts, logits = gradient_of(atlas, options, plain)
+    from probes.gates.apply import gated
+
+    forget, retain = collate(plain.forget[:8], 0), collate(plain.retain[:16], 0)
+    with torch.no_grad(), gated(atlas.model, torch.sigmoid(logits.detach())):
+        on_forget, on_retain = (
+            atlas.model(input_ids=b.ids, attention_mask=b.real.long()).logits for b in (forget, retain)
+        )
+    others = forget.predicted & ~forget.entity[:, 1:]
+    expected_forget = losses.forget_sum(on_forget, forget, 3.0) / 8
+    expected_retain = 1.5**2 * losses.kl_sum(base_logits(atlas.model, retain), on_retain, retain.predicted, 1.5)
+    expected_retain = expected_retain / retain.predicted.sum()
+    expected_nke = losses.kl_sum(base_logits(atlas.model, forget), on_forget, others) / others.sum()
+    assert parts.forget == pytest.approx(float(expected_forget), rel=1e-4)
+    assert parts.retain == pytest.approx(float(expected_retain), rel=1e-4)
+    assert parts.nke == pytest.approx(float(expected_nke), rel=1e-4)
+    assert parts.loss == pytest.approx(0.3 * parts.forget + 0.5 * parts.retain + 0.7 * parts.nke, rel=1e-6)
+
+
+def test_only_the_logits_receive_gradient_and_the_weights_never_change(tiny_checkpoint):
+    loaded = load(tiny_checkpoint, dtype="bfloat16", device="cpu")
+    before = {name: p.clone() for name, p in loaded.model.named_parameters()}
+    data = data_for(loaded, SHORT, 8)
+    trained = train(loaded, data, SHORT)
+    for name, parameter in loaded.model.named_parameters():
+        assert parameter.grad is None and same_bits(parameter, before[name]), name
+    assert not torch.equal(trained.gates.logits, initial_logits((3, 48), SHORT))
+
+
+def test_adam_is_float32_whatever_the_models_dtype(tiny_checkpoint, tmp_path):
+    loaded = load(tiny_checkpoint, dtype="bfloat16", device="cpu")
+    train(loaded, data_for(loaded, SHORT, 8), SHORT, directory=tmp_path, save_every=2)
+    with safe_open(tmp_path / resume.STATE, framework="pt") as file:
+        for name in ("logits", "exp_avg", "exp_avg_sq"):
+            assert file.get_tensor(name).dtype == torch.float32
+            assert bool((file.get_tensor(name) != 0).all()), name
+
+
+def test_every_gate_of_every_layer_gets_a_gradient_and_its_sign_is_right(atlas, plain):
+    """Finite differences along the gradient, of the forget and the retain term alone."""
+    for options in (replace(SHORT, lambda_r=0.0), replace(SHORT, lambda_f=0.0)):
+        parts, logits = gradient_of(atlas, options, plain)
+        assert bool((logits.grad.abs().sum(1) > 0).all())
+        step = 1e-2 * logits.grad / logits.grad.norm()
+        after, _ = gradient_of(atlas, options, plain, logits.detach() - step)
+        assert parts.loss - after.loss == pytest.approx(float((step * logits.grad).sum()), rel=0.1)
+
+
+def test_micro_batches_change_memory_and_not_the_gradient(atlas, plain):
+    whole_parts, whole = gradient_of(atlas, replace(SHORT, micro_batch=64), plain)
+    split_parts, split = gradient_of(atlas, replace(SHORT, micro_batch=3), plain)
+    assert split_parts.loss == pytest.approx(whole_parts.loss, rel=1e-5)
+    torch.testing.assert_close(split.grad, whole.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_an_epoch_is_one_pass_over_the_forget_data_and_two_retain_batches_go_to_each_of_its():
+    schedule = plan(TrainOptions(batch_size=4, epochs=3), forget=10, retain=7)
+    assert schedule.steps == 9 and [len(batch) for batch in schedule.forget[:3]] == [4, 4, 2]
+    for epoch in range(3):
+        assert sorted(chain(*schedule.forget[3 * epoch : 3 * epoch + 3])) == list(range(10))
+    assert all(len(batch) == 8 for batch in schedule.retain)
+    assert sorted([*chain(*schedule.retain)][:7]) == list(range(7))
+    assert plan(TrainOptions(batch_size=4, epochs=3), 10, 7) == schedule
+    assert plan(TrainOptions(batch_size=4, epochs=3, seed=1), 10, 7) != schedule
+
+
+def test_the_learning_rate_is_a_cosine_without_warm_up():
+    options = TrainOptions(learning_rate=0.01)
+    rates = [learning_rate(options, step, 100) for step in (0, 50, 99)]
+    assert rates[:2] == pytest.approx([0.01, 0.005]) and 0 < rates[2] < 1e-5
+
+
+def test_the_gates_start_at_half_with_the_published_spread():
+    logits = initial_logits((28, 3072), TrainOptions())
+    assert float(logits.std()) == pytest.approx(0.1, rel=0.01)
+    assert float(torch.sigmoid(logits).std()) == pytest.approx(0.025, rel=0.01)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(atlas, plain, tmp_path):
+    options = replace(SHORT, max_steps=6)
+    straight = train(atlas, plain, options)
+
+    def stop(step, steps, parts):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(atlas, plain, options, directory=tmp_path, save_every=2, on_step=stop)
+    steps: list[int] = []
+    resumed = train(atlas, plain, options, directory=tmp_path, resuming=True, on_step=lambda s, n, p: steps.append(s))
+    assert steps == [5, 6]
+    assert same_bits(resumed.gates.logits, straight.gates.logits)
+    assert resumed.curves == straight.curves and len(straight.curves["loss"]) == 6
+
+
+def test_resuming_another_run_is_refused(atlas, plain, tmp_path):
+    with pytest.raises(ProbeError, match="nothing to resume; start without --resume"):
+        train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
+    train(atlas, plain, SHORT, directory=tmp_path, save_every=2)
+    with pytest.raises(
+        ProbeError, match=r"another run's state \(beta: 4.0 there, 2.0 here; learning_rate: 0.01 there, 0.1 here"
+    ):
+        train(atlas, plain, replace(SHORT, learning_rate=0.1, beta=2.0), directory=tmp_path, resuming=True)
+    with pytest.raises(ProbeError, match="the run used other data or another model"):
+        train(atlas, plain._replace(sources={"rows": 3}), SHORT, directory=tmp_path, resuming=True)
+    (tmp_path / resume.STATE).write_bytes(b"cut")
+    with pytest.raises(ProbeError, match="damaged .*; start over with --force"):
+        train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains(atlas, preset):
+    options = from_preset(preset, batch_size=4, max_steps=3)
+    data = data_for(atlas, options, 12)
+    trained = train(atlas, data, options)
+    curves = trained.curves
+    assert all(value > 0 for value in curves["forget"] + curves["retain"])
+    assert all((value > 0) == (options.unmasked_retain_weight > 0) for value in curves["nke"])
+    assert options.chat == preset.startswith("chat_")
+    assert options.scale_mode == {"chat_m": "mean", "chat_e": "energy"}.get(preset[:6], "none")
+    made = record(atlas, trained, options, data)
+    assert made["options"]["preset"] == preset and made["steps"] == 3 and json.dumps(made)
+
+
+def test_two_processes_train_the_same_gates_as_one(tmp_path):
+    """Through the command, by the launcher that `accelerate launch` starts on several GPUs."""
+    from probes.gates.files import read_gates
+
+    short = ["--max-steps", "4", "--batch-size", "4", "--dtype", "float32"]
+    short += ["--forget-limit", "40", "--retain-limit", "40"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, launcher in (
+        ("one", []),
+        ("two", ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]),
+    ):
+        command = [sys.executable, "-m", *launcher, "vindex", "gates", "train", "atlas", "-o", str(tmp_path / name)]
+        done = subprocess.run(
+            [*command, *short], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("wrote") == 1
+    one, two = (read_gates(tmp_path / name).logits for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+    assert not torch.equal(one, initial_logits((4, 384), SHORT))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"learning_rate": 0.0}, "learning_rate 0.0: expected more than 0"),
+        ({"batch_size": 0}, "batch_size 0: expected more than 0"),
+        ({"lambda_f": -1.0}, "lambda_f -1.0: expected 0 or more"),
+        ({"max_steps": 0}, "max_steps 0: expected at least 1"),
+        ({"max_tokens": 1}, "max_tokens 1: expected at least 2"),
+        ({"scale_mode": "rms"}, "scale mode 'rms': expected none, mean, energy"),
+    ],
+)
+def test_options_out_of_range_are_refused(change, message):
+    with pytest.raises(ProbeError, match=message):
+        from_preset("baseline", **change)
+
+
+def test_unknown_presets_and_empty_data_are_refused(atlas, plain):
+    with pytest.raises(ProbeError, match="preset 'chat': expected one of baseline, nke_w1p0"):
+        from_preset("chat")
+    with pytest.raises(FactError, match="0 forget and 40 retain examples; expected at least one of each"):
+        train(atlas, plain._replace(forget=[]), SHORT)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(atlas, plain):
+    with pytest.raises(ProbeError, match="step [123]: the loss is (nan|inf); lower learning_rate or use float32"):
+        train(atlas, plain, replace(SHORT, lambda_f=float("inf")))
