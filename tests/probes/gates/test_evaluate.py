@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ PLAIN = Settings()
 
 @pytest.fixture(scope="module")
 def panels():
-    return atlas_panels(chat=False, count=24)
+    made = atlas_panels(chat=False, count=24)
+    return replace(made, neutral=made.neutral[:4])
 
 
 @pytest.fixture(scope="module")
