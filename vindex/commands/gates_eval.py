@@ -102,23 +102,29 @@ def print_evaluation(result: Evaluation, title: str, scales: tuple[str, str]) ->
     """Every mask at every operating point, random masks as their mean, and the areas."""
     from probes.gates.evaluate import mean_of
 
-    rows = [("", "plain model", *_cells(result.base), "", "")]
-    rows.append(("", "soft gates", *_cells(result.soft), *_kept(*result.soft_retained)))
+    rows = [("", "plain model", *_cells(result.base), "")]
+    rows.append(("", "soft gates", *_cells(result.soft), _kept(*result.soft_retained)))
     points = sorted({entry.point for entry in result.entries}, key=lambda p: p.off_fraction)
     for at in points:
         for family in result.areas:
             found = mean_of([e for e in result.entries if e.family == family and e.point == at])
-            name = "random (mean of 5)" if family == "random" else family
+            name = "random ×5" if family == "random" else family
             first = f"{at.off_fraction:.0%}" if family == "gates" else ""
-            rows.append((first, name, *_cells(found.scores), *_kept(found.knowledge, found.reasoning)))
-    columns = [">off", "mask", ">forget", ">oracle", ">conflict", ">reason", ">KL", ">know.kept", ">reas.kept"]
+            rows.append((first, name, *_cells(found.scores), _kept(found.knowledge, found.reasoning)))
+    columns = [">off", "mask", ">forget", ">oracle", ">confl.", ">reason", ">KL", ">kept"]
     sizes = ", ".join(f"{name} {count}" for name, count in result.counts.items())
-    print_table(title, columns, rows, caption=f"{sizes} prompts or texts; scale: soft {scales[0]}, masks {scales[1]}")
+    print_table(
+        title,
+        columns,
+        rows,
+        caption=f"{sizes} prompts or texts; kept: facts / reasoning; "
+        f"random: mean of 5; scale: soft {scales[0]}, masks {scales[1]}",
+    )
     areas = [
         (name, f"{a.value:.3f}", f"{a.low:.3f} … {a.high:.3f}" if a.low < a.high else "")
         for name, a in result.areas.items()
     ]
-    print_table("area under reasoning against knowledge retained", ["mask", ">area", ">over seeds"], areas)
+    print_table("area under the curve", ["mask", ">area", ">over seeds"], areas)
     say(f"[bold]gates minus random: {result.advantage:+.3f}[/] (area 1: facts go first, 0.5: both, 0: reasoning)")
 
 
@@ -127,8 +133,8 @@ def _cells(scores: Any) -> tuple[str, ...]:
     return (*rates, f"{scores.neutral_kl:.2f}")
 
 
-def _kept(knowledge: float, reasoning: float) -> tuple[str, str]:
-    return f"{knowledge:.0%}", f"{reasoning:.0%}"
+def _kept(knowledge: float, reasoning: float) -> str:
+    return f"{knowledge:.0%}".rjust(4) + " /" + f"{reasoning:.0%}".rjust(5)
 
 
 def _panels(

@@ -116,7 +116,7 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     record, picture = tmp_path / "eval.json", tmp_path / "eval.html"
     settings = ("--neutral", tmp_path / "n.txt", "--threshold", 0.5, "--json", record, "--plot", picture)
     shown = run("eval", "atlas", out, *data, *settings)
-    assert "random (mean of 5)" in shown and "gates minus random" in shown and picture.exists()
+    assert "random ×5" in shown and "gates minus random" in shown and picture.exists()
     found = json.loads(record.read_text())
     assert found["choices"]["soft_scale_mode"] == "mean" and found["panels"]["counts"]["forget"] == 3
     shown = run("compare", out, out)
