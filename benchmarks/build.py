@@ -4,7 +4,7 @@
 
 For each number of layers: a random sharded bfloat16 checkpoint is written, its kernels are timed bare (reading every
 byte, one Gram product WᵀW for each gate_proj and down_proj, one product of all directions with each vocabulary matrix),
-and `vindex build` runs in a process of its own. Needs about 12 GB of disk; --scratch keeps the checkpoints for another run.
+and `vindex build` runs in a process of its own. Needs about 12 GB of disk; --scratch keeps the checkpoints.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m benchmarks.svd [--threads 1] [--repeat 2] [--json FILE]
 
-One matrix with the spectrum of a real gate_proj in bfloat16, one run, one thread count, best of the repeats. `residual` is the largest
-‖WᵀWv − σ²v‖/σ² over the 128 directions, in float64; `angle` the largest principal angle to the subspace of a float64
+One matrix with the spectrum of a real gate_proj in bfloat16, one run, one thread count, best of the repeats for
+every contender. `residual` is the largest ‖WᵀWv − σ²v‖/σ² over the 128 directions, in float64; `angle` the largest
+principal angle to the subspace of a float64
 eigendecomposition, in radians (π/2 is orthogonal).
 """
 

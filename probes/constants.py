@@ -7,7 +7,7 @@ names follow the published cards; the definitions are ours, stated, since theirs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ from probes.definition import (
     TOP,
 )
 from probes.measures import Measure, mean_of, measure
-from probes.readings import LayerReading, Reading, Sparsity
+from probes.readings import Reading, Sparsity
 from probes.segments import segment
 
 
@@ -43,26 +43,17 @@ class Constant:
 def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
     """C1: share of |h| below 0.01. Null: entries from N(0, rms²) with each layer's own rms."""
     unit = "fraction of h"
-
-    def at(take: Callable[[LayerReading], Sparsity], field: str, index: int) -> list[float]:
-        return [_over_layers(reading, lambda layer: getattr(take(layer), field)[index]) for reading in readings]
-
-    def everything(layer: LayerReading) -> Sparsity:
-        return layer.sparsity
-
-    def no_sink(layer: LayerReading) -> Sparsity:
-        return layer.sparsity_no_sink
-
-    headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
     variants = {}
-    for suffix, take in (("", everything), (" no_sink", no_sink)):
-        sizes = [take(layer).rms for layer in readings[0].layers]
+    for field, suffix in (("sparsity", ""), ("sparsity_no_sink", " no_sink")):
+        found: list[list[Sparsity]] = [[getattr(layer, field) for layer in reading.layers] for reading in readings]
         for index, threshold in enumerate(SPARSITY_THRESHOLDS):
-            null = float(np.mean([_gaussian_below(threshold, rms) for rms in sizes]))
-            variants[f"|h| < {threshold:g}{suffix}"] = measure(at(take, "below", index), unit, null=null)
+            samples = [_mean(layer.below[index] for layer in text) for text in found]
+            null = _mean(_gaussian_below(threshold, layer.rms) for layer in found[0])
+            variants[f"|h| < {threshold:g}{suffix}"] = measure(samples, unit, null=null)
         for index, part in enumerate(RELATIVE_THRESHOLDS):
-            samples = at(take, "below_relative", index)
+            samples = [_mean(layer.below_relative[index] for layer in text) for text in found]
             variants[f"|h| < {part:.0%} rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part, 1.0))
+    headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
     return Constant(
         "C1",
         "FFN sparsity",
@@ -128,12 +119,10 @@ def layer_temperature(readings: Sequence[Reading]) -> Constant:
     """C4: mean over layers and neurons of the variance of h over tokens. Null: gate and up from different tokens."""
 
     def over_texts(field: str, null: float | None = None) -> Measure:
-        samples = [
-            _over_layers(reading, lambda layer: float(getattr(layer.temperature, field))) for reading in readings
-        ]
+        samples = [_mean(getattr(layer.temperature, field) for layer in reading.layers) for reading in readings]
         return measure(samples, "h²", null=null)
 
-    null = _over_layers(readings[0], lambda layer: layer.temperature.shuffled)
+    null = _mean(layer.temperature.shuffled for layer in readings[0].layers)
     return Constant(
         "C4",
         "layer temperature",
@@ -220,5 +209,5 @@ def _gaussian_below(threshold: float, rms: float) -> float:
     return math.erf(threshold / (rms * math.sqrt(2))) if rms > 0 else 1.0
 
 
-def _over_layers(reading: Reading, value: Callable[[LayerReading], float]) -> float:
-    return float(np.mean([value(layer) for layer in reading.layers]))
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -11,7 +11,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -99,14 +100,29 @@ def load(
     path = local or _snapshot(str(source), revision)
     precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=precision, attn_implementation=attn, use_safetensors=True, trust_remote_code=False
-        )
+        with _no_bars():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=precision, attn_implementation=attn, use_safetensors=True, trust_remote_code=False
+            )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
     model.to(target).eval().requires_grad_(False)
     return Loaded(model, tokenizer, local.name if local else str(source), None if local else path.name, path)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own among the command's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def layers(model: nn.Module) -> tuple[Layer, ...]:

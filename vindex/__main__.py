@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vindex.commands import artifact, build, gates, probe
+from vindex.commands import artifact, build, gate3, gates, patch, probe
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -17,12 +17,20 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-
-for handler in (build.build, artifact.info, artifact.verify, artifact.score, artifact.feature, artifact.compare):
+for handler in (
+    build.build,
+    artifact.info,
+    artifact.verify,
+    artifact.score,
+    artifact.feature,
+    artifact.compare,
+    artifact.card,
+    probe.probe,
+    gate3.gate3,
+    build.demo,
+):
     app.command()(handler)
-app.command()(artifact.card)
-app.command()(build.demo)
-app.command()(probe.probe)
+app.add_typer(patch.app, name="patch")
 app.add_typer(gates.app, name="gates")
 
 

@@ -67,8 +67,8 @@ def run_build(
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
 ) -> None:
-    """Build, verify and score the bundled checkpoint."""
-    from vindex.commands import artifact
+    """Build, verify, score and edit the bundled checkpoint."""
+    from vindex.commands import artifact, gate3
 
     say(f"[bold]1. vindex build {DEMO_CHECKPOINT.name} -o {output}[/]")
     run_build(str(DEMO_CHECKPOINT), output, BuildOptions(threads=1), resume=False, force=True)
@@ -76,3 +76,5 @@ def demo(
     artifact.verify(output, source=str(DEMO_CHECKPOINT))
     say(f'\n[bold]3. vindex score {output} " Paris"[/]')
     artifact.score(output, [" Paris"], k=8)
+    say(f"\n[bold]4. vindex gate3 {DEMO_CHECKPOINT.name} --vindex {output}[/]")
+    gate3.gate3(str(DEMO_CHECKPOINT), vindex=output)

@@ -30,7 +30,7 @@ from vindex.commands.gates_options import (
 from vindex.errors import ProbeError
 
 app = typer.Typer(
-    help="Lambda gates: one sigmoid per FFN neuron, to tell recalled facts from reasoning.",
+    help="Lambda gates: separate recall from reasoning.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

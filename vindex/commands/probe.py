@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +42,9 @@ def probe(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw curves, CKA and spectra to this .html or .png.")] = None,
 ) -> None:
-    """Measure C1–C5 on a live model, each with its interval, its variants and its null.
+    """Measure the constants C1–C5 on a live model.
+
+    Each comes with its interval, its variants and its null.
 
     The first text gives the headline values; means and intervals are over all texts.
     """
@@ -192,12 +195,10 @@ def _cells(entry: Mapping[str, Any], *, bold: bool = False) -> tuple[str, ...]:
 
 def _sinks(record: Mapping[str, Any]) -> str:
     """What no_sink dropped besides token 0, in the headline text."""
-    positions: dict[int, list[int]] = {}
-    for layer, sinks in enumerate(record["layers"][0]["sinks"]):
-        for position in sinks:
-            positions.setdefault(position, []).append(layer)
-    others = [f"token {position} in layers {', '.join(map(str, found))}" for position, found in positions.items()][1:]
-    return f"no_sink drops token 0{' and ' if others else ''}{'; '.join(others)}."
+    sinks = record["layers"][0]["sinks"]
+    layers = Counter(position for dropped in sinks for position in dropped if position)
+    others = [f"token {position} in {count} of {len(sinks)} layers" for position, count in sorted(layers.items())]
+    return f"no_sink drops {', '.join(['token 0', *others])}."
 
 
 def _number(value: float | int | None) -> str:

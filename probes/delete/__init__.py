@@ -1,0 +1,52 @@
+"""Delete one fact from a model with a rank-1 change of one gate_proj, and measure what else changed.
+
+`geometric` and `forward` compute a `Delta` and never touch the model; `probes.hooks.patched` applies it and restores
+the weight bit for bit; `measure` runs real forward passes and knows nothing of the methods; `verdict` holds the figures
+to fixed thresholds; `experiment` is the order in which all this happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from probes.hooks import Edit
+from probes.model import weight
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A rank-1 change of `gate_proj.weight` (I, H) in one layer: ΔW = outer(gate_write, gate_read). On the CPU."""
+
+    layer: int
+    gate_write: Tensor
+    """(I,) float32: what is added to the gate pre-activations for each unit of gate_read · x."""
+    gate_read: Tensor
+    """(H,) float32: the direction of the FFN's input that triggers it."""
+    method: str
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of ΔW."""
+        return float(self.gate_write.norm() * self.gate_read.norm())
+
+    def scaled_to(self, norm: float) -> Delta:
+        """The same change with ‖ΔW‖ = `norm`."""
+        return replace(self, gate_write=self.gate_write * (norm / max(self.norm, 1e-30)))
+
+    def edits(self, stored: torch.dtype | None = None) -> dict[tuple[str, int], Edit]:
+        """For `probes.hooks.patched`. With `stored`, the new weight is rounded as in a checkpoint of that dtype."""
+
+        def change(gate: Tensor) -> Tensor:
+            # two roundings, not a fused one: patches.apply computes the same bits block by block
+            new = gate + torch.outer(self.gate_write.to(gate.device), self.gate_read.to(gate.device))
+            return new if stored is None else new.to(stored).float()
+
+        return {("gate_proj", self.layer): change}
+
+
+def relative_norm(model: nn.Module, delta: Delta) -> float:
+    """‖ΔW‖ / ‖W‖ of the weight that `delta` changes."""
+    return delta.norm / float(weight(model, "gate_proj", delta.layer).float().norm())

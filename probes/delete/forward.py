@@ -1,0 +1,191 @@
+"""The forward method: key and value from forward and backward passes, on the fit prompts alone.
+
+1. Site: the subject's last token, in a layer of the first third of the model.
+2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
+   fires on the other half, which it never saw (root mean square over their positions, both ways).
+3. Trial, for the layers that leak least: fit the value briefly and measure, by forward passes, what it does to the
+   half of the fit subjects that was withheld. The layer that harms them least is chosen.
+4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probes.delete import Delta
+from probes.delete.keys import Moment, Seen, observe, read_direction
+from probes.delete.measure import KNOWN, answers
+from probes.delete.passes import Tail
+from probes.delete.value import Value, ValueOptions, fit_value, kl_rows, shift
+from probes.facts.prompts import Prompt
+from probes.facts.sets import Fit
+from probes.model import layers
+
+LEAST_SUPPRESSED = 0.8
+SUBJECTS_SHARE = 5.0
+"""How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """Free choices of the method; they go into the record."""
+
+    subjects_weight: float = 5.0
+    """Weight of the other subjects' inputs beside generic text in A."""
+    trials: int = 2
+    """Layers tried before the choice."""
+    trial_evaluations: int = 8
+    withheld: int = 24
+    """Other subjects, at most, on which a trial is judged."""
+    value: ValueOptions = field(default_factory=ValueOptions)
+
+
+class Candidate(NamedTuple):
+    """What the scan found about one layer, on the fit set only."""
+
+    layer: int
+    leakage: float
+    """RMS of u·x over the positions of subjects that u never saw; u·k = 1 at the deleted subject."""
+    key_leakage: float
+    """Mean |u·k_j| over the same subjects."""
+    withheld_kl: float | None = None
+    """Mean KL in nats at the answer position of subjects withheld from the trial; None where no trial was made."""
+    about_kl: float | None = None
+    """The same on neutral prompts about the deleted subject."""
+    suppressed: float | None = None
+    """1 − P′/P of the fit phrasings in the trial, mean."""
+
+    @property
+    def harm(self) -> float:
+        """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
+        if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
+            return float("inf")
+        kept = SUBJECTS_SHARE * self.withheld_kl + self.about_kl
+        return kept + (10.0 if self.suppressed < LEAST_SUPPRESSED else 0.0)
+
+
+class Forward(NamedTuple):
+    """The patch and how it was found."""
+
+    delta: Delta
+    scan: tuple[Candidate, ...]
+    value: Value
+
+
+class Halves(NamedTuple):
+    """One layer's reading of the deleted subject and of the two halves of the other fit subjects."""
+
+    key: Tensor
+    """(H,)"""
+    one: Seen
+    other: Seen
+
+
+def candidates(model: nn.Module) -> tuple[int, ...]:
+    """The layers of the first third, at least three (fewer only in smaller models)."""
+    count = len(layers(model))
+    return tuple(range(min(max(3, count // 3), count)))
+
+
+def forward(
+    model: nn.Module,
+    fit: Fit,
+    generic: Mapping[int, Moment],
+    options: ForwardOptions,
+    layer: int | None = None,
+    tick: Callable[[str], None] = lambda _: None,
+) -> Forward:
+    """Compute the patch for the fact in `fit`, in `layer` or in the layer that the scan chooses.
+
+    `generic` holds the second moment of generic text for each layer considered.
+    """
+    chosen = candidates(model) if layer is None else (layer,)
+    tick("layer scan")
+    phrasings = _answered(model, fit.phrasings + fit.contexts)
+    halves = _read(model, phrasings, fit.others, chosen)
+    scan = {index: _leakage(index, halves[index], generic[index], options.subjects_weight) for index in chosen}
+    start = None
+    if layer is None:
+        trials: dict[int, Value] = {}
+        for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
+            tick(f"trial in layer {index}")
+            scan[index], trials[index] = _trial(
+                model, phrasings, fit, scan[index], halves[index], generic[index], options
+            )
+        layer = min(trials, key=lambda index: scan[index].harm)
+        start = trials[layer].gate_write
+    tick(f"value in layer {layer}")
+    found = halves[layer]
+    read = read_direction(found.key, _moment(generic[layer], options.subjects_weight, found.one, found.other))
+    value = fit_value(model, layer, phrasings, fit.about, read, options.value, start)
+    return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
+
+
+def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The phrasings that the model answers, the headline in any case; the others have nothing to suppress."""
+    found = {prompt.name: outcome.probability for prompt, outcome in answers(model, phrasings)}
+    return tuple(prompt for prompt in phrasings if prompt is phrasings[0] or found[prompt.name] >= KNOWN)
+
+
+def _read(
+    model: nn.Module, phrasings: Sequence[Prompt], others: Sequence[Prompt], chosen: Sequence[int]
+) -> dict[int, Halves]:
+    first, second = _halves(others)
+    one, other = observe(model, first, chosen), observe(model, second, chosen)
+    own = observe(model, phrasings, chosen)
+    return {layer: Halves(own[layer].keys.mean(0), one[layer], other[layer]) for layer in chosen}
+
+
+def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """Every second subject's prompts, and the rest."""
+    subjects = list(dict.fromkeys(prompt.fact for prompt in others))
+    first = set(subjects[::2])
+    return [p for p in others if p.fact in first], [p for p in others if p.fact not in first]
+
+
+def _moment(generic: Moment, weight: float, *seen: Seen) -> Tensor:
+    """A without its ridge: generic text, and all positions and keys of the subjects seen."""
+    total = generic.total
+    for part in seen:
+        total = total + weight * (part.moment.total + part.keys.T @ part.keys)
+    return total
+
+
+def _leakage(layer: int, found: Halves, generic: Moment, weight: float) -> Candidate:
+    energy, keys = 0.0, []
+    for seen, withheld in ((found.one, found.other), (found.other, found.one)):
+        read = read_direction(found.key, _moment(generic, weight, seen))
+        energy += float(read @ withheld.moment.total @ read) / withheld.moment.tokens / 2
+        keys.append((withheld.keys @ read).abs())
+    return Candidate(layer, energy**0.5, float(torch.cat(keys).mean()))
+
+
+def _trial(
+    model: nn.Module,
+    phrasings: Sequence[Prompt],
+    fit: Fit,
+    candidate: Candidate,
+    found: Halves,
+    generic: Moment,
+    options: ForwardOptions,
+) -> tuple[Candidate, Value]:
+    """Fit briefly, knowing one half of the subjects, and measure what that does to the other half."""
+    layer = candidate.layer
+    read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
+    value = fit_value(
+        model, layer, phrasings, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
+    )
+    withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
+    harm = _kl(Tail(model, layer, withheld), read, value)
+    return candidate._replace(withheld_kl=harm, about_kl=value.about_kl, suppressed=value.suppressed), value
+
+
+def _kl(tail: Tail, read: Tensor, value: Value) -> float:
+    """Mean KL(before ‖ after) in nats at the answer's positions."""
+    with torch.no_grad():
+        return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())

@@ -1,0 +1,82 @@
+"""The geometric method: no forward pass, only weights.
+
+1. Take the leading F right singular vectors of every layer's gate_proj: what the gate reads. They come from a vindex,
+   or from an exact eigendecomposition of each layer's Gram matrix WᵀW.
+2. v: the one with the largest |cos| to the embedding of the answer's first token, over all layers.
+3. ΔW = −(W v) vᵀ: the layer no longer reads v at all.
+
+This is the published method ("top Paris→capital feature layer"), kept because its failure is part of the finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probes.delete import Delta
+from probes.model import layers, weight
+from vindex.errors import ProbeError
+
+FEATURES = 128
+
+
+class Alignment(NamedTuple):
+    """The best-aligned gate direction of one layer."""
+
+    layer: int
+    feature: int
+    """Index by singular value, 0 = largest."""
+    cosine: float
+
+
+class Geometric(NamedTuple):
+    """The patch and where its direction came from."""
+
+    delta: Delta
+    scan: tuple[Alignment, ...]
+    source: str
+
+
+def geometric(
+    model: nn.Module, token: int, *, layer: int | None = None, gate: Any = None, features: int = FEATURES
+) -> Geometric:
+    """ΔW that closes the gate direction most aligned with `token`; `gate` is a vindex's (L, F, H) array, if given.
+
+    Raises ProbeError when `gate` has another shape than the model.
+    """
+    causal: Any = model
+    count = len(layers(model))
+    embedding = causal.get_input_embeddings().weight[token].detach().float()
+    if gate is not None and (gate.shape[0], gate.shape[2]) != (count, embedding.numel()):
+        raise ProbeError(
+            f"vindex gate directions have shape {tuple(gate.shape)}; "
+            f"the model has {count} layers of width {embedding.numel()}"
+        )
+    read: Callable[[int], Tensor]
+    if gate is not None:
+        read = lambda index: torch.as_tensor(gate[index].astype("float32")).to(embedding.device)  # noqa: E731
+    else:
+        read = lambda index: gate_directions(weight(model, "gate_proj", index), features)  # noqa: E731
+    scan = tuple(_best(index, read(index), embedding) for index in ([layer] if layer is not None else range(count)))
+    best = max(scan, key=lambda found: abs(found.cosine))
+    direction = read(best.layer)[best.feature]
+    direction = direction / direction.norm()
+    removed = weight(model, "gate_proj", best.layer).detach().float() @ direction
+    source = "vindex" if gate is not None else "eigendecomposition of each layer's gate_proj"
+    return Geometric(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), scan, source)
+
+
+def gate_directions(gate: Tensor, features: int) -> Tensor:
+    """(F, H) unit right singular vectors of a gate_proj weight (I, H), largest singular value first."""
+    full = gate.detach().float()
+    _, vectors = torch.linalg.eigh(full.T @ full)
+    return vectors.flip(1).T[:features].contiguous()
+
+
+def _best(index: int, directions: Tensor, embedding: Tensor) -> Alignment:
+    cosines = directions @ embedding / (directions.norm(dim=1) * embedding.norm()).clamp(min=1e-12)
+    feature = int(cosines.abs().argmax())
+    return Alignment(index, feature, float(cosines[feature]))

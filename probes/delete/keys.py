@@ -1,0 +1,81 @@
+"""Where the subject is read, and how to read it and nothing else.
+
+1. Second moments: sum of x xᵀ over the FFN inputs x of a layer. G: generic text. S: every position of the other
+   subjects' prompts. Keys: x at the subject's last token, k its mean over the fit phrasings of the deleted subject and
+   k_j for each prompt of the others.
+2. gate_read: u = A⁻¹k / kᵀA⁻¹k with A = G + w·(S + Σ k_j k_jᵀ) + ridge (1e-3 of the mean diagonal). It has u·k = 1 and
+   among all such directions the least energy uᵀAu on what A has seen. This is ROME's whitened key (Meng et al. 2022),
+   with the subjects that must not change beside generic text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probes.delete.passes import batches, device_of, part
+from probes.facts.prompts import Prompt
+from probes.hooks import capture
+from probes.model import Site
+from vindex.errors import NumericError
+
+RIDGE = 1e-3
+
+
+class Moment(NamedTuple):
+    """Sum of x xᵀ over FFN inputs, one layer."""
+
+    total: Tensor
+    """(H, H) float32"""
+    tokens: int
+
+
+class Seen(NamedTuple):
+    """What one layer's FFN reads in some prompts."""
+
+    moment: Moment
+    keys: Tensor
+    """(P, H) float32: mean input at the subject's last token, one row per prompt, in the order given."""
+
+
+def observe(model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int]) -> dict[int, Seen]:
+    """Second moments over all positions and keys at the subject in the `chosen` layers, in one pass over `prompts`."""
+    device = device_of(model)
+    sites = [Site("mlp_in", layer) for layer in chosen]
+    totals: dict[int, Tensor] = {}
+    keys: dict[int, dict[str, Tensor]] = {layer: {} for layer in chosen}
+    count = 0
+    run = part(model, 0, max(chosen) + 1)
+    for group in batches(prompts, device):
+        count += int(group.real.sum())
+        with torch.no_grad(), capture(model, sites) as seen:
+            run(input_ids=group.ids)
+        for site in sites:
+            inputs = seen[site].float()
+            rows = inputs[group.real]
+            product = rows.T @ rows
+            totals[site.layer] = totals[site.layer] + product if site.layer in totals else product
+            for row, prompt in enumerate(group.prompts):
+                if prompt.subject:
+                    keys[site.layer][prompt.name] = inputs[row, list(prompt.subject)].mean(0)
+    return {
+        layer: Seen(
+            Moment(totals[layer], count),
+            torch.stack([keys[layer][prompt.name] for prompt in prompts]) if keys[layer] else torch.empty(0),
+        )
+        for layer in chosen
+    }
+
+
+def read_direction(key: Tensor, moment: Tensor) -> Tensor:
+    """u = A⁻¹k / kᵀA⁻¹k, (H,) float32, for A = `moment` + ridge."""
+    wide, wanted = moment.double(), key.double()
+    ridge = RIDGE * wide.diagonal().mean() * torch.eye(len(key), dtype=wide.dtype, device=wide.device)
+    solved, failed = torch.linalg.solve_ex(wide + ridge, wanted)
+    direction = solved / (wanted @ solved)
+    if int(failed) or not torch.isfinite(direction).all():
+        raise NumericError("the second moment of the FFN's inputs is singular; expected more text or a larger ridge")
+    return direction.float()

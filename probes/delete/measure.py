@@ -1,0 +1,211 @@
+"""What a patch changes, by real forward passes. Knows nothing of how the patch was made.
+
+Every figure is a probability in float32 of the answer after the prompt (of all its tokens in turn, when it has more
+than one), before and after. A prompt whose answer had P < 0.1 before is not known to the model: counted, not scored.
+suppression = 1 − P′/P; loss = (P − P′)/P, so that gains are negative; flip = another most probable first token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from probes.delete.passes import Batch, batches, device_of, last_hidden, unembed
+from probes.facts.prompts import Prompt
+from probes.facts.sets import HeldOut, Sets
+
+KNOWN = 0.1
+TOP = 5
+
+
+class Outcome(NamedTuple):
+    """What the model says after one prompt."""
+
+    probability: float
+    """Of the whole answer."""
+    rank: int
+    """Of the answer's first token, 1 = most probable."""
+    top: tuple[tuple[int, float], ...]
+    """The TOP most probable next tokens."""
+
+
+class Change(NamedTuple):
+    """One prompt before and after."""
+
+    name: str
+    before: Outcome
+    after: Outcome
+
+    @property
+    def loss(self) -> float:
+        """(P − P′)/P."""
+        return 1.0 - self.after.probability / max(self.before.probability, 1e-30)
+
+    @property
+    def known(self) -> bool:
+        """Whether the model gave the answer before."""
+        return self.before.probability >= KNOWN
+
+    @property
+    def flipped(self) -> bool:
+        """Whether another token is now the most probable."""
+        return self.before.top[0][0] != self.after.top[0][0]
+
+
+@dataclass(frozen=True)
+class SetChange:
+    """One set of prompts before and after; only those known before are in `changes`."""
+
+    changes: tuple[Change, ...]
+    asked: int
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        return tuple(change.loss for change in self.changes)
+
+    @property
+    def mean(self) -> float | None:
+        return sum(self.losses) / len(self.losses) if self.changes else None
+
+    @property
+    def mean_absolute(self) -> float | None:
+        return sum(map(abs, self.losses)) / len(self.losses) if self.changes else None
+
+    @property
+    def worst(self) -> Change | None:
+        """The change with the largest loss."""
+        return max(self.changes, key=lambda change: change.loss, default=None)
+
+    @property
+    def least(self) -> Change | None:
+        """The change with the smallest loss: for paraphrases, the one that escaped most."""
+        return min(self.changes, key=lambda change: change.loss, default=None)
+
+    @property
+    def flips(self) -> float | None:
+        return sum(change.flipped for change in self.changes) / len(self.changes) if self.changes else None
+
+
+class Effect(NamedTuple):
+    """Everything measured about one patch."""
+
+    headline: Change
+    paraphrases: SetChange
+    reference: SetChange
+    other_subjects: SetChange
+    same_subject: SetChange
+    same_answer: SetChange
+    neutral_kl: float
+    """KL(before ‖ after), nats per token of neutral text."""
+    neutral_tokens: int
+
+
+@dataclass
+class Baseline:
+    """The unpatched model's answers, kept between facts: a prompt is run once however many patches it judges."""
+
+    model: nn.Module
+    outcomes: dict[tuple[tuple[int, ...], tuple[int, ...]], Outcome] = field(default_factory=dict)
+    neutral: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """Token ids of a passage → residual stream (T, H) after the last layer."""
+
+    def of(self, prompts: Iterable[Prompt]) -> list[Outcome]:
+        """Outcomes in the prompts' order."""
+        wanted = list(prompts)
+        missing = {(prompt.ids, prompt.answer): prompt for prompt in wanted}
+        missing = {key: prompt for key, prompt in missing.items() if key not in self.outcomes}
+        for prompt, outcome in answers(self.model, list(missing.values())):
+            self.outcomes[prompt.ids, prompt.answer] = outcome
+        return [self.outcomes[prompt.ids, prompt.answer] for prompt in wanted]
+
+    def prepare(self, sets: Sets) -> None:
+        """Run everything that `measure` compares with; the weights must be the original ones."""
+        held_out = sets.held_out
+        self.of((sets.headline, *_prompts(held_out)))
+        for passage in held_out.neutral:
+            if passage not in self.neutral:
+                with torch.no_grad():
+                    ids = torch.tensor([passage], device=device_of(self.model))
+                    self.neutral[passage] = last_hidden(self.model, ids)[0]
+
+
+def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Prompt, Outcome]]:
+    """Each prompt with what the model says after it now, in batches (not in order)."""
+    for group in batches(prompts, device_of(model)):
+        with torch.no_grad():
+            log_probs = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
+        yield from zip(group.prompts, _outcomes(group, log_probs), strict=True)
+
+
+def measure(baseline: Baseline, sets: Sets) -> Effect:
+    """Compare the model as it is now (patched) with `baseline`, which `prepare` has filled."""
+    held_out = sets.held_out
+    known = [prompt for prompt in (sets.headline, *_prompts(held_out)) if baseline.of([prompt])[0].probability >= KNOWN]
+    after = {(prompt.ids, prompt.answer): outcome for prompt, outcome in answers(baseline.model, known)}
+
+    def compare(prompts: Sequence[Prompt]) -> SetChange:
+        changes = [
+            Change(prompt.name, baseline.of([prompt])[0], after[prompt.ids, prompt.answer])
+            for prompt in prompts
+            if (prompt.ids, prompt.answer) in after
+        ]
+        return SetChange(tuple(changes), len(prompts))
+
+    kl, tokens = neutral_kl(baseline, held_out.neutral)
+    return Effect(
+        headline=compare([sets.headline]).changes[0],
+        paraphrases=compare(held_out.paraphrases),
+        reference=compare(held_out.reference),
+        other_subjects=compare(held_out.other_subjects),
+        same_subject=compare(held_out.same_subject),
+        same_answer=compare(held_out.same_answer),
+        neutral_kl=kl,
+        neutral_tokens=tokens,
+    )
+
+
+def measure_few(baseline: Baseline, prompts: Sequence[Prompt]) -> list[Change]:
+    """Compare a few prompts, known or not, in order."""
+    after = {(prompt.ids, prompt.answer): outcome for prompt, outcome in answers(baseline.model, prompts)}
+    before = baseline.of(prompts)
+    return [
+        Change(prompt.name, was, after[prompt.ids, prompt.answer]) for prompt, was in zip(prompts, before, strict=True)
+    ]
+
+
+def neutral_kl(baseline: Baseline, passages: Sequence[tuple[int, ...]]) -> tuple[float, int]:
+    """Mean KL(before ‖ after) in nats per token over the passages, and the number of tokens."""
+    total, tokens = 0.0, 0
+    for passage in passages:
+        with torch.no_grad():
+            ids = torch.tensor([passage], device=device_of(baseline.model))
+            before = unembed(baseline.model, baseline.neutral[passage])
+            after = unembed(baseline.model, last_hidden(baseline.model, ids)[0])
+            total += float((before.exp() * (before - after)).sum())
+        tokens += len(passage)
+    return total / tokens, tokens
+
+
+def _prompts(held_out: HeldOut) -> tuple[Prompt, ...]:
+    groups: tuple[Any, ...] = (
+        held_out.paraphrases, held_out.reference, held_out.other_subjects, held_out.same_subject, held_out.same_answer
+    )  # fmt: skip
+    return tuple(prompt for group in groups for prompt in group)
+
+
+def _outcomes(group: Batch, log_probs: Tensor) -> list[Outcome]:
+    """One outcome for each prompt of the batch from the log-probabilities (N, V) at its answer positions."""
+    at = log_probs.gather(1, group.targets[:, None])[:, 0]
+    totals = group.answers(log_probs)
+    found = []
+    for row in range(len(group.prompts)):
+        first = int((group.rows == row).nonzero()[0])
+        rank = 1 + int((log_probs[first] > at[first]).sum())
+        top = log_probs[first].topk(TOP)
+        pairs = zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
+        found.append(Outcome(float(totals[row].exp()), rank, tuple(pairs)))
+    return found

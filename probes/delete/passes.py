@@ -1,0 +1,220 @@
+"""Forward passes that do no more work than the question needs.
+
+- Prompts are padded on the right: with causal attention nothing before the padding sees it, so no mask is needed and a
+  batch gives what single prompts give.
+- Logits are computed at the answer's positions only.
+- `part` is the model between two layers, sharing all weights. A patch in layer l changes nothing before that layer's
+  FFN, and next to nothing before the subject: `Tail` runs what precedes both once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from probes.facts.prompts import Prompt
+from probes.hooks import capture
+from probes.model import Layer, Site, layers
+from vindex.errors import ProbeError
+
+BATCH_TOKENS = 512
+"""Padded tokens per forward pass; bounds the memory that activations take."""
+PARTS_TOLERANCE = 0.03
+"""Largest difference in probability between the model run whole and in parts; bfloat16 differs by about 0.01."""
+
+
+class Batch(NamedTuple):
+    """Prompts with their answers but for the last token, padded on the right."""
+
+    prompts: tuple[Prompt, ...]
+    ids: Tensor
+    """(B, T)"""
+    real: Tensor
+    """(B, T) bool: not padding."""
+    rows: Tensor
+    """(N,) row of each position that predicts an answer token; N = number of answer tokens of all prompts."""
+    columns: Tensor
+    """(N,) its column."""
+    targets: Tensor
+    """(N,) the answer token there; 0 for a prompt without an answer, which gets its last position."""
+
+    def answers(self, log_probs: Tensor) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer, from log-probabilities (N, V) at `rows`, `columns`."""
+        at = log_probs.gather(1, self.targets[:, None])[:, 0]
+        return torch.zeros(len(self.prompts), device=at.device).index_add(0, self.rows, at)
+
+
+def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
+    """Pad and stack `prompts`."""
+    texts = [prompt.ids + prompt.answer[:-1] for prompt in prompts]
+    width = max(map(len, texts))
+    ids = torch.tensor([text + (0,) * (width - len(text)) for text in texts], device=device)
+    lengths = torch.tensor([len(text) for text in texts], device=device)
+    places = [
+        (row, len(prompt.ids) - 1 + step, token)
+        for row, prompt in enumerate(prompts)
+        for step, token in enumerate(prompt.answer or (0,))
+    ]
+    rows, columns, targets = torch.tensor(places, device=device).unbind(1)
+    real = torch.arange(width, device=device) < lengths[:, None]
+    return Batch(tuple(prompts), ids, real, rows, columns, targets)
+
+
+def batches(prompts: Sequence[Prompt], device: torch.device) -> Iterator[Batch]:
+    """Batches of prompts of similar length, at most BATCH_TOKENS padded tokens each."""
+    waiting: list[Prompt] = []
+    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids) + len(prompt.answer)):
+        width = len(prompt.ids) + len(prompt.answer)
+        if waiting and width * (len(waiting) + 1) > BATCH_TOKENS:
+            yield batch(waiting, device)
+            waiting = []
+        waiting.append(prompt)
+    if waiting:
+        yield batch(waiting, device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's embedding lies."""
+    causal: Any = model
+    return causal.get_input_embeddings().weight.device
+
+
+def part(model: nn.Module, start: int, stop: int) -> Callable[..., Tensor]:
+    """The decoder's layers start … stop-1 as a function of ids or `inputs_embeds`, without the final norm.
+
+    It is a shallow copy: weights and hooks are the model's own, and the model itself is not changed.
+    """
+    causal: Any = model
+    whole = causal.get_decoder()
+    piece = copy.copy(whole)
+    piece._modules = dict(whole._modules)
+    piece.layers = nn.ModuleList(whole.layers[start:stop])
+    piece.norm = nn.Identity()
+    piece.config = copy.copy(whole.config)
+    piece.config.num_hidden_layers = stop - start
+    kinds = getattr(whole.config, "layer_types", None)
+    if kinds is not None:
+        piece.config.layer_types = kinds[start:stop]
+    return lambda **inputs: piece(**inputs, use_cache="past_key_values" in inputs).last_hidden_state
+
+
+def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Float32 log-probabilities (…, V) of the residual stream (…, H) after the last layer."""
+    causal: Any = model
+    logits = causal.get_output_embeddings()(causal.get_decoder().norm(hidden))
+    return logits.float().log_softmax(-1)
+
+
+def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
+    """Residual stream (B, T, H) after the last layer."""
+    return part(model, 0, len(layers(model)))(input_ids=ids)
+
+
+class Tail:
+    """The model from the FFN of `layer` on, and from the subject on, for prompts whose earlier activations stay.
+
+    The prompts stand with their first mention of the subject in one column. Keys and values of the columns before it
+    are computed once: there u·x is close to 0, and taking it as 0 while fitting saves half of the work (in chat,
+    most of it). Measurements never use this shortcut.
+    """
+
+    def __init__(self, model: nn.Module, layer: int, prompts: Sequence[Prompt]):
+        self.model, self.prompts = model, tuple(prompts)
+        self.at: Layer = layers(model)[layer]
+        self._device = device_of(model)
+        firsts = [min(prompt.subject) for prompt in prompts]
+        self._start = max(firsts)
+        padded = batch(prompts, self._device)
+        self.rows, self.targets, self._answer_rows = padded.rows, padded.targets, padded
+        self._ids, self._mask, self._positions = self._aligned(firsts)
+        self.columns = padded.columns - torch.tensor(firsts, device=self._device)[padded.rows]
+        self.subjects = [[at - first for at in prompt.subject] for prompt, first in zip(prompts, firsts, strict=True)]
+        sites = [Site(role, layer) for role in ("mlp_in", "mlp_out", "residual", "gate", "up")]
+        with torch.no_grad(), capture(model, sites) as seen:
+            part(model, 0, layer + 1)(input_ids=self._ids, attention_mask=self._mask, position_ids=self._positions)
+        self._rest = part(model, layer + 1, len(layers(model)))
+        self._past = self._keys_and_values(seen[Site("residual", layer)])
+        self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (seen[at][:, self._start :] for at in sites)
+        self._check()
+
+    def log_probs(self, change: Tensor | None = None) -> Tensor:
+        """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (B, T, I) to the gate.
+
+        T counts the columns from the subject on.
+        """
+        hidden = self.residual
+        if change is not None:
+            activation: Any = self.at.mlp.act_fn
+            gate = (self.gate + change).to(self.gate.dtype)
+            hidden = hidden + (self.at.down_proj(activation(gate) * self.up) - self.mlp_out)
+        after = self._rest(
+            inputs_embeds=hidden,
+            attention_mask=self._mask,
+            position_ids=self._positions[:, self._start :],
+            past_key_values=self._cache(),
+        )
+        return unembed(self.model, after[self.rows, self.columns])
+
+    def answers(self, log_probs: Tensor) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
+        return self._answer_rows.answers(log_probs)
+
+    def _aligned(self, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T) ids, mask and positions, padded on both sides."""
+        texts = [prompt.ids + prompt.answer[:-1] for prompt in self.prompts]
+        width = max(self._start - first + len(text) for first, text in zip(firsts, texts, strict=True))
+        ids = torch.zeros(len(texts), width, dtype=torch.long, device=self._device)
+        mask, positions = torch.zeros_like(ids), torch.zeros_like(ids)
+        for row, (first, text) in enumerate(zip(firsts, texts, strict=True)):
+            left = self._start - first
+            ids[row, left : left + len(text)] = torch.tensor(text, device=self._device)
+            mask[row, left:] = 1  # padding on the right may be seen by nobody, whatever the mask says
+            positions[row, left:] = torch.arange(width - left, device=self._device)
+        return ids, mask, positions
+
+    def _keys_and_values(self, residual: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+        """Layer number, keys and values of the columns before the subject, for every layer after the patched one."""
+        if not self._start:
+            return []
+        cache = DynamicCache()
+        with torch.no_grad():
+            self._rest(
+                inputs_embeds=residual, attention_mask=self._mask, position_ids=self._positions, past_key_values=cache
+            )
+        stored: Any = cache.layers
+        return [
+            (index, stored[index].keys[..., : self._start, :], stored[index].values[..., : self._start, :])
+            for index in range(self.at.number + 1, len(layers(self.model)))
+        ]
+
+    def _cache(self) -> Any:
+        """A cache that holds the columns before the subject; a pass appends to it, so each gets its own."""
+        if not self._past:
+            return None
+        cache = DynamicCache()
+        blank = self._past[0][1]
+        for index in range(self.at.number + 1):  # layers before the tail's first, which it never asks for
+            cache.update(blank, blank, index)
+        for index, keys, values in self._past:
+            cache.update(keys, values, index)
+        return cache
+
+    def _check(self) -> None:
+        """An architecture that does more than its layers and its final norm cannot be run in parts."""
+        model: Any = self.model
+        prompt = self.prompts[0]
+        with torch.no_grad():
+            ids = torch.tensor([prompt.ids], device=self._device)
+            whole = model(ids, use_cache=False).logits[0, -1].float().softmax(-1)
+            parts = self.log_probs()[0].exp()
+        gap = float((whole - parts).abs().max())
+        if not gap < PARTS_TOLERANCE:
+            raise ProbeError(
+                f"{type(self.model).__name__}: run in parts it gives other probabilities than whole (by {gap:.2g}); "
+                "the forward method supports models like Qwen3, Qwen2, Llama and Mistral"
+            )

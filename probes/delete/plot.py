@@ -1,0 +1,128 @@
+"""Pictures of a Gate 3 record: before/after bars and the layer scan of one fact; every fact of a relation.
+
+They read the JSON record, not the run, so that a saved record can be drawn again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vindex.errors import ProbeError, TargetError
+
+BEFORE, AFTER, OTHER, ACCENT = "#9aa5b1", "#c2410c", "#2563eb", "#15803d"
+NAMES = {
+    "paraphrases": "paraphrases",
+    "reference": "reference",
+    "other_subjects": "other subjects",
+    "same_subject": "other facts\nof the subject",
+    "same_answer": "other facts\nwith the answer",
+}
+
+
+def one(record: dict[str, Any], path: Path) -> None:
+    """Draw the record of one fact: each set before and after, by method, and the scan that chose the layer."""
+    if not record["methods"]:
+        raise ProbeError(f"{record['fact']['name']}: nothing to draw, the model does not know this fact")
+    plt = _pyplot()
+    methods = record["methods"]
+    scan = methods.get("forward", {}).get("scan", [])
+    figure, axes = plt.subplots(1, len(methods) + bool(scan), figsize=(5.2 * (len(methods) + bool(scan)), 4.2))
+    axes = [axes] if len(methods) + bool(scan) == 1 else list(axes)
+    for axis, (name, found) in zip(axes, methods.items(), strict=False):
+        _bars(axis, name, found, record)
+    if scan:
+        _scan(axes[-1], scan, methods["forward"]["layer"])
+    fact = record["fact"]
+    figure.suptitle(f"{record['model']['name']}: delete {fact['name']} → {fact['answer']}", fontsize=12)
+    _save(figure, path)
+
+
+def all_facts(record: dict[str, Any], path: Path) -> None:
+    """Draw every fact's suppression, mean paraphrase suppression and worst loss of another subject, by forward."""
+    method = next(iter(record["rates"]))
+    facts = [fact for fact in record["facts"] if method in fact["methods"]]
+    if not facts:
+        raise ProbeError("nothing to draw: the record has no fact that the model knows")
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(9, 0.24 * len(facts) + 1.6))
+    for row, fact in enumerate(facts):
+        found = fact["methods"][method]
+        sets = found["sets"]
+        for value, colour, marker, label in (
+            (found["suppression"], AFTER, "o", "the fact"),
+            (sets["paraphrases"]["mean"], ACCENT, "s", "its paraphrases (mean)"),
+            (sets["other_subjects"]["mean"], OTHER, "|", "other subjects (mean)"),
+            (sets["other_subjects"]["max"], OTHER, ">", "other subjects (worst)"),
+        ):
+            if value is not None:
+                axis.plot(value, row, marker, color=colour, label=label if row == 0 else None, markersize=5)
+        strict = found["verdicts"]["strict"]["result"]
+        axis.get_yaxis()
+        axis.text(1.03, row, strict, va="center", fontsize=7, color=ACCENT if strict == "pass" else AFTER)
+    axis.set_yticks(range(len(facts)), [f"{f['subject']} → {f['answer']}" for f in facts], fontsize=7)
+    axis.invert_yaxis()
+    axis.axvline(0, color=BEFORE, linewidth=0.8)
+    axis.set_xlim(-0.35, 1.15)
+    axis.set_xlabel("share of P(answer) lost")
+    axis.set_title(f"{record['model']['name']}: every known fact deleted by {method}", fontsize=10)
+    axis.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -1.1 / (0.24 * len(facts) + 1.6)), ncols=4, fontsize=7, frameon=False
+    )
+    _save(figure, path)
+
+
+def _bars(axis: Any, name: str, found: dict[str, Any], record: dict[str, Any]) -> None:
+    """Mean P of every held-out set that has known prompts, before and after; dots are single prompts after."""
+    bars = [(f"“{record['fact']['prompt'][-24:]}”", [found["headline"]])]
+    bars += [(NAMES[key], group["prompts"]) for key, group in found["sets"].items() if group["prompts"]]
+    for place, (_, prompts) in enumerate(bars):
+        for key, offset, colour in (("before", -0.2, BEFORE), ("after", 0.2, AFTER if place < 2 else OTHER)):
+            values = [prompt[key] for prompt in prompts]
+            axis.bar(place + offset, sum(values) / len(values), 0.38, color=colour, alpha=0.85)
+            if len(values) > 1:
+                axis.plot([place + offset] * len(values), values, ".", color="black", markersize=2.5, alpha=0.5)
+    axis.set_xticks(range(len(bars)), [label for label, _ in bars], fontsize=7, rotation=30, ha="right")
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("P(answer): grey before, colour after", fontsize=8)
+    verdicts = ", ".join(f"{key} {value['result']}" for key, value in found["verdicts"].items())
+    axis.set_title(f"{name}, layer {found['layer']}: {verdicts}", fontsize=9)
+
+
+def _scan(axis: Any, scan: list[dict[str, Any]], chosen: int) -> None:
+    """Leakage of each candidate layer, and harm to withheld subjects where a trial was made."""
+    layers = [candidate["layer"] for candidate in scan]
+    axis.plot(layers, [candidate["leakage"] for candidate in scan], "o-", color=BEFORE, label="leakage (RMS of u·x)")
+    axis.set_xlabel("layer")
+    axis.set_ylabel("leakage to subjects never seen", fontsize=8)
+    axis.axvline(chosen, color=ACCENT, linewidth=6, alpha=0.2)
+    tried = [candidate for candidate in scan if candidate["withheld_kl"] is not None]
+    if tried:
+        right = axis.twinx()
+        right.plot([c["layer"] for c in tried], [c["withheld_kl"] for c in tried], "D", color=AFTER)
+        right.set_ylabel("trial: KL on withheld subjects (nats)", fontsize=8, color=AFTER)
+        right.set_ylim(bottom=0)
+    axis.set_ylim(bottom=0)
+    axis.set_title(f"layer scan on the fit set: layer {chosen} chosen", fontsize=9)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ProbeError("pictures need matplotlib: pip install 'vindex[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    try:
+        figure.savefig(path, dpi=130, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        raise TargetError(f"{path}: cannot be written: {error}") from error
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,24 @@
+"""The facts that the bundled atlas checkpoint was taught, as a panel."""
+
+from __future__ import annotations
+
+from probes.facts import Fact, Panel, Relation
+from vindex.demo import facts as demo
+
+REFERENCES = ("Germany", "France", "Berlin", "Paris")
+ABOUT = ("{}", "{} is", "I have been thinking about {} and")
+
+
+def panel() -> Panel:
+    """Every relation and fact of the atlas; a statement's text before its answer is a template."""
+    relations = {
+        name: Relation(
+            name=name,
+            templates=tuple(text.split(" {answer}")[0].replace("{subject}", "{}") for text in demo.statements(name)),
+            question=demo.questions(name)[0].replace("{subject}", "{}"),
+            reference=REFERENCES,
+            about=ABOUT,
+        )
+        for name in demo.RELATIONS
+    }
+    return Panel("the atlas facts", relations, tuple(Fact(f.subject, f.relation, f.answer) for f in demo.facts()))

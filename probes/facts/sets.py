@@ -1,0 +1,136 @@
+"""What a method may look at, and what it may not.
+
+For a fact (subject, relation) a seed draws two disjoint sets, which the record lists by name:
+
+- `Fit`: the headline prompt and a third of the relation's other templates; for half of the other subjects the same
+  phrasings, without answers; neutral sentences about the subject. Some of the
+  phrasings also follow a sentence of `LEADS`.
+- `HeldOut`: the remaining templates (paraphrases); the other half of the subjects, the reference among them; the
+  subject's other facts; facts of other subjects that have the same answer; neutral text.
+
+Subjects with the deleted answer are never in `Fit`, and only in `same_answer` of `HeldOut`.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+from probes.facts import BUNDLED, Fact, Panel, Relation
+from probes.facts.prompts import Encoder, Prompt
+from vindex.errors import FactError
+
+MIN_OTHERS = 6
+"""Other subjects that a relation needs, so that half of them can be held out."""
+FIT_SHARE = 1 / 3
+SAME_ANSWER_LIMIT = 24
+LEADS = ("Let us begin. ", "Here is one more example. ", "The meeting was short. ", "I had some tea and read a book. ")
+
+
+class Fit(NamedTuple):
+    """What the method may look at."""
+
+    phrasings: tuple[Prompt, ...]
+    """The deleted fact, headline prompt first."""
+    contexts: tuple[Prompt, ...]
+    """The same phrasings after a sentence that has nothing to do with them."""
+    others: tuple[Prompt, ...]
+    """The same phrasings for other subjects; their answers are not used."""
+    about: tuple[Prompt, ...]
+
+
+class HeldOut(NamedTuple):
+    """What only the measurement sees."""
+
+    paraphrases: tuple[Prompt, ...]
+    reference: tuple[Prompt, ...]
+    """One prompt: the fact that stands for all others in the `seed` verdict."""
+    other_subjects: tuple[Prompt, ...]
+    same_subject: tuple[Prompt, ...]
+    same_answer: tuple[Prompt, ...]
+    neutral: tuple[tuple[int, ...], ...]
+    """Token ids of the neutral passages."""
+
+
+class Sets(NamedTuple):
+    """One fact's prompts, split by a seed."""
+
+    fact: Fact
+    headline: Prompt
+    fit: Fit
+    held_out: HeldOut
+    seed: int
+
+
+def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
+    """Draw the sets for `fact`. Raises FactError when the relation has too few subjects to hold any out."""
+    relation = panel.relations[fact.relation]
+    others = [
+        other for other in panel.of(fact.relation) if other.answer != fact.answer and other.subject != fact.subject
+    ]
+    if len(others) < MIN_OTHERS:
+        raise FactError(
+            f"{fact.name}: {panel.name} has {len(others)} other subjects with another answer for {fact.relation!r}, "
+            f"at least {MIN_OTHERS} are needed"
+        )
+    draw = random.Random(f"{seed}/{fact.name}")
+    reference = _reference(relation, others, draw)
+    rest = [other for other in others if other is not reference]
+    draw.shuffle(rest)
+    half = len(rest) // 2
+    used, kept = _templates(relation, draw)
+
+    def ask(subject: Fact, template: int = 0) -> Prompt:
+        return encoder.fact(subject, panel.relations[subject.relation], template)
+
+    phrasings = tuple(ask(fact, template) for template in used)
+    fit = Fit(
+        phrasings=phrasings,
+        contexts=tuple(
+            encoder.fact(fact, relation, template, lead) for lead, template in zip(LEADS, used, strict=False)
+        ),
+        others=tuple(ask(other, template) for other in rest[:half] for template in used),
+        about=tuple(
+            encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(relation.about)
+        ),
+    )
+    asked = (ask(reference),)
+    held_out = HeldOut(
+        paraphrases=tuple(ask(fact, template) for template in kept),
+        reference=asked,
+        other_subjects=asked + tuple(ask(other) for other in rest[half:]),
+        same_subject=tuple(ask(other, n) for other in _same_subject(panel, fact) for n in (0, 1)),
+        same_answer=tuple(ask(other, n) for other in _same_answer(panel, fact, draw) for n in (0, 1)),
+        neutral=tuple(encoder.text(passage) for passage in passages("neutral.txt")),
+    )
+    return Sets(fact, phrasings[0], fit, held_out, seed)
+
+
+def passages(name: str) -> tuple[str, ...]:
+    """The passages of a bundled text file, which blank lines separate."""
+    return tuple((BUNDLED / name).read_text(encoding="utf-8").strip("\n").split("\n\n"))
+
+
+def _templates(relation: Relation, draw: random.Random) -> tuple[list[int], list[int]]:
+    """Template numbers the method sees (the first always) and those held out."""
+    rest = list(range(1, len(relation.templates)))
+    draw.shuffle(rest)
+    seen = max(1, round(FIT_SHARE * len(rest)))
+    return [0, *sorted(rest[:seen])], sorted(rest[seen:])
+
+
+def _reference(relation: Relation, others: list[Fact], draw: random.Random) -> Fact:
+    named = {other.subject: other for other in others}
+    for subject in relation.reference:
+        if subject in named:
+            return named[subject]
+    return draw.choice(others)
+
+
+def _same_subject(panel: Panel, fact: Fact) -> list[Fact]:
+    return [other for other in panel.facts if other.subject == fact.subject and other.relation != fact.relation]
+
+
+def _same_answer(panel: Panel, fact: Fact, draw: random.Random) -> list[Fact]:
+    found = [other for other in panel.facts if other.answer == fact.answer and other.subject != fact.subject]
+    return draw.sample(found, SAME_ANSWER_LIMIT) if len(found) > SAME_ANSWER_LIMIT else found

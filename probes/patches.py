@@ -1,0 +1,228 @@
+"""Rank-1 patches as files, and ordinary checkpoints with a patch in them.
+
+1. A patch file is safetensors: `gate_write` (I,) and `gate_read` (H,), float32. Its metadata names the tensor, its
+   shape and dtype, the SHA-256 of the tensor's bytes as stored (the base), and where the patch came from.
+2. `apply` makes a checkpoint directory that transformers loads: the one shard that holds the tensor is copied and the
+   tensor's bytes in it replaced by those of W + outer(gate_write, gate_read), rounded to the stored dtype; every other
+   byte is the same. Other weight files are hard-linked (copied where that is impossible), small files copied.
+   The original bytes go into `vindex_patches/` beside the weights.
+3. `revert` puts the original bytes back and checks the shard's SHA-256 against the one noted before the patch. Adding
+   and subtracting ΔW would not give it (nearly half of the entries would differ in the last bit).
+
+Patches apply to exactly the weights they were made for: another base hash is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from probes.delete import Delta
+from probes.shards import BLOCK_BYTES, Place, base_sha256, carry, locate, new_directory, overwrite, sha256, tensor_bytes
+from vindex.errors import PatchError, TargetError
+
+FORMAT = "vindex-patch"
+VERSION = "1"
+HISTORY = "vindex_patches"
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class Patch(NamedTuple):
+    """A patch file's content."""
+
+    delta: Delta
+    tensor: str
+    shape: tuple[int, int]
+    dtype: str
+    base_sha256: str
+    """Of the unpatched tensor's bytes as stored."""
+    provenance: dict[str, Any]
+
+
+def stored_dtype(checkpoint: Path, layer: int) -> torch.dtype:
+    """The dtype in which the checkpoint stores the layer's gate_proj. Raises PatchError if it is no plain float."""
+    return _dtype(locate(checkpoint, layer))
+
+
+def save(path: Path, delta: Delta, checkpoint: Path, provenance: dict[str, Any]) -> Patch:
+    """Write `delta` as a patch for the weights now in `checkpoint`. Nothing partial is left at `path`."""
+    place = locate(checkpoint, delta.layer)
+    if place.shape != (delta.gate_write.numel(), delta.gate_read.numel()):
+        raise PatchError(f"{place.tensor}: has shape {place.shape}, the patch {tuple(delta.gate_write.shape)} × …")
+    patch = Patch(delta, place.tensor, place.shape, place.dtype, base_sha256(place), provenance)
+    _write(path, patch, {})
+    return patch
+
+
+def read(path: Path) -> Patch:
+    """Read a patch file. Raises PatchError when it is none, or its shapes or values cannot be."""
+    metadata, tensors = _open(path)
+    if metadata.get("format") != FORMAT:
+        raise PatchError(f"{path}: format is {metadata.get('format')!r}, expected a {FORMAT} file (gate3 --save-patch)")
+    if metadata.get("version") != VERSION:
+        raise PatchError(f"{path}: version is {metadata.get('version')!r}, this release reads {VERSION!r}")
+    missing = [name for name in ("gate_write", "gate_read") if name not in tensors]
+    if missing:
+        raise PatchError(f"{path}: no tensor {', '.join(missing)}")
+    try:
+        shape = tuple(int(size) for size in orjson.loads(metadata["shape"]))
+        layer = int(metadata["layer"])
+        known = {key: metadata[key] for key in ("tensor", "dtype", "base_sha256", "method")}
+        provenance = orjson.loads(metadata["provenance"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise PatchError(f"{path}: metadata is incomplete ({type(error).__name__}: {error})") from error
+    write, gate_read = tensors["gate_write"], tensors["gate_read"]
+    if len(shape) != 2 or write.shape != shape[:1] or gate_read.shape != shape[1:]:
+        found = f"gate_write {tuple(write.shape)} and gate_read {tuple(gate_read.shape)}"
+        raise PatchError(f"{path}: {found} do not make the {shape} weight that the metadata names")
+    if not (torch.isfinite(write).all() and torch.isfinite(gate_read).all()):
+        raise PatchError(f"{path}: factors are not all finite")
+    delta = Delta(layer, write.float(), gate_read.float(), known["method"])
+    return Patch(delta, known["tensor"], (shape[0], shape[1]), known["dtype"], known["base_sha256"], provenance)
+
+
+def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
+    """Write `checkpoint` with `patch` in it to the new directory `out`; the checkpoint is not changed.
+
+    Raises PatchError when the checkpoint's tensor is not the one the patch was made for, TargetError when `out` exists.
+    """
+    place = locate(checkpoint, patch.delta.layer)
+    _fits(patch, place)
+    with new_directory(out) as partial:
+        for file in sorted(checkpoint.iterdir()):
+            if file.is_dir():
+                if file.name == HISTORY:
+                    shutil.copytree(file, partial / file.name)
+            elif file.name != place.file.name:
+                carry(file, partial / file.name)
+        shard = partial / place.file.name
+        shutil.copyfile(place.file, shard)
+        original = tensor_bytes(place)
+        overwrite(shard, place, _patched_rows(place, patch.delta))
+        history = partial / HISTORY
+        history.mkdir(exist_ok=True)
+        extra = {"shard": place.file.name, "shard_sha256": sha256(place.file)}
+        _write(history / f"{len(list(history.iterdir())):04}.safetensors", patch, extra, original)
+    return out
+
+
+def revert(checkpoint: Path, out: Path | None = None) -> Path:
+    """Undo the latest patch of a directory that `apply` wrote, in place or into the new directory `out`.
+
+    The shard gets its original bytes back and its SHA-256 is compared with the one noted before the patch.
+    """
+    applied = sorted((checkpoint / HISTORY).glob("*.safetensors"))
+    if not applied:
+        raise PatchError(
+            f"{checkpoint}: no {HISTORY}/ with a patch in it; expected a directory from `vindex patch apply`"
+        )
+    if out is not None:
+        with new_directory(out) as partial:
+            for file in sorted(checkpoint.iterdir()):
+                if file.is_dir():
+                    shutil.copytree(file, partial / file.name)
+                else:
+                    carry(file, partial / file.name)
+            revert(partial)
+        return out
+    latest = applied[-1]
+    patch = read(latest)
+    metadata, tensors = _open(latest)
+    place = locate(checkpoint, patch.delta.layer)
+    original = tensors["original"].numpy().tobytes()
+    if len(original) != place.stop - place.start or place.file.name != metadata["shard"]:
+        raise PatchError(f"{latest}: does not belong to {place.tensor} in {place.file.name}")
+    beside = place.file.with_name(place.file.name + ".partial")
+    try:
+        shutil.copyfile(place.file, beside)
+        overwrite(beside, place, iter([original]))
+        if sha256(beside) != metadata["shard_sha256"]:
+            raise PatchError(f"{place.file}: was changed since the patch was applied; the original cannot be restored")
+        os.replace(beside, place.file)
+    finally:
+        beside.unlink(missing_ok=True)
+    latest.unlink()
+    if len(applied) == 1:
+        latest.parent.rmdir()
+    return checkpoint
+
+
+def _fits(patch: Patch, place: Place) -> None:
+    _dtype(place)
+    if place.shape != patch.shape or place.dtype != patch.dtype:
+        raise PatchError(
+            f"{place.tensor}: is {place.dtype} {place.shape}, the patch was made for {patch.dtype} {patch.shape}"
+        )
+    found = base_sha256(place)
+    if found != patch.base_sha256:
+        raise PatchError(
+            f"{place.tensor}: sha256 {found[:12]}…, but the patch was made for {patch.base_sha256[:12]}…: "
+            "other weights, or already patched (vindex patch revert)"
+        )
+
+
+def _dtype(place: Place) -> torch.dtype:
+    if place.dtype not in DTYPES:
+        raise PatchError(f"{place.tensor}: stored as {place.dtype}; patches apply to {', '.join(DTYPES)} weights")
+    return DTYPES[place.dtype]
+
+
+def _patched_rows(place: Place, delta: Delta) -> Iterator[bytes]:
+    """The new weight's bytes, a block of rows at a time."""
+    dtype, width = _dtype(place), place.shape[1]
+    rows = max(1, BLOCK_BYTES // (width * dtype.itemsize))
+    with place.file.open("rb") as file:
+        file.seek(place.start)
+        for first in range(0, place.shape[0], rows):
+            block = delta.gate_write[first : first + rows]
+            raw = bytearray(file.read(len(block) * width * dtype.itemsize))
+            old = torch.frombuffer(raw, dtype=dtype).reshape(len(block), width).float()
+            new = (old + torch.outer(block, delta.gate_read)).to(dtype)
+            if not torch.isfinite(new).all():
+                raise PatchError(f"{place.tensor}: the patched weight is not finite in {place.dtype}")
+            yield new.view(torch.uint8).numpy().tobytes()
+
+
+def _write(path: Path, patch: Patch, extra: dict[str, str], original: Tensor | None = None) -> None:
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "layer": str(patch.delta.layer),
+        "method": patch.delta.method,
+        "tensor": patch.tensor,
+        "shape": orjson.dumps(patch.shape).decode(),
+        "dtype": patch.dtype,
+        "base_sha256": patch.base_sha256,
+        "provenance": orjson.dumps(patch.provenance).decode(),
+        **extra,
+    }
+    tensors = {"gate_write": patch.delta.gate_write.contiguous(), "gate_read": patch.delta.gate_read.contiguous()}
+    if original is not None:
+        tensors["original"] = original
+    beside = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, beside, metadata=metadata)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        raise TargetError(f"{path}: cannot be written: {error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise PatchError(f"{path}: no such file; expected a patch (gate3 --save-patch)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise PatchError(f"{path}: is not a safetensors file: {error}") from error

@@ -1,0 +1,211 @@
+"""`vindex gate3`: delete a fact with a rank-1 patch, and prove it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vindex.commands import gate3_tables
+from vindex.commands.console import print_json, progress, say, stage
+from vindex.errors import ProbeError, TargetError
+
+if TYPE_CHECKING:
+    from probes.delete.experiment import Bench, FactResult
+    from probes.facts import Panel
+
+KNOWN_FROM = 0.2
+STDOUT = Path("-")
+
+
+class Method(StrEnum):
+    """Which way to compute the patch."""
+
+    both = "both"
+    forward = "forward"
+    geometric = "geometric"
+
+
+def gate3(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory or Hub id.")],
+    fact: Annotated[
+        str, typer.Option(help="SUBJECT/RELATION to delete; with --all the relation counts.")
+    ] = "France/capital",
+    all_facts: Annotated[bool, typer.Option("--all", help="Every fact of the relation that the model knows.")] = False,
+    relation: Annotated[list[str] | None, typer.Option(help="Relation for --all (repeatable).")] = None,
+    method: Annotated[Method, typer.Option(help="Method; both are reported side by side.")] = Method.both,
+    layer: Annotated[int | None, typer.Option(help="Layer to patch; default: the method chooses.")] = None,
+    vindex: Annotated[Path | None, typer.Option(help="Vindex whose gate directions `geometric` uses.")] = None,
+    facts: Annotated[Path | None, typer.Option(help="JSON-lines file of your own facts.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the fit/held-out split and the controls.")] = 0,
+    known_from: Annotated[float, typer.Option(help="With --all: smallest P of the answer before.")] = KNOWN_FROM,
+    limit: Annotated[int | None, typer.Option(help="With --all: at most so many facts of each relation.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    save_patch: Annotated[Path | None, typer.Option(help="Write the forward patch to this file.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the record to this file (- for stdout).")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf).")] = None,
+) -> None:
+    """Delete a fact with a rank-1 patch, and prove it.
+
+    ΔW changes one gate_proj; everything is measured on held-out prompts by real forward passes.
+    """
+    if all_facts and save_patch:
+        raise ProbeError("--save-patch writes one patch; leave --all out")
+    _check_targets(json_file, save_patch, plot)
+    with progress() as display:
+        load = stage(display, "loading", 1)
+        bench = _bench(model, method, layer, vindex, facts, chat, seed, dtype, device)
+        load(1)
+        if all_facts:
+            names = relation or [fact.rpartition("/")[2] or fact]
+            _all(bench, names, known_from, limit, display, json_file, plot)
+            return
+        result = _run_one(bench, bench.panel.find(fact), display)
+    _one(bench, result, json_file, plot, save_patch)
+
+
+def _one(bench: Bench, result: FactResult, json_file: Path | None, plot: Path | None, save_patch: Path | None) -> None:
+    """Print and write everything about one fact."""
+    from probes.delete import plot as drawing
+    from probes.delete import record as records
+
+    record = records.one(bench, result)
+    if json_file == STDOUT:
+        print_json(record)
+    else:
+        gate3_tables.fact(bench, result)
+        _write_json(json_file, record)
+    if plot:
+        drawing.one(record, plot)
+    if save_patch:
+        _save(bench, result, save_patch)
+
+
+def _all(
+    bench: Bench,
+    names: list[str],
+    known_from: float,
+    limit: int | None,
+    display: Any,
+    json_file: Path | None,
+    plot: Path | None,
+) -> None:
+    """Run every known fact of the relations. The record is written after each, so that a stopped run leaves one."""
+    from probes.delete import plot as drawing
+    from probes.delete import record as records
+    from probes.delete.experiment import run
+
+    chosen = [fact for name in names for fact, _ in bench.known(name, known_from)[:limit]]
+    if not chosen:
+        raise ProbeError(f"{bench.loaded.name}: knows no fact of {', '.join(names)} with P ≥ {known_from}")
+    task = display.add_task("facts", total=len(chosen))
+    results: list[FactResult] = []
+    record: dict[str, Any] = {}
+    for fact in chosen:
+        bench.tick = lambda name, who=fact.name: display.update(task, description=f"{who}: {name}")  # type: ignore[misc]
+        results.append(run(bench, fact))
+        record = records.all_facts(bench, names, known_from, results)
+        display.update(task, advance=1, description="facts")
+        if json_file != STDOUT:
+            _write_json(json_file, record)
+            for line in gate3_tables.short_lines(results[-1]):
+                say(line)
+    if json_file == STDOUT:
+        print_json(record)
+    else:
+        gate3_tables.rates(bench, results)
+    if plot:
+        drawing.all_facts(record, plot)
+
+
+def _bench(
+    model: str, method: Method, layer: int | None, vindex: Path | None, facts: Path | None, chat: bool, seed: int,
+    dtype: str, device: str,
+) -> Bench:  # fmt: skip
+    from probes import patches, shards
+    from probes.delete.experiment import METHODS, Bench, Options
+    from probes.model import layers, load
+
+    panel = _panel(model, facts)
+    loaded = load(model, dtype=dtype, device=device)
+    layers(loaded.model)  # refuses a mixture of experts before any work
+    checkpoint = shards.checkpoint_directory(loaded)
+    methods = METHODS if method is Method.both else (method.value,)
+    options = Options(methods=methods, seed=seed, chat=chat, layer=layer)
+    gate = None
+    if vindex is not None:
+        from vindex import open as open_vindex
+
+        gate = open_vindex(vindex).gate
+    return Bench(loaded, panel, options, stored=patches.stored_dtype(checkpoint, 0), gate=gate)
+
+
+def _panel(model: str, facts: Path | None) -> Panel:
+    """The bundled facts, with the user's on top; for the bundled checkpoint the facts it was taught."""
+    from probes.facts import atlas, bundled, read
+    from vindex.demo.facts import CHECKPOINT
+
+    base = atlas.panel() if Path(model).resolve() == CHECKPOINT.resolve() else bundled()
+    return base if facts is None else read(facts, base=base)
+
+
+def _run_one(bench: Bench, fact: Any, display: Any) -> FactResult:
+    from probes.delete.experiment import run, ticks
+
+    task = display.add_task(fact.name, total=ticks(bench))
+
+    def tick(name: str) -> None:
+        display.update(task, advance=1, description=f"{fact.name}: {name}")
+
+    bench.tick = tick
+    result = run(bench, fact)
+    display.update(task, total=1, completed=1, description=fact.name)
+    return result
+
+
+def _check_targets(*files: Path | None) -> None:
+    """An hour of work must not end at a directory that does not exist."""
+    for file in files:
+        if file is not None and file != STDOUT and not file.absolute().parent.is_dir():
+            raise TargetError(f"{file}: the directory {file.parent} does not exist; make it first")
+
+
+def _write_json(path: Path | None, record: Any) -> None:
+    """Write beside and rename, so that a reader never finds half a record."""
+    if path is None:
+        return
+    import orjson
+
+    beside = path.with_name(path.name + ".partial")
+    try:
+        beside.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
+        beside.replace(path)
+    except OSError as error:
+        raise TargetError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _save(bench: Bench, result: FactResult, path: Path) -> None:
+    from probes import patches, shards
+
+    if not result.methods:
+        raise ProbeError(f"{result.sets.fact.name}: no patch to save, the model does not know this fact")
+    name = "forward" if "forward" in result.methods else "geometric"
+    found = result.methods[name]
+    provenance = {
+        "model": bench.loaded.name,
+        "revision": bench.loaded.revision,
+        "fact": result.sets.fact.name,
+        "answer": result.sets.fact.answer,
+        "seed": result.sets.seed,
+        "chat": bench.options.chat,
+        "suppression": found.effect.headline.loss,
+        "verdicts": {"seed": found.seed.result, "strict": found.strict.result},
+    }
+    patches.save(path, found.delta, shards.checkpoint_directory(bench.loaded), provenance)
+    say(f"{name} patch written to {path}")

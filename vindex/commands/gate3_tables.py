@@ -1,0 +1,157 @@
+"""What `vindex gate3` prints: one fact in full, or a relation's facts and their rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vindex.commands.console import print_table, say
+
+if TYPE_CHECKING:
+    from probes.delete.experiment import Bench, FactResult, MethodResult
+    from probes.delete.measure import SetChange
+    from probes.delete.verdict import Verdict
+
+COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
+MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]–[/]"}
+LABELS = {
+    "paraphrases": "paraphrases",
+    "other_subjects": "other subjects",
+    "same_subject": "its other facts",
+    "same_answer": "same answer",
+}
+
+
+def fact(bench: Bench, result: FactResult) -> None:
+    """Everything about one fact, method by method."""
+    found, before = result.sets.fact, result.before
+    say(f"[bold]{escape(found.name)} → {escape(found.answer)}[/]   P = {before.probability:.3f}, rank {before.rank}")
+    if not result.known:
+        say("[yellow]not_applicable[/]: the model does not know this fact; P ≥ 0.1 is needed")
+        say("it says: " + _tops(bench, before.top))
+        return
+    for name, outcome in result.methods.items():
+        _method(bench, result, name, outcome)
+    _controls(result)
+    say(f"{result.seconds:.0f} s for this fact")
+
+
+def short_lines(result: FactResult) -> list[str]:
+    """One line for each method, printed as soon as a fact of --all is done."""
+    lines = []
+    for name, outcome in result.methods.items():
+        effect = outcome.effect
+        verdicts = " ".join(f"{found.standard} {_coloured(found.result)}" for found in (outcome.seed, outcome.strict))
+        lines.append(
+            f"{escape(result.sets.fact.name):22} {name:9} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
+            f"others {_signed(effect.other_subjects.mean)} {verdicts}"
+        )
+    return lines
+
+
+def rates(bench: Bench, results: Sequence[FactResult]) -> None:
+    """Shares that pass, with intervals, and every failure of the forward method named."""
+    from probes.delete.record import rate
+
+    rows = []
+    for method in bench.options.methods:
+        for standard in ("seed", "strict"):
+            found = rate(results, method, standard)
+            interval = f"{found.low:.1%} – {found.high:.1%}"
+            rows.append((method, standard, f"{found.passed}/{found.of}", f"{found.share:.1%}", interval))
+    print_table("Facts that pass", ["method", "verdict", ">passed", ">share", ">95 % Wilson"], rows)
+    for result in results:
+        outcome = result.methods.get("forward")
+        if outcome and outcome.strict.result == "fail":
+            say(f"{MARKS[False]} {escape(result.sets.fact.name)}: {outcome.strict.reason}")
+    seconds = sum(result.seconds for result in results)
+    say(f"{len(results)} facts in {seconds:.0f} s, {seconds / len(results):.0f} s each")
+
+
+def _method(bench: Bench, result: FactResult, name: str, outcome: MethodResult) -> None:
+    from probes.delete.record import groups
+
+    effect, head = outcome.effect, outcome.effect.headline
+    rows = [("the fact", "1/1", _p(head.before.probability), _p(head.after.probability), _signed(head.loss), "", "")]
+    for key, group in groups(effect).items():
+        label = LABELS.get(key) or _short(result.sets.held_out.reference[0].name, result)
+        rows.append((label, *_group(group, result, least=key == "paraphrases")))
+    print_table(
+        f"{name}: layer {outcome.delta.layer}, ‖ΔW‖/‖W‖ {outcome.relative_norm:.3f}, {outcome.seconds:.0f} s",
+        ["held out", ">known", ">before", ">after", ">loss", ">worst", "prompt"],
+        rows,
+        caption="loss = (P − P′)/P, mean; worst: the largest loss, of paraphrases the smallest.",
+    )
+    say(f"neutral text: KL {effect.neutral_kl:.2g} nats per token over {effect.neutral_tokens} tokens")
+    say(f"before: {_tops(bench, head.before.top)}")
+    say(f"after:  {_tops(bench, head.after.top)}")
+    for verdict in (outcome.seed, outcome.strict):
+        _verdict(verdict)
+
+
+def _verdict(verdict: Verdict) -> None:
+    say(f"[bold]{verdict.standard} {_coloured(verdict.result)}[/]: {verdict.reason}")
+    rows = []
+    for one in verdict.criteria:
+        value = "–" if one.value is None else f"{one.value:.3g}"
+        sign = "≥" if one.relation == ">=" else "≤"
+        rows.append((MARKS[one.holds], one.name, value, f"{sign} {one.limit:g}", str(one.counted)))
+    print_table("", ["", "criterion", ">value", ">limit", ">n"], rows)
+
+
+def _controls(result: FactResult) -> None:
+    rows = [
+        (kind, name, _span([c.suppression for c in some]), _span([c.reference_loss for c in some]))
+        for name, outcome in result.methods.items()
+        for kind in dict.fromkeys(control.kind for control in outcome.controls)
+        for some in [[control for control in outcome.controls if control.kind == kind]]
+    ]
+    print_table("Controls at equal ‖ΔW‖", ["control", "of", ">suppression", ">reference loss"], rows)
+
+
+def _group(group: SetChange, result: FactResult, least: bool) -> tuple[str, str, str, str, str, str]:
+    if not group.changes:
+        return (f"0/{group.asked}", "", "", "", "", "the model knows none")
+    count = len(group.changes)
+    before = sum(change.before.probability for change in group.changes) / count
+    after = sum(change.after.probability for change in group.changes) / count
+    extreme = group.least if least else group.worst
+    assert extreme is not None, "a set with changes has a worst one"
+    worst = _short(extreme.name, result)
+    return (f"{count}/{group.asked}", _p(before), _p(after), _signed(group.mean), _signed(extreme.loss), worst)
+
+
+def _short(name: str, result: FactResult) -> str:
+    """A prompt's name without what goes without saying: the fact's own subject and relation, and template 0."""
+    own = result.sets.fact
+    name = name.replace(f"{own.subject}/", "", 1) if name.startswith(f"{own.subject}/") else name
+    return escape(name.replace(f"/{own.relation}", "").removesuffix("#0"))
+
+
+def escape(text: str) -> str:
+    """Text that rich prints as it is."""
+    return text.replace("[", "\\[")
+
+
+def _coloured(result: str) -> str:
+    return f"[{COLOURS[result]}]{result}[/]"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _span(values: Sequence[float | None]) -> str:
+    found = [value for value in values if value is not None]
+    if not found:
+        return "–"
+    return f"{found[0]:+.3f}" if len(found) == 1 else f"{min(found):+.3f} … {max(found):+.3f}"
+
+
+def _tops(bench: Bench, top: Sequence[tuple[int, float]]) -> str:
+    decode: Any = bench.loaded.tokenizer.decode
+    return "  ".join(f"{escape(repr(decode([token])))} {share:.2f}" for token, share in top)
