@@ -61,6 +61,7 @@ def evaluate(
     Without files: the atlas's held-out facts and sums.
     """
     from probes.gates import plot as drawing
+    from probes.gates.apply import require_fit
     from probes.gates.evaluate import evaluate as run
     from probes.gates.evaluate import mask_count, record
     from probes.gates.score import Settings
@@ -76,6 +77,7 @@ def evaluate(
     gates = gates_in(directory)
     thresholds = tuple(threshold) if threshold else gates.selected_thresholds()
     loaded = load(model, device=device, dtype=dtype, revision=revision)
+    require_fit(gates.logits.shape, loaded.model)
     panels, magnitudes = _panels(loaded, (forget, retain, neutral), not generate, chat=chat, count=count, seed=seed)
     scales = scale_of(scale or _trained_scale(directory)), scale_of(mask_scale)
     with progress() as display:

@@ -138,6 +138,10 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
         "apply", "atlas", directory, *prompt, "--off", "half"
     )
     assert "scale mode 'rms'" in fails("apply", "atlas", directory, *prompt, "--soft", "--scale", "rms")
+    write_gates(Gates(torch.zeros(4, 300)), tmp_path / "narrow")
+    narrow = "the gates are 4 × 300 (layers × neurons), the model has 4 × 384"
+    assert narrow in fails("apply", "atlas", tmp_path / "narrow", *prompt, "--soft")
+    assert narrow in fails("eval", "atlas", tmp_path / "narrow")
     assert "threshold 2: expected a λ between" in fails("apply", "atlas", directory, *prompt, "--threshold", 2)
     assert "neither lambda_logits.pt" in fails("stats", tmp_path)
     assert "--forget without --retain" in fails("eval", "atlas", directory, "--forget", rows[0])
