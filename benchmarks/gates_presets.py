@@ -10,13 +10,14 @@ presets are asked in the chat template.
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 OFFS = (0.05, 0.25, 0.5)
 LEARNING_RATE = 0.05
-COUNT = 60  # prompts to a panel
+COUNT = 45  # prompts to a panel
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     *((name, {}) for name in ("baseline", "nke_w1p0", "nke_optA", "nke_optB")),
     *((name, {}) for name in ("chat_energy", "chat_energy_optA", "chat_energy_optB", "chat_mean")),
@@ -35,7 +36,11 @@ def run(loaded: Any, preset: str, changes: dict[str, Any], steps: int) -> dict[s
     from probes.gates.train import encode, train
 
     options = from_preset(preset, learning_rate=LEARNING_RATE, max_steps=steps, micro_batch=32, **changes)
-    trained = train(loaded, encode(loaded, read_forget(None), read_retain(None), options, {}), options)
+    facts, sums = read_forget(None), read_retain(None)
+    size = steps * options.batch_size  # only rows that are seen, drawn over all facts
+    facts = random.Random(0).sample(facts[0], min(size, len(facts[0]))), facts[1]
+    sums = sums[0][: size * options.retain_ratio], sums[1]
+    trained = train(loaded, encode(loaded, facts, sums, options, {}), options)
     panels, gates = atlas(chat=options.chat, count=COUNT), trained.gates
 
     def kept(factors: Any) -> list[float]:
