@@ -1,6 +1,6 @@
 """What lambda gates cost: a gated forward pass beside the plain one, and the memory of training, in one run.
 
-    python -m benchmarks.gates MODEL
+    python -m benchmarks.gates MODEL [DTYPE …]
 
 1. Time, 128 tokens, rounds interleaved, the fastest of each, in float32 and bfloat16: plain, soft gates, a hard mask.
    Limit: gated ≤ 1.1 × plain.
@@ -101,6 +101,6 @@ def memory(model_name: str) -> None:
 
 
 if __name__ == "__main__":
-    for precision in ("float32", "bfloat16"):
+    for precision in sys.argv[2:] or ("float32", "bfloat16"):
         times(sys.argv[1], precision)
     memory(sys.argv[1])

@@ -47,7 +47,7 @@ class Entry(NamedTuple):
     """One mask at one operating point."""
 
     family: str
-    """gates, random, largest |h|, smallest |h|, selective |h|."""
+    """gates, random, largest |h|, smallest |h|, |h| ratio."""
     seed: int | None
     point: Point
     scores: Scores
@@ -138,7 +138,7 @@ def masks(gates: Gates, threshold: float, magnitudes: Magnitudes | None) -> Iter
         yield "largest |h|", None, lowest_keep(-magnitudes.forget, keep)
         yield "smallest |h|", None, lowest_keep(magnitudes.forget, keep)
         tiny = torch.finfo(torch.float32).tiny
-        yield "selective |h|", None, lowest_keep(-magnitudes.forget / magnitudes.retain.clamp_min(tiny), keep)
+        yield "|h| ratio", None, lowest_keep(-magnitudes.forget / magnitudes.retain.clamp_min(tiny), keep)
 
 
 def mask_count(points: int, magnitudes: bool) -> int:

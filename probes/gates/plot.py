@@ -13,7 +13,7 @@ FAMILIES = {  # family: (label, colour)
     "random": ("random masks", QUIET),
     "largest |h|": ("largest |h|", COLOURS[1]),
     "smallest |h|": ("smallest |h|", COLOURS[2]),
-    "selective |h|": ("selective |h|", COLOURS[3]),
+    "|h| ratio": ("|h| ratio", COLOURS[3]),
 }
 AXES = ("knowledge retained", "reasoning retained")
 

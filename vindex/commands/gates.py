@@ -102,6 +102,7 @@ def apply(
     json: Json = False,
 ) -> None:
     """Write on from a prompt, with and without gates."""
+    from probes.gates.apply import require_fit
     from probes.gates.encode import ask, render
     from probes.gates.masks import rescaled
     from probes.gates.score import write
@@ -112,6 +113,7 @@ def apply(
         raise ProbeError("--soft with a mask: choose one of --soft, --threshold, --off, --indices")
     factors = rescaled(values.float(), scale_of(scale))
     loaded = load(model, device=device, dtype=dtype, revision=revision)
+    require_fit(factors.shape, loaded.model)
     asked = [render(ask(text), loaded.tokenizer, prompt=True) if chat else text for text in prompt]
     written = [(write(loaded, [text], None, tokens)[0], write(loaded, [text], factors, tokens)[0]) for text in asked]
     if json:

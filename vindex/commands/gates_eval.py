@@ -61,6 +61,7 @@ def evaluate(
     Without files: the atlas's held-out facts and sums.
     """
     from probes.gates import plot as drawing
+    from probes.gates.apply import require_fit
     from probes.gates.evaluate import evaluate as run
     from probes.gates.evaluate import mask_count, record
     from probes.gates.score import Settings
@@ -76,6 +77,7 @@ def evaluate(
     gates = gates_in(directory)
     thresholds = tuple(threshold) if threshold else gates.selected_thresholds()
     loaded = load(model, device=device, dtype=dtype, revision=revision)
+    require_fit(gates.logits.shape, loaded.model)
     panels, magnitudes = _panels(loaded, (forget, retain, neutral), not generate, chat=chat, count=count, seed=seed)
     scales = scale_of(scale or _trained_scale(directory)), scale_of(mask_scale)
     with progress() as display:
@@ -102,23 +104,29 @@ def print_evaluation(result: Evaluation, title: str, scales: tuple[str, str]) ->
     """Every mask at every operating point, random masks as their mean, and the areas."""
     from probes.gates.evaluate import mean_of
 
-    rows = [("", "plain model", *_cells(result.base), "", "")]
-    rows.append(("", "soft gates", *_cells(result.soft), *_kept(*result.soft_retained)))
+    rows = [("", "plain model", *_cells(result.base), "")]
+    rows.append(("", "soft gates", *_cells(result.soft), _kept(*result.soft_retained)))
     points = sorted({entry.point for entry in result.entries}, key=lambda p: p.off_fraction)
     for at in points:
         for family in result.areas:
             found = mean_of([e for e in result.entries if e.family == family and e.point == at])
-            name = "random (mean of 5)" if family == "random" else family
+            name = "random ×5" if family == "random" else family
             first = f"{at.off_fraction:.0%}" if family == "gates" else ""
-            rows.append((first, name, *_cells(found.scores), *_kept(found.knowledge, found.reasoning)))
-    columns = [">off", "mask", ">forget", ">oracle", ">conflict", ">reason", ">KL", ">know.kept", ">reas.kept"]
+            rows.append((first, name, *_cells(found.scores), _kept(found.knowledge, found.reasoning)))
+    columns = [">off", "mask", ">forget", ">oracle", ">confl.", ">reason", ">KL", ">kept"]
     sizes = ", ".join(f"{name} {count}" for name, count in result.counts.items())
-    print_table(title, columns, rows, caption=f"{sizes} prompts or texts; scale: soft {scales[0]}, masks {scales[1]}")
+    print_table(
+        title,
+        columns,
+        rows,
+        caption=f"{sizes} prompts or texts; kept: facts / reasoning; "
+        f"random: mean of 5; scale: soft {scales[0]}, masks {scales[1]}",
+    )
     areas = [
         (name, f"{a.value:.3f}", f"{a.low:.3f} … {a.high:.3f}" if a.low < a.high else "")
         for name, a in result.areas.items()
     ]
-    print_table("area under reasoning against knowledge retained", ["mask", ">area", ">over seeds"], areas)
+    print_table("area under the curve", ["mask", ">area", ">over seeds"], areas)
     say(f"[bold]gates minus random: {result.advantage:+.3f}[/] (area 1: facts go first, 0.5: both, 0: reasoning)")
 
 
@@ -127,8 +135,8 @@ def _cells(scores: Any) -> tuple[str, ...]:
     return (*rates, f"{scores.neutral_kl:.2f}")
 
 
-def _kept(knowledge: float, reasoning: float) -> tuple[str, str]:
-    return f"{knowledge:.0%}", f"{reasoning:.0%}"
+def _kept(knowledge: float, reasoning: float) -> str:
+    return f"{knowledge:.0%}".rjust(4) + " /" + f"{reasoning:.0%}".rjust(5)
 
 
 def _panels(

@@ -116,7 +116,7 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     record, picture = tmp_path / "eval.json", tmp_path / "eval.html"
     settings = ("--neutral", tmp_path / "n.txt", "--threshold", 0.5, "--json", record, "--plot", picture)
     shown = run("eval", "atlas", out, *data, *settings)
-    assert "random (mean of 5)" in shown and "gates minus random" in shown and picture.exists()
+    assert "random ×5" in shown and "gates minus random" in shown and picture.exists()
     found = json.loads(record.read_text())
     assert found["choices"]["soft_scale_mode"] == "mean" and found["panels"]["counts"]["forget"] == 3
     shown = run("compare", out, out)
@@ -138,6 +138,10 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
         "apply", "atlas", directory, *prompt, "--off", "half"
     )
     assert "scale mode 'rms'" in fails("apply", "atlas", directory, *prompt, "--soft", "--scale", "rms")
+    write_gates(Gates(torch.zeros(4, 300)), tmp_path / "narrow")
+    narrow = "the gates are 4 × 300 (layers × neurons), the model has 4 × 384"
+    assert narrow in fails("apply", "atlas", tmp_path / "narrow", *prompt, "--soft")
+    assert narrow in fails("eval", "atlas", tmp_path / "narrow")
     assert "threshold 2: expected a λ between" in fails("apply", "atlas", directory, *prompt, "--threshold", 2)
     assert "neither lambda_logits.pt" in fails("stats", tmp_path)
     assert "--forget without --retain" in fails("eval", "atlas", directory, "--forget", rows[0])

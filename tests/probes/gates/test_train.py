@@ -206,7 +206,7 @@ def test_two_processes_train_the_same_gates_as_one(tmp_path):
     ):
         command = [sys.executable, "-m", *launcher, "vindex", "gates", "train", "atlas", "-o", str(tmp_path / name)]
         done = subprocess.run(
-            [*command, *short], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+            [*command, *short], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("wrote") == 1
