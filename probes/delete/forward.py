@@ -28,7 +28,7 @@ from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
 
-GENERALISES = 0.9
+GENERALISES = 0.95
 """Suppression of withheld phrasings in the trial below which the value is fitted with `ForwardOptions.harder`."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
@@ -46,7 +46,7 @@ class ForwardOptions:
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
-    harder: ValueOptions = field(default_factory=lambda: ValueOptions(target=0.003, about=0.5))
+    harder: ValueOptions = field(default_factory=lambda: ValueOptions(target=0.004, about=0.5))
     """Used instead of `value` for a fact whose trial does not generalise."""
 
 
@@ -183,8 +183,7 @@ def _trial(
     """Fit briefly, without one half of the subjects and a third of the phrasings, and measure what it does to them."""
     layer = candidate.layer
     read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
-    seen = tuple(prompt for n, prompt in enumerate(phrasings) if n % 3 != 2) if len(phrasings) > 2 else phrasings
-    unseen = [prompt for prompt in phrasings if prompt not in seen] or list(phrasings)
+    seen, unseen = _by_template(phrasings)
     value = fit_value(
         model, layer, seen, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
     )
@@ -195,6 +194,14 @@ def _trial(
         suppressed=_suppressed(Tail(model, layer, unseen), read, value),
     )
     return tried, value
+
+
+def _by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The phrasings of two thirds of the templates, the headline's among them, and those of the others."""
+    templates = list(dict.fromkeys(prompt.template for prompt in phrasings))
+    withheld = set(templates[2::3] or templates[1:])
+    unseen = [prompt for prompt in phrasings if prompt.template in withheld]
+    return [prompt for prompt in phrasings if prompt not in unseen], unseen or list(phrasings)
 
 
 def _suppressed(tail: Tail, read: Tensor, value: Value) -> float:
