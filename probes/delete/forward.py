@@ -183,7 +183,7 @@ def _trial(
     """Fit briefly, without one half of the subjects and a third of the phrasings, and measure what it does to them."""
     layer = candidate.layer
     read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
-    seen, unseen = _by_template(phrasings)
+    seen, unseen = by_template(phrasings)
     value = fit_value(
         model, layer, seen, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
     )
@@ -196,7 +196,7 @@ def _trial(
     return tried, value
 
 
-def _by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+def by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     """The phrasings of two thirds of the templates, the headline's among them, and those of the others."""
     templates = list(dict.fromkeys(prompt.template for prompt in phrasings))
     withheld = set(templates[2::3] or templates[1:])
