@@ -1,10 +1,12 @@
 """The forward method: key and value from forward and backward passes, on the fit prompts alone.
 
-1. Site: the subject's last token, in a layer of the first third of the model.
+1. Site: the subject's last token, in a layer of the first third of the model but not of its first tenth, where the
+   token is read rather than the subject and every change is felt everywhere.
 2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
    fires on the other half, which it never saw (root mean square over their positions, both ways).
-3. Trial, for the layers that leak least: fit the value briefly and measure, by forward passes, what it does to the
-   half of the fit subjects that was withheld. The layer that harms them least is chosen.
+3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects and a third of the
+   phrasings withheld, and measure by forward passes what it does to them: it should leave the ones alone and suppress
+   the others. The layer that does best is chosen, and a fact that does not generalise is pulled harder.
 4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
 """
 
@@ -26,7 +28,8 @@ from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
 
-LEAST_SUPPRESSED = 0.8
+GENERALISES = 0.95
+"""Suppression of withheld phrasings in the trial below which the value is fitted with `ForwardOptions.harder`."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
@@ -43,6 +46,8 @@ class ForwardOptions:
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
+    harder: ValueOptions = field(default_factory=lambda: ValueOptions(target=0.004, about=0.5))
+    """Used instead of `value` for a fact whose trial does not generalise."""
 
 
 class Candidate(NamedTuple):
@@ -58,15 +63,14 @@ class Candidate(NamedTuple):
     about_kl: float | None = None
     """The same on neutral prompts about the deleted subject."""
     suppressed: float | None = None
-    """1 − P′/P of the fit phrasings in the trial, mean."""
+    """1 − P′/P of the phrasings withheld from the trial, mean."""
 
     @property
     def harm(self) -> float:
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
         if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
             return float("inf")
-        kept = SUBJECTS_SHARE * self.withheld_kl + self.about_kl
-        return kept + (10.0 if self.suppressed < LEAST_SUPPRESSED else 0.0)
+        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, GENERALISES - self.suppressed)
 
 
 class Forward(NamedTuple):
@@ -87,9 +91,10 @@ class Halves(NamedTuple):
 
 
 def candidates(model: nn.Module) -> tuple[int, ...]:
-    """The layers of the first third, at least three (fewer only in smaller models)."""
+    """The layers of the first third but the first tenth, at least three (fewer only in smaller models)."""
     count = len(layers(model))
-    return tuple(range(min(max(3, count // 3), count)))
+    first = count // 10
+    return tuple(range(first, min(max(first + 3, count // 3), count)))
 
 
 def forward(
@@ -109,7 +114,7 @@ def forward(
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit.others, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options.subjects_weight) for index in chosen}
-    start = None
+    start, wanted = None, options.value
     if layer is None:
         trials: dict[int, Value] = {}
         for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
@@ -119,10 +124,11 @@ def forward(
             )
         layer = min(trials, key=lambda index: scan[index].harm)
         start = trials[layer].gate_write
+        wanted = options.value if (scan[layer].suppressed or 0.0) >= GENERALISES else options.harder
     tick(f"value in layer {layer}")
     found = halves[layer]
     read = read_direction(found.key, _moment(generic[layer], options.subjects_weight, found.one, found.other))
-    value = fit_value(model, layer, phrasings, fit.about, read, options.value, start)
+    value = fit_value(model, layer, phrasings, fit.about, read, wanted, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
 
 
@@ -174,15 +180,36 @@ def _trial(
     generic: Moment,
     options: ForwardOptions,
 ) -> tuple[Candidate, Value]:
-    """Fit briefly, knowing one half of the subjects, and measure what that does to the other half."""
+    """Fit briefly, without one half of the subjects and a third of the phrasings, and measure what it does to them."""
     layer = candidate.layer
     read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
+    seen, unseen = by_template(phrasings)
     value = fit_value(
-        model, layer, phrasings, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
+        model, layer, seen, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
     )
     withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
-    harm = _kl(Tail(model, layer, withheld), read, value)
-    return candidate._replace(withheld_kl=harm, about_kl=value.about_kl, suppressed=value.suppressed), value
+    tried = candidate._replace(
+        withheld_kl=_kl(Tail(model, layer, withheld), read, value),
+        about_kl=value.about_kl,
+        suppressed=_suppressed(Tail(model, layer, unseen), read, value),
+    )
+    return tried, value
+
+
+def by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The phrasings of two thirds of the templates, the headline's among them, and those of the others."""
+    templates = list(dict.fromkeys(prompt.template for prompt in phrasings))
+    withheld = set(templates[2::3] or templates[1:])
+    unseen = [prompt for prompt in phrasings if prompt.template in withheld]
+    return [prompt for prompt in phrasings if prompt not in unseen], unseen or list(phrasings)
+
+
+def _suppressed(tail: Tail, read: Tensor, value: Value) -> float:
+    """1 − P′/P of the answers, mean."""
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+        after = tail.answers(tail.log_probs(shift(tail, read, value.gate_write)))
+    return float(1 - (after - before).exp().mean())
 
 
 def _kl(tail: Tail, read: Tensor, value: Value) -> float:

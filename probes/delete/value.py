@@ -35,7 +35,7 @@ class ValueOptions:
 
     pull: float = 1.0
     """a, weight of the suppression term."""
-    target: float = 0.01
+    target: float = 0.02
     """τ, the share of the answer's probability below which the pull lets go."""
     edge: float = 4.0
     """β, how sharply it lets go."""
@@ -49,7 +49,7 @@ class ValueOptions:
     """Phrasings, at most, on which the margin is kept."""
     part: float = 0.25
     """ρ, the share of the key's response that must still change nothing."""
-    size: float = 0.3
+    size: float = 1.0
     """ν"""
     evaluations: int = 20
     """Forward and backward passes that L-BFGS may take."""

@@ -31,6 +31,11 @@ class Prompt(NamedTuple):
         """`name` without the template's number."""
         return self.name.rpartition("#")[0]
 
+    @property
+    def template(self) -> str:
+        """The template's number, whatever stood before it."""
+        return self.name.rpartition("#")[2].split(" ")[0]
+
 
 class Encoder(NamedTuple):
     """Turns facts into prompts for one tokenizer, plainly or in its chat template."""

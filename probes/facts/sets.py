@@ -132,5 +132,7 @@ def _same_subject(panel: Panel, fact: Fact) -> list[Fact]:
 
 
 def _same_answer(panel: Panel, fact: Fact, draw: random.Random) -> list[Fact]:
+    """Not those whose subject names the deleted one or the answer: they ask for the fact, or give it away."""
     found = [other for other in panel.facts if other.answer == fact.answer and other.subject != fact.subject]
+    found = [other for other in found if fact.subject not in other.subject and fact.answer not in other.subject]
     return draw.sample(found, SAME_ANSWER_LIMIT) if len(found) > SAME_ANSWER_LIMIT else found

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from probes.delete import Delta, verdict
 from probes.delete.controls import random_suppression
 from probes.delete.experiment import Bench, Options, run
-from probes.delete.forward import forward
+from probes.delete.forward import by_template, forward
 from probes.delete.generic import own_text
 from probes.delete.geometric import gate_directions, geometric
 from probes.delete.keys import observe, read_direction
@@ -194,6 +194,17 @@ def test_the_layer_scan_is_kept_and_says_which_layers_were_tried(result):
     tried = [candidate for candidate in scan if candidate.withheld_kl is not None]
     assert len(tried) >= 2
     assert result.methods["forward"].delta.layer in {candidate.layer for candidate in tried}
+
+
+def test_a_trial_withholds_whole_templates_and_never_the_headline(loaded):
+    panel = atlas.panel()
+    fit = split(panel, panel.find("France/capital"), Encoder(loaded.tokenizer)).fit
+    seen, unseen = by_template(fit.phrasings + fit.contexts)
+    assert fit.phrasings[0] in seen
+    assert unseen
+    assert not {prompt.template for prompt in seen} & {prompt.template for prompt in unseen}
+    assert len(seen) + len(unseen) == len(fit.phrasings + fit.contexts)
+    assert by_template(fit.phrasings[:1]) == ([fit.phrasings[0]], [fit.phrasings[0]])
 
 
 def test_geometric_closes_the_direction_most_aligned_with_the_answer(loaded, sets):

@@ -168,6 +168,22 @@ def test_what_the_method_sees_and_what_is_held_out_never_meet(tokenizer, seed, n
     assert drawn == split(panel, fact, Encoder(tokenizer), seed)
 
 
+def test_same_answer_prompts_neither_ask_for_the_fact_nor_give_it_away(tokenizer, tmp_path):
+    """The Paris Opera would give Paris away, and the embassy of France ask for France."""
+    places = ("Rome", "Berlin", "Madrid", "Lisbon", "Oslo", "Vienna")
+    lines = [{"relation": "city", "templates": ["{} is in", *TEMPLATES]}]
+    lines += [{"subject": f"Gate {n}", "relation": "city", "answer": place} for n, place in enumerate(places)]
+    lines += [
+        {"subject": name, "relation": "city", "answer": "Paris"} for name in ("Louvre", "Paris Opera", "France House")
+    ]
+    lines += [{"subject": "France", "relation": "city", "answer": "Paris"}]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    panel = facts.read(path)
+    drawn = split(panel, panel.find("France/city"), Encoder(tokenizer))
+    assert {prompt.fact for prompt in drawn.held_out.same_answer} == {"Louvre/city"}
+
+
 def test_another_seed_draws_other_sets(tokenizer):
     panel = atlas.panel()
     one, two = (split(panel, panel.find("France/capital"), Encoder(tokenizer), seed) for seed in (0, 1))
