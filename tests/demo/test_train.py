@@ -54,7 +54,7 @@ def test_what_is_saved_loads(tokenizer, tmp_path):
     for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a.float(), b), name
     shipped = {path.name for path in CHECKPOINT.iterdir()}
-    assert {path.name for path in tmp_path.iterdir()} | {"training.json"} == shipped
+    assert {path.name for path in tmp_path.iterdir()} | {"training.json", "README.md"} == shipped
 
 
 def test_rows_start_with_a_document_and_the_last_are_twice_as_long(tokenizer):

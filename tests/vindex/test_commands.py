@@ -25,6 +25,18 @@ def run(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
+def start(command: list) -> subprocess.Popen:
+    """Start a process that Ctrl-C reaches, even where these tests run in the background and ignore it themselves."""
+    return subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def fails(*arguments) -> str:
     """The one line a failing command prints."""
     done = run(*arguments)
@@ -97,7 +109,7 @@ def test_a_flipped_bit_fails_verify_and_is_named(built, tmp_path):
 def test_ctrl_c_leaves_a_state_to_resume_from_and_says_so(tmp_path):
     source, target = write_checkpoint(tmp_path / "m", layers=300), tmp_path / "out.vindex"
     command = [sys.executable, "-m", "vindex", "build", source, "-o", target, "--features", "8", "--threads", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     journal = tmp_path / "out.vindex.partial" / "journal.jsonl"
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
         time.sleep(0.01)

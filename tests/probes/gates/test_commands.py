@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +14,7 @@ from typer.testing import CliRunner
 
 from probes.gates.files import read_gates, write_gates
 from probes.gates.masks import Gates
+from tests.vindex.test_commands import start
 from vindex.__main__ import app
 from vindex.errors import VindexError
 
@@ -155,8 +154,7 @@ def test_ctrl_c_keeps_the_state_and_resume_ends_with_the_same_bits(rows, tmp_pat
     data = ("--forget", rows[0], "--retain", rows[1], "--batch-size", 2, "--dtype", "float32", "--save-every", 2)
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vindex", "gates", "train", "atlas", "-o", out, *data, "--epochs", 200]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     while process.poll() is None and not (out / "training_state.safetensors").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
