@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from tests.vindex.test_commands import start
 from vindex.__main__ import app
 from vindex.errors import VindexError
 
-ROOT = Path(__file__).parents[3]
 LAYOUT = {"lambda_logits.pt", "lambda_logits.safetensors", "neuron_indices.json", "gate_stats.json"}
 
 
