@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 REAL_MODEL ?= .cache/real-135m
+# Small matrices: with more threads they only wait for each other.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-real lint bench clean
 
