@@ -5,7 +5,7 @@ REAL_MODEL ?= .cache/real-135m
 # Small matrices: with more threads they only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-real lint bench clean
+.PHONY: demo test test-real lint clean
 
 demo: .venv/installed
 	$(BIN)/vindex demo
