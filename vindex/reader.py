@@ -29,6 +29,7 @@ from vindex.format import (
     META_VERSION,
     NORMS,
     SIGMA,
+    SUMS,
     TOKENIZER,
     FileSpec,
     files_of,
@@ -237,7 +238,7 @@ def _check_files(path: Path, index: Index, digests: dict[str, str]) -> None:
             problems.append(f"{spec.name}: missing")
         elif spec.byte_size and file.stat().st_size != spec.byte_size(index):
             problems.append(f"{spec.name}: expected {spec.byte_size(index)} bytes, got {file.stat().st_size}")
-        if spec.name != "SHA256SUMS" and spec.name not in digests:
+        if spec is not SUMS and spec.name not in digests:
             problems.append(f"{spec.name}: not listed in SHA256SUMS")
     for name, digest in index.checksums.items():
         if digests.get(name) not in (None, digest):
