@@ -21,11 +21,12 @@ from typing import Any
 import orjson
 import torch
 
-from extract.cast import HalfCast, require_finite, to_half
+from extract.blocks import cast_report
+from extract.cast import require_finite, to_half
 from extract.checkpoint import Checkpoint
+from extract.engines import Engine, in_process
 from extract.layouts import Layout, find_layout
-from extract.plan import DirectionBlock, direction_blocks, plan_index, total_size
-from extract.svd import Directions, top_directions
+from extract.plan import direction_blocks, plan_index, total_size
 from extract.vocab import TopTokens, down_scores, gate_scores
 from vindex import format as form
 from vindex.card import render_card
@@ -54,10 +55,18 @@ class _Job:
 
 
 def build(
-    checkpoint: Checkpoint, target: Path, options: BuildOptions, stages: Stages, *, resume: bool, force: bool
+    checkpoint: Checkpoint,
+    target: Path,
+    options: BuildOptions,
+    stages: Stages,
+    *,
+    resume: bool,
+    force: bool,
+    engine: Engine = in_process,
 ) -> Manifest:
     """Build `target` from a checkpoint and return its manifest.
 
+    engine: what runs the direction blocks (extract/engines.py); the bytes do not depend on it.
     Raises CheckpointError, NumericError or TargetError; whatever was finished by then can be resumed.
     """
     started, clock = _now(), time.monotonic()
@@ -74,7 +83,7 @@ def build(
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
-        _extract_directions(job, stages)
+        _extract_directions(job, engine, stages)
         _extract_norms(job)
         _read_vocabulary(job, stages)
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
@@ -93,44 +102,22 @@ def build(
     return manifest
 
 
-def _extract_directions(job: _Job, stages: Stages) -> None:
+def _extract_directions(job: _Job, engine: Engine, stages: Stages) -> None:
     """The singular directions of every gate_proj and down_proj, each with its certificate."""
     blocks = direction_blocks(job.layout, job.index)
     advance = stages("directions", len(blocks))
-    for block in blocks:
-        if block.name not in job.writer.finished:
-            weight = job.checkpoint.tensor(block.tensor).to(job.options.device)
-            by_neuron = weight if block.side == "gate" else weight.T
-            directions = top_directions(by_neuron, job.options.features, job.options.tolerance, block.tensor)
-            _write_directions(job.writer, block, directions)
+    left = [block for block in blocks if block.name not in job.writer.finished]
+    advance(len(blocks) - len(left))
+    for _ in engine(job.checkpoint, left, job.options, job.writer):
         advance(1)
-
-
-def _write_directions(writer: Writer, block: DirectionBlock, directions: Directions) -> None:
-    half = to_half(directions.rows, f"directions of {block.tensor}")
-    writer.write(block.file, block.offset, half.values.numpy())
-    writer.write(form.SIGMA, block.sigma_offset, directions.sigma.cpu().numpy())
-    residuals = directions.residuals.cpu()
-    certificate = Certificate(
-        layer=block.layer,
-        projection=block.side,
-        tensor=block.tensor,
-        max_residual=float(residuals.max()) if len(residuals) else 0.0,
-        median_residual=float(residuals.median()) if len(residuals) else 0.0,
-        gap_at_cut=directions.gap_at_cut,
-        close_neighbours=directions.close_neighbours,
-        method=directions.method,
-    )
-    record = {"certificate": asdict(certificate), "rank": directions.rank, "casts": [_cast_report(block.name, half)]}
-    writer.finish_block(block.name, record)
 
 
 def _extract_norms(job: _Job) -> None:
     if "norms" in job.writer.finished:
         return
     halves = [to_half(job.checkpoint.tensor(tensor), tensor) for _, tensor in job.layout.norms]
-    job.writer.write(form.NORMS, 0, torch.cat([half.values for half in halves]).numpy())
-    job.writer.finish_block("norms", {"casts": _merged([_cast_report("norms", half) for half in halves])})
+    job.writer.write(form.NORMS.name, 0, torch.cat([half.values for half in halves]).numpy())
+    job.writer.finish_block("norms", {"casts": _merged([cast_report("norms", half) for half in halves])})
 
 
 def _read_vocabulary(job: _Job, stages: Stages) -> None:
@@ -147,8 +134,8 @@ def _read_vocabulary(job: _Job, stages: Stages) -> None:
         for first, rows in job.checkpoint.row_blocks(tensor):
             if embeds and job.options.embeddings:
                 half = to_half(rows, tensor, first)
-                job.writer.write(form.EMBEDDINGS, first * job.layout.hidden_size * 2, half.values.numpy())
-                casts.append(_cast_report(tensor, half))
+                job.writer.write(form.EMBEDDINGS.name, first * job.layout.hidden_size * 2, half.values.numpy())
+                casts.append(cast_report(tensor, half))
             else:
                 require_finite(rows, tensor, first)
             candidates = rows[: max(0, len(job.vocabulary) - first)].to(job.options.device)
@@ -156,7 +143,8 @@ def _read_vocabulary(job: _Job, stages: Stages) -> None:
                 _project(job, candidates, first, poles)
             advance(len(rows))
         for side, top_tokens in poles.items():
-            job.writer.write(form.GATE_META if side == "gate" else form.DOWN_META, 0, top_tokens.to_bytes())
+            file = form.GATE_META if side == "gate" else form.DOWN_META
+            job.writer.write(file.name, 0, top_tokens.to_bytes())
         job.writer.finish_block(tensor, {"casts": _merged(casts)})
 
 
@@ -165,7 +153,7 @@ def _project(job: _Job, rows: torch.Tensor, first: int, poles: dict[str, TopToke
     final_norm = job.checkpoint.tensor(job.layout.final_norm).to(rows.device)
     for entry in job.index.layers:
         for side, top_tokens in poles.items():
-            stored = job.writer.read(form.GATE if side == "gate" else form.DOWN, entry.offset, entry.length)
+            stored = job.writer.read((form.GATE if side == "gate" else form.DOWN).name, entry.offset, entry.length)
             half = torch.frombuffer(bytearray(stored), dtype=torch.float16).view(job.index.num_feats, -1)
             directions = half.to(rows.device, torch.float32)
             scores = gate_scores(directions, rows) if side == "gate" else down_scores(final_norm * directions, rows)
@@ -237,10 +225,6 @@ def _hash_source(checkpoint: Checkpoint, threads: int, stages: Stages) -> Source
     digests = sha256_of_all(checkpoint.files, threads, advance)
     files = tuple(SourceFile(f.name, f.stat().st_size, digests[f.name]) for f in checkpoint.files)
     return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
-
-
-def _cast_report(block: str, half: HalfCast) -> CastReport:
-    return CastReport(block, half.values.numel(), half.flushed_to_zero, half.max_relative_error)
 
 
 def _merged(casts: list[CastReport]) -> list[CastReport]:

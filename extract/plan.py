@@ -16,13 +16,13 @@ TEXT_ALLOWANCE = 1 << 20  # index, manifest and card together are well under a m
 
 
 class DirectionBlock(NamedTuple):
-    """One weight and where its directions go. Offsets are bytes."""
+    """One weight and where its directions go, as plain data that travels. Offsets are bytes."""
 
     name: str
     layer: int
     side: str
     tensor: str
-    file: form.FileSpec
+    file: str
     offset: int
     sigma_offset: int
 
@@ -77,7 +77,7 @@ def direction_blocks(layout: Layout, index: Index) -> list[DirectionBlock]:
             layer=entry.layer,
             side=side,
             tensor=layout.projection(entry.layer, side),
-            file=file,
+            file=file.name,
             offset=entry.offset,
             sigma_offset=(row * index.num_layers + entry.layer) * index.num_feats * 4,
         )

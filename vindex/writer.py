@@ -72,17 +72,17 @@ class Writer:
             self._files[spec.name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(self._files[spec.name], size)
 
-    def write(self, spec: FileSpec, offset: int, data: Any) -> None:
-        """Write a contiguous buffer at a byte offset of an allocated file."""
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Write a contiguous buffer at a byte offset of an allocated file, given by name."""
         view = memoryview(data).cast("B")
-        self._unsynced.add(spec.name)
+        self._unsynced.add(file)
         while view:
-            count = os.pwrite(self._files[spec.name], view, offset)
+            count = os.pwrite(self._files[file], view, offset)
             view, offset = view[count:], offset + count
 
-    def read(self, spec: FileSpec, offset: int, length: int) -> bytes:
+    def read(self, file: str, offset: int, length: int) -> bytes:
         """Read back bytes written earlier."""
-        return os.pread(self._files[spec.name], length, offset)
+        return os.pread(self._files[file], length, offset)
 
     def finish_block(self, block: str, record: Any) -> None:
         """Make what was written since the last call durable, then note the block and its record in the journal.

@@ -22,7 +22,7 @@ def test_nothing_is_visible_before_the_commit(tmp_path):
     target = tmp_path / "v.vindex"
     with write(target) as writer:
         writer.allocate(NORMS, 6)
-        writer.write(NORMS, 2, b"abcd")
+        writer.write(NORMS.name, 2, b"abcd")
         writer.finish_block("a", {"n": 1})
         assert [p.name for p in tmp_path.iterdir()] == ["v.vindex.partial"]
         writer.commit({"norms.bin": "0" * 64}, force=False)
@@ -99,7 +99,7 @@ def test_what_the_system_refuses_is_explained(tmp_path, monkeypatch, code, messa
     with pytest.raises(TargetError, match=message), write(tmp_path / "v") as writer:
         writer.allocate(NORMS, 6)
         monkeypatch.setattr("os.pwrite", refuse)
-        writer.write(NORMS, 0, b"abc")
+        writer.write(NORMS.name, 0, b"abc")
 
 
 def test_other_system_errors_pass_unchanged(tmp_path):

@@ -1,0 +1,83 @@
+"""One block of the plan, from the weight to the bytes of its directions.
+
+Nothing here knows of the directory the bytes go to, nor of the other blocks: an engine (extract/engines.py) may run a
+block anywhere, at any time and more than once, and gets the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from extract.cast import HalfCast, to_half
+from extract.checkpoint import Checkpoint
+from extract.plan import DirectionBlock
+from extract.svd import Directions, top_directions
+from vindex import format as form
+from vindex.manifest import CastReport, Certificate
+from vindex.options import BuildOptions
+
+
+class Piece(NamedTuple):
+    """A contiguous array and where it goes: the name of a file of the vindex and an offset in bytes."""
+
+    file: str
+    offset: int
+    data: np.ndarray
+
+
+class BlockResult(NamedTuple):
+    """What one block gives: bytes to write, and what the manifest and the index say of them."""
+
+    pieces: tuple[Piece, ...]
+    certificate: Certificate
+    rank: int
+    cast: CastReport
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All but the bytes, as the journal keeps it."""
+        return {"certificate": asdict(self.certificate), "rank": self.rank, "casts": [asdict(self.cast)]}
+
+
+def extract_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> BlockResult:
+    """The directions of one block. Raises CheckpointError or NumericError naming the tensor."""
+    return decompose_block(block, read_block(checkpoint, block, options), options)
+
+
+def read_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> torch.Tensor:
+    """The block's weight as float32 on the device to compute on, with a row for each neuron: (I, H)."""
+    weight = checkpoint.tensor(block.tensor).to(options.device)
+    return weight if block.side == "gate" else weight.T
+
+
+def decompose_block(block: DirectionBlock, by_neuron: torch.Tensor, options: BuildOptions) -> BlockResult:
+    """The directions of a weight that is already read: (I, H)."""
+    directions = top_directions(by_neuron, options.features, options.tolerance, block.tensor)
+    half = to_half(directions.rows, f"directions of {block.tensor}")
+    pieces = (
+        Piece(block.file, block.offset, half.values.numpy()),
+        Piece(form.SIGMA.name, block.sigma_offset, directions.sigma.cpu().numpy()),
+    )
+    return BlockResult(pieces, _certificate(block, directions), directions.rank, cast_report(block.name, half))
+
+
+def cast_report(block: str, half: HalfCast) -> CastReport:
+    return CastReport(block, half.values.numel(), half.flushed_to_zero, half.max_relative_error)
+
+
+def _certificate(block: DirectionBlock, directions: Directions) -> Certificate:
+    residuals = directions.residuals.cpu()
+    return Certificate(
+        layer=block.layer,
+        projection=block.side,
+        tensor=block.tensor,
+        max_residual=float(residuals.max()) if len(residuals) else 0.0,
+        median_residual=float(residuals.median()) if len(residuals) else 0.0,
+        gap_at_cut=directions.gap_at_cut,
+        close_neighbours=directions.close_neighbours,
+        method=directions.method,
+    )
