@@ -104,7 +104,7 @@ def _shorter_columns(weight: torch.Tensor) -> torch.Tensor:
 
 
 def gram_matrix(weight: torch.Tensor) -> torch.Tensor:
-    """WᵀW of (m, n), as (n, n), from its upper block panels, mirrored: 53 % of the multiplications of the full product."""
+    """WᵀW (n, n) of (m, n) from its upper block panels, mirrored: 53 % of the multiplications of the full product."""
     columns = weight.shape[1]
     gram = weight.new_empty(columns, columns)
     panels = min(GRAM_PANELS, max(1, columns // PANEL_WIDTH))
