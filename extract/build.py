@@ -11,49 +11,34 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import torch
 
 from extract.blocks import cast_report
-from extract.cast import require_finite, to_half
+from extract.cast import to_half
 from extract.checkpoint import Checkpoint
 from extract.engines import Engine, in_process
-from extract.layouts import Layout, find_layout
+from extract.job import Job, Stages
+from extract.layouts import find_layout
 from extract.plan import direction_blocks, plan_index, total_size
-from extract.vocab import STEP, TopTokens, down_scores, gate_scores, runs_of
+from extract.vocab_stage import read_vocabulary
 from vindex import format as form
 from vindex.card import render_card
 from vindex.checksums import render_sums, sha256_of, sha256_of_all
 from vindex.errors import CheckpointError, QueryError
-from vindex.index import EffectiveRank, Index, LayerEntry
+from vindex.index import EffectiveRank, LayerEntry
 from vindex.manifest import CastReport, Certificate, Manifest, Source, SourceFile
 from vindex.options import BuildOptions
 from vindex.schema import to_json
 from vindex.tokens import Vocabulary, load_vocabulary
-from vindex.writer import Writer, open_writer, refuse_taken
-
-# Called with a stage's name and its number of steps; gives back what is called with each step done.
-Stages = Callable[[str, int], Callable[[int], object]]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything the stages of one build share."""
-
-    checkpoint: Checkpoint
-    layout: Layout
-    options: BuildOptions
-    index: Index
-    writer: Writer
-    vocabulary: Vocabulary
+from vindex.writer import open_writer, refuse_taken
 
 
 def build(
@@ -82,14 +67,14 @@ def build(
     fingerprint = {"source": asdict(source), "options": asdict(options), "versions": _versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
     with open_writer(target, fingerprint, total_size(checkpoint, index), resume=resume, force=force) as writer:
-        job = _Job(checkpoint, layout, options, index, writer, vocabulary)
+        job = Job(checkpoint, layout, options, index, writer, vocabulary)
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
         _extract_directions(job, engine, stages)
         _extract_norms(job)
         _extract_routers(job)
-        _read_vocabulary(job, stages)
+        read_vocabulary(job, stages)
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,
@@ -106,7 +91,7 @@ def build(
     return manifest
 
 
-def _extract_directions(job: _Job, engine: Engine, stages: Stages) -> None:
+def _extract_directions(job: Job, engine: Engine, stages: Stages) -> None:
     """The singular directions of every gate_proj and down_proj, each with its certificate."""
     blocks = direction_blocks(job.layout, job.index)
     advance = stages("directions", len(blocks))
@@ -116,7 +101,7 @@ def _extract_directions(job: _Job, engine: Engine, stages: Stages) -> None:
         advance(1)
 
 
-def _extract_norms(job: _Job) -> None:
+def _extract_norms(job: Job) -> None:
     if "norms" in job.writer.finished:
         return
     halves = [to_half(norm.scale(job.checkpoint), norm.tensor) for norm in job.layout.norms]
@@ -124,7 +109,7 @@ def _extract_norms(job: _Job) -> None:
     job.writer.finish_block("norms", {"casts": [asdict(cast_report("norms", half)) for half in halves]})
 
 
-def _extract_routers(job: _Job) -> None:
+def _extract_routers(job: Job) -> None:
     """The router of every mixture, followed by zeros where LARQL's loader expects a bias, and shared experts' gates."""
     if "routers" in job.writer.finished or job.layout.mixture is None:
         return
@@ -143,73 +128,7 @@ def _extract_routers(job: _Job) -> None:
     job.writer.finish_block("routers", {"casts": [asdict(cast) for cast in casts]})
 
 
-def _read_vocabulary(job: _Job, stages: Stages) -> None:
-    """Cast the embeddings and project every direction on the vocabulary: one pass over each matrix for each run."""
-    runs = runs_of(job.index)
-    for tensor in dict.fromkeys((job.layout.embeddings, job.layout.unembedding)):
-        label = tensor.removeprefix(job.layout.prefix).removesuffix(".weight")
-        advance = stages(f"vocabulary ({label})", job.layout.vocab_size * len(runs))
-        for run in runs:
-            block = f"{tensor} with layers {run.start} to {run.stop - 1}"
-            if block in job.writer.finished:
-                advance(job.layout.vocab_size)
-            else:
-                casts = _read_for_run(job, tensor, run, advance)
-                job.writer.finish_block(block, {"casts": casts})
-
-
-def _read_for_run(job: _Job, tensor: str, run: range, advance: Callable[[int], object]) -> list[dict[str, Any]]:
-    """One pass over a vocabulary matrix for one run of layers; the first also checks it, and casts the embeddings."""
-    embeds = tensor == job.layout.embeddings
-    sides = [side for side, used in (("gate", embeds), ("down", tensor == job.layout.unembedding)) if used]
-    features = sum(job.index.layers[layer].num_features for layer in run)
-    poles = {side: TopTokens(features) for side in sides}
-    casts = []
-    for first, rows in job.checkpoint.row_blocks(tensor):
-        if run.start == 0 and embeds and job.options.embeddings:
-            half = to_half(rows, tensor, first)
-            job.writer.write(form.EMBEDDINGS.name, first * job.layout.hidden_size * form.HALF, half.values.numpy())
-            casts.append(asdict(cast_report(tensor, half)))
-        elif run.start == 0:
-            require_finite(rows, tensor, first)
-        candidates = rows[: max(0, len(job.vocabulary) - first)].to(job.options.device)
-        if len(candidates):
-            _project(job, candidates, first, run, poles)
-        advance(len(rows))
-    for side, top_tokens in poles.items():
-        _write_meta(job, form.GATE_META if side == "gate" else form.DOWN_META, run, top_tokens.records())
-    return casts
-
-
-def _project(job: _Job, rows: torch.Tensor, first: int, run: range, poles: dict[str, TopTokens]) -> None:
-    """Score one block of vocabulary rows (n, H) against the run's layers, from the directions as they are stored."""
-    final_norm = job.layout.final_norm.scale(job.checkpoint).to(rows.device)
-    width = job.layout.hidden_size * form.HALF
-    start = job.index.layers[run.start].offset
-    for entry in job.index.layers[run.start : run.stop]:
-        for step in range(0, entry.num_features, STEP):
-            offset, length = entry.offset + step * width, min(STEP, entry.num_features - step) * width
-            for side, top_tokens in poles.items():
-                stored = job.writer.read((form.GATE if side == "gate" else form.DOWN).name, offset, length)
-                half = torch.frombuffer(bytearray(stored), dtype=torch.float16).view(-1, job.layout.hidden_size)
-                directions = half.to(rows.device, torch.float32)
-                scores = gate_scores(directions, rows) if side == "gate" else down_scores(final_norm * directions, rows)
-                top_tokens.update((offset - start) // width, scores, first)
-
-
-def _write_meta(job: _Job, spec: form.FileSpec, run: range, records: np.ndarray) -> None:
-    """The run's layers in a meta file, each a count and its records; the header before the first."""
-    if run.start == 0:
-        header = (form.META_MAGIC, form.META_VERSION, job.index.num_layers, form.META_TOP_K)
-        job.writer.write(spec.name, 0, np.array(header, form.META_HEADER).tobytes())
-    for layer in run:
-        count = job.index.layers[layer].num_features
-        of_layer, records = records[:count], records[count:]
-        content = np.array(count, form.META_COUNT).tobytes() + of_layer.tobytes()
-        job.writer.write(spec.name, form.meta_offset(job.index, layer), content)
-
-
-def _commit(job: _Job, manifest: Manifest, stages: Stages, force: bool) -> None:
+def _commit(job: Job, manifest: Manifest, stages: Stages, force: bool) -> None:
     """Checksums, index, manifest and card; then the directory appears under its name."""
     writer = job.writer
     writer.write_text(form.TOKENIZER, (job.checkpoint.directory / form.TOKENIZER.name).read_bytes())
@@ -233,7 +152,7 @@ def _commit(job: _Job, manifest: Manifest, stages: Stages, force: bool) -> None:
     writer.commit(digests, force)
 
 
-def _with_ranks(job: _Job) -> tuple[LayerEntry, ...]:
+def _with_ranks(job: Job) -> tuple[LayerEntry, ...]:
     """The layers with the rank that their blocks found: in a mixture the smallest of any expert."""
     ranks = {(entry.layer, side): entry.features for entry in job.index.layers for side in ("gate", "down")}
     for block, record in zip(direction_blocks(job.layout, job.index), _direction_records(job), strict=True):
@@ -245,7 +164,7 @@ def _with_ranks(job: _Job) -> tuple[LayerEntry, ...]:
     )
 
 
-def _direction_records(job: _Job) -> list[dict[str, Any]]:
+def _direction_records(job: Job) -> list[dict[str, Any]]:
     return [job.writer.finished[block.name] for block in direction_blocks(job.layout, job.index)]
 
 

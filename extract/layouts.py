@@ -100,14 +100,17 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     mixture = _mixture(checkpoint, config, num_layers) if family in MIXTURES else None
     dense = mixture is None or bool(mixture.dense_layers)
     neurons = _positive(checkpoint, config, "intermediate_size") if dense else 0
+    vocabulary = _positive(checkpoint, config, "vocab_size")
     tied, unembedding = _unembedding(checkpoint, prefix)
+    for name in (f"{prefix}embed_tokens.weight", unembedding):
+        require_shape(checkpoint, name, (vocabulary, hidden))
     layout = Layout(
         family=family,
         prefix=prefix,
         num_layers=num_layers,
         hidden_size=hidden,
         intermediate_size=mixture.neurons if mixture else neurons,
-        vocab_size=_positive(checkpoint, config, "vocab_size"),
+        vocab_size=vocabulary,
         tied=tied,
         unembedding=unembedding,
         norms=tuple(_norms(checkpoint, prefix, num_layers, family in ZERO_CENTRED)),
@@ -121,7 +124,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         config=config,
         ignored=_ignored(checkpoint, prefix),
     )
-    _check_shapes(checkpoint, layout)
+    _check_norms(checkpoint, layout)
     return layout
 
 
@@ -211,10 +214,8 @@ def _ignored(checkpoint: Checkpoint, prefix: str) -> dict[str, int]:
     return dict(parts.most_common())
 
 
-def _check_shapes(checkpoint: Checkpoint, layout: Layout) -> None:
+def _check_norms(checkpoint: Checkpoint, layout: Layout) -> None:
     hidden = layout.hidden_size
-    for name in (layout.embeddings, layout.unembedding):
-        require_shape(checkpoint, name, (layout.vocab_size, hidden))
     for layer in range(layout.num_layers):
         for required in ("input_layernorm", "post_attention_layernorm"):
             require_shape(checkpoint, f"{layout.prefix}layers.{layer}.{required}.weight", (hidden,))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from vindex.errors import VindexError
 
 if TYPE_CHECKING:
-    from vindex.reader import Feature, FeatureHit, TokenScore, Vindex
+    from vindex.reader import Vindex
+    from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
     from vindex.reader import open_vindex as open
 
 __all__ = ["Feature", "FeatureHit", "TokenScore", "Vindex", "VindexError", "open"]

@@ -13,7 +13,6 @@ from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,58 +42,8 @@ from vindex.format import (
 )
 from vindex.index import Index, LayerEntry, load_index
 from vindex.manifest import Manifest, load_manifest
+from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
 from vindex.tokens import Vocabulary, load_vocabulary
-
-
-class TokenScore(NamedTuple):
-    """A token and its score: a cosine in gate_meta, a logit-lens value in down_meta."""
-
-    token_id: int
-    piece: str
-    score: float
-
-
-class LayerFrames(NamedTuple):
-    """The directions of one layer by group: an expert each, the shared expert last; a dense layer is one group.
-
-    gate, down: (groups, F, H) float16. gate_sigma, down_sigma: (groups, F) float32.
-    """
-
-    gate: np.ndarray
-    down: np.ndarray
-    gate_sigma: np.ndarray
-    down_sigma: np.ndarray
-
-
-class Feature(NamedTuple):
-    """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).
-
-    The gate and the down direction share their rank in the spectrum, not a neuron. expert: see FeatureHit.
-    """
-
-    layer: int
-    feature: int
-    gate_sigma: float
-    down_sigma: float
-    reads: list[TokenScore]
-    reads_against: list[TokenScore]
-    writes: list[TokenScore]
-    writes_against: list[TokenScore]
-    expert: int | None = None
-
-
-class FeatureHit(NamedTuple):
-    """A feature found by a query: cosine with the query, and its gate singular value.
-
-    expert: None in a dense layer; in a mixture of E experts 0 … E − 1, and E for the shared expert.
-    """
-
-    layer: int
-    feature: int
-    cosine: float
-    gate_sigma: float
-    expert: int | None = None
-
 
 Query = str | int | list[int] | np.ndarray
 
@@ -350,12 +299,3 @@ def open_vindex(path: str | Path) -> Vindex:
     if not directory.is_dir():
         raise FormatError(f"{directory} is not a directory; give the path of a vindex, as built by `vindex build`")
     return Vindex(directory)
-
-
-def to_json(record: Any) -> Any:
-    """NamedTuples, nested, as plain dicts and lists, ready for orjson."""
-    if hasattr(record, "_asdict"):
-        return {key: to_json(value) for key, value in record._asdict().items()}
-    if isinstance(record, list | tuple):
-        return [to_json(value) for value in record]
-    return record

@@ -11,7 +11,8 @@ from vindex.commands.console import print_json, print_table, progress, say, stag
 
 if TYPE_CHECKING:
     from vindex.index import Index
-    from vindex.reader import FeatureHit, TokenScore, Vindex
+    from vindex.reader import Vindex
+    from vindex.records import FeatureHit, TokenScore
 
 VindexPath = Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -94,7 +95,7 @@ def _check_source(v: Vindex, source: str, layers: int, experts: int, display) ->
     checks = []
     for found in rederive(v, checkpoint, blocks):
         detail = f"angle {found.largest_angle:.0e} (limit {found.angle_limit:.0e}), σ error {found.sigma_error:.0e}"
-        what = found.tensor.removeprefix("model.").removesuffix(".weight")
+        what = found.tensor[found.tensor.index("layers.") :].removesuffix(".weight")
         checks.append(Check(what, found.holds, detail))
         advance(1)
     return checks
@@ -137,7 +138,8 @@ def feature(
     json: Json = False,
 ) -> None:
     """What one feature reads and writes, and its neighbours."""
-    from vindex.reader import open_vindex, to_json
+    from vindex.reader import open_vindex
+    from vindex.records import to_json
 
     v = open_vindex(path)
     found = v.feature(layer, number, expert=expert)
@@ -151,7 +153,7 @@ def feature(
         ("writes +", found.writes),
         ("writes −", found.writes_against),
     )
-    place = f"layer {layer}" + (f", expert {_expert_name(v, layer, expert)}" if expert is not None else "")
+    place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
     title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
     caption = "reads: cosine of embedding and gate direction; writes: logit lens of the down direction; ␣ is a space"
     print_table(title, ["pole", "tokens (score)"], [(name, _scored(tokens)) for name, tokens in poles], caption)
@@ -168,16 +170,23 @@ def compare(
 
     Principal angles between their subspaces, and the drift of their spectra.
     """
+    from vindex.compare import by_layer
     from vindex.compare import compare as differences_between
-    from vindex.reader import open_vindex, to_json
+    from vindex.reader import open_vindex
+    from vindex.records import to_json
 
     differences = differences_between(open_vindex(a), open_vindex(b))
     if json:
         print_json(to_json(differences))
         return
     columns = [">layer", *(f">{side} {what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
-    rows = [(d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side))) for d in differences]
+    rows = [
+        (d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side)))
+        for d in by_layer(differences)
+    ]
     caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖"
+    if len(differences) > len(rows):
+        caption += "; of all experts the largest, mean and largest, each by itself in --json"
     print_table(f"{a} beside {b}", columns, rows, caption)
 
 
@@ -230,7 +239,7 @@ def _experts_of(index: Index) -> dict[str, str | int]:
 
 
 def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -> dict:
-    from vindex.reader import to_json
+    from vindex.records import to_json
 
     features = [to_json(v.feature(hit.layer, hit.feature, expert=hit.expert)) | {"cosine": hit.cosine} for hit in hits]
     return {"token": text, "token_id": token_id, "piece": v.vocabulary.piece(token_id), "features": features}
