@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from extract.cast import HalfCast, to_half
@@ -19,14 +18,7 @@ from extract.svd import Directions, top_directions
 from vindex import format as form
 from vindex.manifest import CastReport, Certificate
 from vindex.options import BuildOptions
-
-
-class Piece(NamedTuple):
-    """A contiguous array and where it goes: the name of a file of the vindex and an offset in bytes."""
-
-    file: str
-    offset: int
-    data: np.ndarray
+from vindex.writer import Piece
 
 
 class BlockResult(NamedTuple):

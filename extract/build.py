@@ -7,14 +7,9 @@ finished block is never redone (vindex/writer.py keeps the journal).
 from __future__ import annotations
 
 import os
-import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +22,14 @@ from extract.checkpoint import Checkpoint
 from extract.engines import Engine, in_process
 from extract.layouts import Layout, find_layout
 from extract.plan import direction_blocks, plan_index, total_size
+from extract.provenance import hash_source, index_source, library_versions, now, peak_memory
 from extract.vocab import TopTokens, down_scores, gate_scores
 from vindex import format as form
 from vindex.card import render_card
-from vindex.checksums import render_sums, sha256_of, sha256_of_all
+from vindex.checksums import sha256_of, sha256_of_all
 from vindex.errors import CheckpointError, QueryError
 from vindex.index import EffectiveRank, Index
-from vindex.manifest import CastReport, Certificate, Manifest, Source, SourceFile
+from vindex.manifest import CastReport, Certificate, Manifest
 from vindex.options import BuildOptions
 from vindex.tokens import Vocabulary, load_vocabulary
 from vindex.writer import Writer, open_writer, refuse_taken
@@ -69,14 +65,14 @@ def build(
     engine: what runs the direction blocks (extract/engines.py); the bytes do not depend on it.
     Raises CheckpointError, NumericError or TargetError; whatever was finished by then can be resumed.
     """
-    started, clock = _now(), time.monotonic()
+    started, clock = now(), time.monotonic()
     layout = find_layout(checkpoint)
     index = plan_index(checkpoint, layout, options)
     vocabulary = _vocabulary(checkpoint)
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
-    source = _hash_source(checkpoint, options.threads, stages)
-    fingerprint = {"source": asdict(source), "options": asdict(options), "versions": _versions()}
+    source = hash_source(checkpoint, options.threads, stages)
+    fingerprint = {"source": asdict(source), "options": asdict(options), "versions": library_versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
     with open_writer(target, fingerprint, total_size(checkpoint, index), resume=resume, force=force) as writer:
         job = _Job(checkpoint, layout, options, index, writer, vocabulary)
@@ -92,9 +88,9 @@ def build(
             options=options,
             certificates=tuple(Certificate(**record["certificate"]) for record in _direction_records(job)),
             casts=tuple(CastReport(**cast) for record in writer.finished.values() for cast in record["casts"]),
-            versions=_versions(),
+            versions=library_versions(),
             started_at=started,
-            finished_at=_now(),
+            finished_at=now(),
             wall_seconds=None if epoch else round(time.monotonic() - clock, 3),
             peak_memory_bytes=None if epoch else peak_memory(),
         )
@@ -175,7 +171,7 @@ def _commit(job: _Job, manifest: Manifest, stages: Stages, force: bool) -> None:
             for entry, gate, down in zip(job.index.layers, ranks[::2], ranks[1::2], strict=True)
         ),
         checksums=digests,
-        source=_index_source(job.checkpoint, manifest),
+        source=index_source(job.checkpoint, manifest),
     )
     texts = {
         form.INDEX: orjson.dumps(index, option=orjson.OPT_INDENT_2),
@@ -192,21 +188,6 @@ def _direction_records(job: _Job) -> list[dict[str, Any]]:
     return [job.writer.finished[block.name] for block in direction_blocks(job.layout, job.index)]
 
 
-def _index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """LARQL's source keys. One weight file gives its own SHA-256; several, that of their sorted SHA256SUMS lines."""
-    import hashlib
-
-    shards = {file.name: file.sha256 for file in manifest.source.files if file.name.endswith(".safetensors")}
-    several = hashlib.sha256(render_sums(shards).encode()).hexdigest()
-    return {
-        "huggingface_repo": checkpoint.model if checkpoint.revision else None,
-        "huggingface_revision": checkpoint.revision,
-        "safetensors_sha256": next(iter(shards.values())) if len(shards) == 1 else several,
-        "extracted_at": manifest.finished_at,
-        "larql_version": None,
-    }
-
-
 def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     path = checkpoint.directory / form.TOKENIZER.name
     if not path.is_file():
@@ -220,47 +201,9 @@ def _prepare_device(options: BuildOptions) -> None:
     torch.set_num_threads(options.threads)
 
 
-def _hash_source(checkpoint: Checkpoint, threads: int, stages: Stages) -> Source:
-    advance = stages("hash source", sum(file.stat().st_size for file in checkpoint.files))
-    digests = sha256_of_all(checkpoint.files, threads, advance)
-    files = tuple(SourceFile(f.name, f.stat().st_size, digests[f.name]) for f in checkpoint.files)
-    return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
-
-
 def _merged(casts: list[CastReport]) -> list[CastReport]:
     """The pieces of one tensor as one report; nothing when nothing was cast."""
     if not casts:
         return []
     values, flushed = sum(cast.values for cast in casts), sum(cast.flushed_to_zero for cast in casts)
     return [CastReport(casts[0].block, values, flushed, max(cast.max_relative_error for cast in casts))]
-
-
-def _versions() -> dict[str, str]:
-    packages = ("vindex", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _now() -> str:
-    """UTC to the second; SOURCE_DATE_EPOCH stands in for the clock when set."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes.
-
-    Linux carries ru_maxrss over from the parent when a program is started, so the kernel's own mark is read there.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
