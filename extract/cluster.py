@@ -86,7 +86,7 @@ class DaskEngine:
         self, checkpoint: Checkpoint, blocks: Sequence[DirectionBlock], options: BuildOptions, writer: Writer
     ) -> Iterator[None]:
         local = Path(self._name).expanduser()
-        name = str(local.resolve()) if local.is_dir() else self._name
+        name = str(local.resolve()) if local.exists() else self._name
         errand = Errand(name, checkpoint.revision or self._revision, options, writer.claim)
         futures = {self._client.submit(run_block, errand, block, pure=False): block for block in blocks}
         try:
@@ -155,7 +155,7 @@ def _local_cluster(workers: int) -> Iterator[Client]:
                 n_workers=workers,
                 threads_per_worker=1,
                 memory_limit=0,
-                dashboard_address=None,
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 silence_logs=logging.CRITICAL,
                 local_directory=scratch,
             )
