@@ -28,6 +28,7 @@ from vindex.errors import TargetError
 from vindex.format import SUMS, FileSpec
 
 JOURNAL = "journal.jsonl"
+LARGE = 1 << 24  # bytes in one write that go to the disk at once, so that the end of the block need not wait for them
 
 
 class Piece(NamedTuple):
@@ -125,6 +126,8 @@ class Writer:
         """Write a contiguous buffer at a byte offset of an allocated file, given by name."""
         self._unsynced.add(file)
         _write_all(self._files[file], offset, data)
+        if memoryview(data).nbytes >= LARGE:
+            self._pending.append(self._flusher.submit(os.fsync, self._files[file]))
 
     def read(self, file: str, offset: int, length: int) -> bytes:
         """Read back bytes written earlier."""
