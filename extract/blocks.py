@@ -42,19 +42,20 @@ def extract_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildO
 
 def read_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> torch.Tensor:
     """The block's weight as float32 on the device to compute on, with a row for each neuron: (I, H)."""
-    weight = checkpoint.tensor(block.tensor).to(options.device)
-    return weight if block.side == "gate" else weight.T
+    return block.weight.by_neuron(checkpoint).to(options.device)
 
 
 def decompose_block(block: DirectionBlock, by_neuron: torch.Tensor, options: BuildOptions) -> BlockResult:
     """The directions of a weight that is already read: (I, H)."""
-    directions = top_directions(by_neuron, options.features, options.tolerance, block.tensor)
-    half = to_half(directions.rows, f"directions of {block.tensor}")
+    directions = top_directions(by_neuron, block.features, options.tolerance, block.weight.name)
+    half = to_half(directions.rows, f"directions of {block.weight.name}")
     pieces = (
         Piece(block.file, block.offset, half.values.numpy()),
         Piece(form.SIGMA.name, block.sigma_offset, directions.sigma.cpu().numpy()),
     )
-    return BlockResult(pieces, _certificate(block, directions), directions.rank, cast_report(block.name, half))
+    return BlockResult(
+        pieces, _certificate(block, directions), directions.rank, cast_report(f"{block.side}.{block.layer}", half)
+    )
 
 
 def cast_report(block: str, half: HalfCast) -> CastReport:
@@ -66,10 +67,11 @@ def _certificate(block: DirectionBlock, directions: Directions) -> Certificate:
     return Certificate(
         layer=block.layer,
         projection=block.side,
-        tensor=block.tensor,
+        tensor=block.weight.name,
         max_residual=float(residuals.max()) if len(residuals) else 0.0,
         median_residual=float(residuals.median()) if len(residuals) else 0.0,
         gap_at_cut=directions.gap_at_cut,
         close_neighbours=directions.close_neighbours,
         method=directions.method,
+        expert=block.expert,
     )

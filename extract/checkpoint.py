@@ -71,6 +71,11 @@ class Checkpoint:
         with safe_open(self.info(name).file, framework="pt") as file:
             return file.get_tensor(name).to(torch.float32, copy=True)
 
+    def expert(self, name: str, index: int) -> torch.Tensor:
+        """Slice `index` along the first dimension of a 3-d tensor, (rows, columns) float32; the rest is not read."""
+        with safe_open(self.info(name).file, framework="pt") as file:
+            return file.get_slice(name)[index : index + 1][0].to(torch.float32, copy=True)
+
     def row_blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, float32 rows) of a matrix, in pieces of about 64 MiB of float32."""
         rows, columns = self.info(name).shape
@@ -141,9 +146,6 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 def _refuse_unsupported(directory: Path, config: dict[str, Any]) -> None:
     """Name what was found where it is a kind of checkpoint that is not supported."""
-    experts = config.get("num_experts") or config.get("num_local_experts")
-    if experts:
-        raise CheckpointError(f"{directory.name}: mixture of experts ({experts} experts) is not supported yet")
     quantised = config.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "unknown method")

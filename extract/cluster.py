@@ -103,7 +103,7 @@ def _record(future: Any, block: DirectionBlock) -> dict[str, Any]:
         return future.result()
     except KilledWorker as error:
         raise EngineError(
-            f"{block.tensor}: {error.allowed_failures + 1} workers died of it, most likely for want of memory; give "
+            f"{block.weight.name}: {error.allowed_failures + 1} workers died of it, most likely for want of memory; give "
             "each more memory (fewer workers on a machine), then repeat with --resume"
         ) from error
     except asyncio.CancelledError as error:

@@ -11,7 +11,7 @@ import torch
 from extract.build import build
 from extract.checkpoint import open_checkpoint
 from extract.engines import in_process
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import write_checkpoint, write_mixture
 from vindex.options import BuildOptions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,6 +49,20 @@ def built(checkpoint, tmp_path_factory) -> Path:
     """A finished vindex of `checkpoint`; tests that change it copy it first."""
     target = tmp_path_factory.mktemp("built") / "tiny.vindex"
     build_quietly(checkpoint, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory) -> Path:
+    """A checkpoint with everything a mixture can have: a dense layer, and two of three experts and a shared one."""
+    return write_mixture(tmp_path_factory.mktemp("checkpoint") / "mixture")
+
+
+@pytest.fixture(scope="session")
+def built_mixture(mixture, tmp_path_factory) -> Path:
+    """A finished vindex of `mixture`, which has every file of the format; tests that change it copy it first."""
+    target = tmp_path_factory.mktemp("built") / "mixture.vindex"
+    build_quietly(mixture, target, features=4)
     return target
 
 

@@ -29,7 +29,7 @@ class EngineName(StrEnum):
 def build(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory, or a Hub id such as Qwen/Qwen3-0.6B.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write, e.g. qwen3-0.6b.vindex.")],
-    features: Annotated[int, typer.Option(min=1, help=HELP["features"])] = DEFAULTS.features,
+    features: Annotated[int | None, typer.Option(min=1, help=HELP["features"], show_default=False)] = DEFAULTS.features,
     device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
     threads: Annotated[int | None, typer.Option(min=1, help=HELP["threads"], show_default="all cores")] = None,
     tolerance: Annotated[float, typer.Option(help=HELP["tolerance"])] = DEFAULTS.tolerance,
@@ -91,9 +91,13 @@ def run_build(
     from extract.build import build as build_vindex
     from extract.checkpoint import open_checkpoint
     from extract.engines import in_process
+    from extract.layouts import find_layout
     from extract.provenance import peak_memory
 
     opened = open_checkpoint(name, revision)
+    ignored = find_layout(opened).ignored
+    if ignored:
+        say(f"text tower only; ignored: {', '.join(f'{part} ({count} tensors)' for part, count in ignored.items())}")
     try:
         with progress() as display:
             manifest = build_vindex(
