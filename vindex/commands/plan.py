@@ -51,12 +51,10 @@ def plan(
 
 
 def _print_work(checkpoint: str, work: list[Work], seconds: list[float] | None) -> None:
-    columns = ["block", ">reads", ">blocks", ">bytes read", ">operations", ">written"]
-    rows = [
-        [of.kind, f"{of.shape[0]} × {of.shape[1]}", *_amounts(of.blocks, of.read, of.flop, of.written)] for of in work
-    ]
-    total = zip(*((of.blocks, of.read, of.flop, of.written) for of in work), strict=True)
-    rows.append(["all", "", *_amounts(*map(sum, total))])
+    columns = [">block", ">of", ">blocks", ">read", ">operations", ">written"]
+    amounts = [(of.blocks, of.read, of.flop, of.written) for of in work]
+    rows = [[of.kind, f"{of.shape[0]}×{of.shape[1]}", *_shown(*each)] for of, each in zip(work, amounts, strict=True)]
+    rows.append(["all", "", *_shown(*map(sum, zip(*amounts, strict=True)))])
     if seconds:
         columns.append(">s each")
         rows = [[*row, each] for row, each in zip(rows, [*(f"{each:.2f}" for each in seconds), ""], strict=True)]
