@@ -7,34 +7,30 @@ finished block is never redone (vindex/writer.py keeps the journal).
 from __future__ import annotations
 
 import os
-import platform
-import resource
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
 
-from extract.blocks import cast_report
+from extract.blocks import DIRECTIONS, Method, cast_report
 from extract.cast import to_half
 from extract.checkpoint import Checkpoint
 from extract.engines import Engine, in_process
 from extract.job import Job, Stages
 from extract.layouts import find_layout
 from extract.plan import direction_blocks, plan_index, total_size
-from extract.vocab_stage import read_vocabulary
+from extract.provenance import hash_source, index_source, library_versions, now, peak_memory
+from extract.vocab_stage import VOCABULARY, vocabulary_blocks
 from vindex import format as form
 from vindex.card import render_card
-from vindex.checksums import render_sums, sha256_of, sha256_of_all
+from vindex.checksums import sha256_of, sha256_of_all
 from vindex.errors import CheckpointError, QueryError
 from vindex.index import EffectiveRank, LayerEntry
-from vindex.manifest import CastReport, Certificate, Manifest, Source, SourceFile
+from vindex.manifest import CastReport, Certificate, Manifest
 from vindex.options import BuildOptions
 from vindex.schema import to_json
 from vindex.tokens import Vocabulary, load_vocabulary
@@ -53,37 +49,37 @@ def build(
 ) -> Manifest:
     """Build `target` from a checkpoint and return its manifest.
 
-    engine: what runs the direction blocks (extract/engines.py); the bytes do not depend on it.
+    engine: what runs the blocks (extract/engines.py); the bytes do not depend on it.
     Raises CheckpointError, NumericError or TargetError; whatever was finished by then can be resumed.
     """
-    started, clock = _now(), time.monotonic()
+    started, clock = now(), time.monotonic()
     layout = find_layout(checkpoint)
     index = plan_index(checkpoint, layout, options)
     options = replace(options, features=index.num_features_per_expert or index.num_feats)
     vocabulary = _vocabulary(checkpoint)
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
-    source = _hash_source(checkpoint, options.threads, stages)
-    fingerprint = {"source": asdict(source), "options": asdict(options), "versions": _versions()}
+    source = hash_source(checkpoint, options.threads, stages)
+    fingerprint = {"source": asdict(source), "options": asdict(options), "versions": library_versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
     with open_writer(target, fingerprint, total_size(checkpoint, index), resume=resume, force=force) as writer:
         job = Job(checkpoint, layout, options, index, writer, vocabulary)
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
-        _extract_directions(job, engine, stages)
+        _run(job, engine, stages, "directions", DIRECTIONS, direction_blocks(layout, index))
         _extract_norms(job)
         _extract_routers(job)
-        read_vocabulary(job, stages)
+        _run(job, engine, stages, "vocabulary", VOCABULARY, vocabulary_blocks(job))
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,
             options=options,
             certificates=tuple(Certificate(**record["certificate"]) for record in _direction_records(job)),
-            casts=_casts(writer.finished.values()),
-            versions=_versions(),
+            casts=_casts(_records(job)),
+            versions=library_versions(),
             started_at=started,
-            finished_at=_now(),
+            finished_at=now(),
             wall_seconds=None if epoch else round(time.monotonic() - clock, 3),
             peak_memory_bytes=None if epoch else peak_memory(),
         )
@@ -91,14 +87,12 @@ def build(
     return manifest
 
 
-def _extract_directions(job: Job, engine: Engine, stages: Stages) -> None:
-    """The singular directions of every gate_proj and down_proj, each with its certificate."""
-    blocks = direction_blocks(job.layout, job.index)
-    advance = stages("directions", len(blocks))
+def _run(job: Job, engine: Engine, stages: Stages, what: str, method: Method, blocks: Sequence[Any]) -> None:
+    """Run the blocks that no earlier build finished."""
+    advance = stages(what, sum(method.steps(block) for block in blocks))
     left = [block for block in blocks if block.name not in job.writer.finished]
-    advance(len(blocks) - len(left))
-    for _ in engine(job.checkpoint, left, job.options, job.writer):
-        advance(1)
+    advance(sum(method.steps(block) for block in blocks if block.name in job.writer.finished))
+    engine(job, method, left, advance)
 
 
 def _extract_norms(job: Job) -> None:
@@ -139,7 +133,7 @@ def _commit(job: Job, manifest: Manifest, stages: Stages, force: bool) -> None:
         job.index,
         layers=_with_ranks(job),
         checksums=digests,
-        source=_index_source(job.checkpoint, manifest),
+        source=index_source(job.checkpoint, manifest),
     )
     texts = {
         form.INDEX: to_json(index),
@@ -164,23 +158,15 @@ def _with_ranks(job: Job) -> tuple[LayerEntry, ...]:
     )
 
 
+def _records(job: Job) -> list[dict[str, Any]]:
+    """What the journal holds, in the plan's order: which block was finished first does not show."""
+    directions = {block.name for block in direction_blocks(job.layout, job.index)}
+    others = [record for name, record in sorted(job.writer.finished.items()) if name not in directions]
+    return _direction_records(job) + others
+
+
 def _direction_records(job: Job) -> list[dict[str, Any]]:
     return [job.writer.finished[block.name] for block in direction_blocks(job.layout, job.index)]
-
-
-def _index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """LARQL's source keys. One weight file gives its own SHA-256; several, that of their sorted SHA256SUMS lines."""
-    import hashlib
-
-    shards = {file.name: file.sha256 for file in manifest.source.files if file.name.endswith(".safetensors")}
-    several = hashlib.sha256(render_sums(shards).encode()).hexdigest()
-    return {
-        "huggingface_repo": checkpoint.model if checkpoint.revision else None,
-        "huggingface_revision": checkpoint.revision,
-        "safetensors_sha256": next(iter(shards.values())) if len(shards) == 1 else several,
-        "extracted_at": manifest.finished_at,
-        "larql_version": None,
-    }
 
 
 def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
@@ -196,13 +182,6 @@ def _prepare_device(options: BuildOptions) -> None:
     torch.set_num_threads(options.threads)
 
 
-def _hash_source(checkpoint: Checkpoint, threads: int, stages: Stages) -> Source:
-    advance = stages("hash source", sum(file.stat().st_size for file in checkpoint.files))
-    digests = sha256_of_all(checkpoint.files, threads, advance)
-    files = tuple(SourceFile(f.name, f.stat().st_size, digests[f.name]) for f in checkpoint.files)
-    return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
-
-
 def _casts(records: Iterable[dict[str, Any]]) -> tuple[CastReport, ...]:
     """What was cast, piece by piece, as one report for each block name."""
     merged: dict[str, CastReport] = {}
@@ -212,34 +191,3 @@ def _casts(records: Iterable[dict[str, Any]]) -> tuple[CastReport, ...]:
         error = max(other.max_relative_error, cast.max_relative_error)
         merged[cast.block] = CastReport(cast.block, values, flushed, error)
     return tuple(merged.values())
-
-
-def _versions() -> dict[str, str]:
-    packages = ("vindex", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _now() -> str:
-    """UTC to the second; SOURCE_DATE_EPOCH stands in for the clock when set."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes.
-
-    Linux carries ru_maxrss over from the parent when a program is started, so the kernel's own mark is read there.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -10,6 +10,7 @@ import torch
 
 from extract.build import build
 from extract.checkpoint import open_checkpoint
+from extract.engines import in_process
 from tests.checkpoints import write_checkpoint, write_mixture
 from vindex.options import BuildOptions
 
@@ -22,10 +23,20 @@ def silent(name: str, total: int):
     return lambda steps: None
 
 
-def build_quietly(checkpoint: Path, target: Path, *, resume: bool = False, force: bool = False, **options):
+def build_quietly(
+    checkpoint: Path,
+    target: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    stages=silent,
+    engine=in_process,
+    **options,
+):
     """Build with few features and no output."""
     chosen = BuildOptions(**({"features": 8} | options))
-    return build(open_checkpoint(str(checkpoint)), target, chosen, silent, resume=resume, force=force)
+    opened = open_checkpoint(str(checkpoint))
+    return build(opened, target, chosen, stages, resume=resume, force=force, engine=engine)
 
 
 @pytest.fixture(scope="session")
