@@ -31,11 +31,11 @@ from extract.vocab import TopTokens, down_scores, gate_scores
 from vindex import format as form
 from vindex.card import render_card
 from vindex.checksums import render_sums, sha256_of, sha256_of_all
-from vindex.errors import CheckpointError, QueryError
+from vindex.errors import QueryError
 from vindex.index import EffectiveRank, Index
-from vindex.manifest import CastReport, Certificate, Manifest, Source, SourceFile
+from vindex.manifest import CastReport, Certificate, Dequantised, Manifest, Source
 from vindex.options import BuildOptions
-from vindex.tokens import Vocabulary, load_vocabulary
+from vindex.tokens import Vocabulary, parse_vocabulary
 from vindex.writer import Writer, open_writer, refuse_taken
 
 # Called with a stage's name and its number of steps; gives back what is called with each step done.
@@ -51,6 +51,7 @@ class _Job:
     options: BuildOptions
     index: Index
     writer: Writer
+    tokenizer: bytes
     vocabulary: Vocabulary
 
 
@@ -72,14 +73,15 @@ def build(
     started, clock = _now(), time.monotonic()
     layout = find_layout(checkpoint)
     index = plan_index(checkpoint, layout, options)
-    vocabulary = _vocabulary(checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
     source = _hash_source(checkpoint, options.threads, stages)
     fingerprint = {"source": asdict(source), "options": asdict(options), "versions": _versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
-    with open_writer(target, fingerprint, total_size(checkpoint, index), resume=resume, force=force) as writer:
-        job = _Job(checkpoint, layout, options, index, writer, vocabulary)
+    with open_writer(target, fingerprint, total_size(index, len(tokenizer)), resume=resume, force=force) as writer:
+        job = _Job(checkpoint, layout, options, index, writer, tokenizer, vocabulary)
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
@@ -89,6 +91,7 @@ def build(
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,
+            dequantised=_dequantised(job),
             options=options,
             certificates=tuple(Certificate(**record["certificate"]) for record in _direction_records(job)),
             casts=tuple(CastReport(**cast) for record in writer.finished.values() for cast in record["casts"]),
@@ -163,7 +166,7 @@ def _project(job: _Job, rows: torch.Tensor, first: int, poles: dict[str, TopToke
 def _commit(job: _Job, manifest: Manifest, stages: Stages, force: bool) -> None:
     """Checksums, index, manifest and card; then the directory appears under its name."""
     writer = job.writer
-    writer.write_text(form.TOKENIZER, (job.checkpoint.directory / form.TOKENIZER.name).read_bytes())
+    writer.write_text(form.TOKENIZER, job.tokenizer)
     payload = [spec.name for spec in form.files_of(job.index) if form.is_payload(spec)]
     advance = stages("checksums", sum((writer.partial / name).stat().st_size for name in payload))
     digests = sha256_of_all([writer.partial / name for name in payload], job.options.threads, advance)
@@ -197,7 +200,7 @@ def _index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
     import hashlib
 
     shards = {file.name: file.sha256 for file in manifest.source.files if file.name.endswith(".safetensors")}
-    several = hashlib.sha256(render_sums(shards).encode()).hexdigest()
+    several = hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
     return {
         "huggingface_repo": checkpoint.model if checkpoint.revision else None,
         "huggingface_revision": checkpoint.revision,
@@ -207,13 +210,6 @@ def _index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    path = checkpoint.directory / form.TOKENIZER.name
-    if not path.is_file():
-        raise CheckpointError(f"{checkpoint.model}: {path.name} is missing; download the checkpoint with its tokenizer")
-    return load_vocabulary(path)
-
-
 def _prepare_device(options: BuildOptions) -> None:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise QueryError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
@@ -221,10 +217,15 @@ def _prepare_device(options: BuildOptions) -> None:
 
 
 def _hash_source(checkpoint: Checkpoint, threads: int, stages: Stages) -> Source:
-    advance = stages("hash source", sum(file.stat().st_size for file in checkpoint.files))
-    digests = sha256_of_all(checkpoint.files, threads, advance)
-    files = tuple(SourceFile(f.name, f.stat().st_size, digests[f.name]) for f in checkpoint.files)
+    files = checkpoint.fingerprint(threads, stages("hash source", checkpoint.source_bytes))
     return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
+
+
+def _dequantised(job: _Job) -> tuple[Dequantised, ...]:
+    """Of the tensors this vindex is made from, those that were not stored as plain floats."""
+    projections = [block.tensor for block in direction_blocks(job.layout, job.index)]
+    others = [job.layout.embeddings, job.layout.unembedding, *(tensor for _, tensor in job.layout.norms)]
+    return job.checkpoint.dequantised(dict.fromkeys([*projections, *others]))
 
 
 def _merged(casts: list[CastReport]) -> list[CastReport]:

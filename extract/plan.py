@@ -86,10 +86,10 @@ def direction_blocks(layout: Layout, index: Index) -> list[DirectionBlock]:
     ]
 
 
-def total_size(checkpoint: Checkpoint, index: Index) -> int:
+def total_size(index: Index, tokenizer_bytes: int) -> int:
     """Bytes the finished vindex takes."""
     binaries = sum(spec.byte_size(index) for spec in form.files_of(index) if spec.byte_size)
-    return binaries + (checkpoint.directory / form.TOKENIZER.name).stat().st_size + TEXT_ALLOWANCE
+    return binaries + tokenizer_bytes + TEXT_ALLOWANCE
 
 
 def _plan_norms(checkpoint: Checkpoint, layout: Layout) -> tuple[NormEntry, ...]:

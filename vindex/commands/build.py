@@ -10,11 +10,12 @@ import typer
 from vindex.commands.console import print_table, progress, say, stage
 from vindex.options import DEFAULTS, HELP, BuildOptions
 
+CHECKPOINT = "A checkpoint directory, a GGUF file, a Hub id such as Qwen/Qwen3-0.6B, or hf://ID to stream it."
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "atlas"
 
 
 def build(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory, or a Hub id such as Qwen/Qwen3-0.6B.")],
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write, e.g. qwen3-0.6b.vindex.")],
     features: Annotated[int, typer.Option(min=1, help=HELP["features"])] = DEFAULTS.features,
     device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
@@ -22,6 +23,7 @@ def build(
     tolerance: Annotated[float, typer.Option(help=HELP["tolerance"])] = DEFAULTS.tolerance,
     embeddings: Annotated[bool, typer.Option(help=HELP["embeddings"])] = DEFAULTS.embeddings,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to use, for a GGUF without one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was stopped.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing target, or start a stopped build over.")
@@ -31,18 +33,25 @@ def build(
     import torch
 
     options = BuildOptions(features, device, threads or torch.get_num_threads(), tolerance, embeddings)
-    run_build(checkpoint, output, options, revision=revision, resume=resume, force=force)
+    run_build(checkpoint, output, options, revision=revision, tokenizer=tokenizer, resume=resume, force=force)
 
 
 def run_build(
-    name: str, target: Path, options: BuildOptions, *, revision: str | None = None, resume: bool, force: bool
+    name: str,
+    target: Path,
+    options: BuildOptions,
+    *,
+    revision: str | None = None,
+    tokenizer: Path | None = None,
+    resume: bool,
+    force: bool,
 ) -> None:
     """Build with a progress bar for each stage, then say what was made; Ctrl-C keeps what is finished."""
     from extract.build import build as build_vindex
     from extract.build import peak_memory
     from extract.checkpoint import open_checkpoint
 
-    opened = open_checkpoint(name, revision)
+    opened = open_checkpoint(name, revision, tokenizer)
     try:
         with progress() as display:
             manifest = build_vindex(
@@ -59,6 +68,7 @@ def run_build(
         ("time", f"{manifest.wall_seconds:.1f} s" if manifest.wall_seconds is not None else "not recorded"),
         ("peak memory", f"{peak_memory() / 1e6:.0f} MB"),
         ("worst certificate", f"{worst.max_residual:.1e} ({worst.tensor}; limit {options.tolerance:.0e})"),
+        *(("dequantised", f"{of.tensors} tensors stored as {of.dtype} ({of.method})") for of in manifest.dequantised),
         ("flushed to zero", f"{sum(cast.flushed_to_zero for cast in manifest.casts):,} values in the float16 cast"),
     ]
     print_table(f"built {target}", ["", ""], facts)
