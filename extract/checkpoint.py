@@ -22,7 +22,7 @@ from extract.stores.gguf import Gguf, gguf_config, gguf_names, require_gguf
 from extract.stores.hub import HubFiles
 from extract.stores.local import LocalFiles
 from extract.stores.safetensors import Safetensors
-from extract.stores.tokenizer import WAY_OUT, tokenizer_from_gguf
+from extract.stores.tokenizer import WAY_OUT, require_same_tokens, tokenizer_from_gguf
 from vindex.errors import CheckpointError
 from vindex.hub import is_hub_id, snapshot
 from vindex.manifest import Dequantised, SourceFile
@@ -99,12 +99,13 @@ class Checkpoint:
 
     def tokenizer(self) -> bytes:
         """The content of tokenizer.json. Raises CheckpointError when there is none and none can be made."""
-        if self.own_tokenizer:
-            return self.own_tokenizer.read_bytes()
-        if TOKENIZER in self.files.sizes:
-            return bytes(self.files.read(TOKENIZER))
+        if self.own_tokenizer or TOKENIZER in self.files.sizes:
+            content = self.own_tokenizer.read_bytes() if self.own_tokenizer else bytes(self.files.read(TOKENIZER))
+            if isinstance(self.store, Gguf):
+                require_same_tokens(content, self.store.tokens, str(self.own_tokenizer or TOKENIZER))
+            return content
         if isinstance(self.store, Gguf) and isinstance(self.files, LocalFiles):
-            return tokenizer_from_gguf(self.files.directory / self.weight_files[0])
+            return tokenizer_from_gguf(self.files.directory / self.weight_files[0], self.store.tokens)
         raise CheckpointError(
             f"{self.model}: {TOKENIZER} is missing; download the checkpoint with its tokenizer, or {WAY_OUT}"
         )
@@ -132,9 +133,9 @@ def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | No
     """Open what `name` stands for; nothing but headers is read.
 
     A local directory of safetensors or GGUF; a GGUF file; `owner/model`, downloaded into the Hub's cache; or
-    `hf://owner/model[@revision]`, read from the Hub by byte range and kept nowhere. tokenizer: a tokenizer.json to use
-    instead of the checkpoint's own. Raises CheckpointError when it is missing, gated, damaged, or of a kind that is not
-    supported.
+    `hf://owner/model[@revision][/FILE.gguf]`, read from the Hub by byte range and kept nowhere. tokenizer: a
+    tokenizer.json to use instead of the checkpoint's own. Raises CheckpointError when it is missing, gated, damaged, or
+    of a kind that is not supported.
     """
     if tokenizer and not tokenizer.is_file():
         raise CheckpointError(f"{tokenizer}: no such file; --tokenizer takes the path of a tokenizer.json")
@@ -142,7 +143,9 @@ def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | No
         return _remote(name, revision, tokenizer)
     path = Path(name).expanduser()
     if path.is_file():
-        return _one_file(path, tokenizer)
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{path}: is a file and not GGUF; give the checkpoint's directory")
+        return _gguf(LocalFiles(path.parent), path.name, None, tokenizer)
     if path.is_dir():
         return _directory(path, path.resolve().name, None, tokenizer)
     if not is_hub_id(name):
@@ -156,9 +159,9 @@ def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | No
 def _directory(directory: Path, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
     files = LocalFiles(directory)
     if not any(file.endswith(".safetensors") for file in files.sizes):
-        models = sorted({gguf_names(directory / file)[0] for file in files.sizes if file.endswith(".gguf")})
+        models = sorted({gguf_names(file, files.sizes)[0] for file in files.sizes if file.endswith(".gguf")})
         if len(models) == 1:
-            return _one_file(directory / models[0], tokenizer)
+            return _gguf(files, models[0], None, tokenizer)
         if models:
             raise CheckpointError(
                 f"{model}: holds {len(models)} GGUF models ({', '.join(models[:4])}); name one of them"
@@ -166,24 +169,27 @@ def _directory(directory: Path, model: str, revision: str | None, tokenizer: Pat
     return _safetensors(files, model, revision, tokenizer)
 
 
-def _one_file(path: Path, tokenizer: Path | None) -> Checkpoint:
-    if path.suffix != ".gguf":
-        raise CheckpointError(f"{path}: is a file and not GGUF; give the checkpoint's directory")
-    require_gguf()
-    names = gguf_names(path)
-    files = LocalFiles(path.parent)
-    store = Gguf(files, names)
-    return Checkpoint(path.name, None, gguf_config(store, path.name), files, tuple(names), store, tokenizer)
-
-
 def _remote(name: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
-    repo, _, pinned = name.removeprefix("hf://").partition("@")
-    if not is_hub_id(repo):
-        raise CheckpointError(f"{name}: expected hf://owner/model or hf://owner/model@revision")
+    parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+|refs/[^/]+/[^/]+))?(?:/(.+\.gguf))?", name)
+    if not parts or not is_hub_id(parts[1]):
+        raise CheckpointError(f"{name}: expected hf://owner/model[@revision], or that and /FILE.gguf")
+    repo, pinned, file = parts.groups()
     if pinned and revision and pinned != revision:
         raise CheckpointError(f"{name}: --revision says {revision}; give one of the two")
     files = HubFiles(repo, pinned or revision)
-    return _safetensors(files, repo, files.revision, tokenizer)
+    if file is None:
+        return _safetensors(files, repo, files.revision, tokenizer)
+    if file not in files.sizes:
+        raise CheckpointError(f"{repo}: has no {file}; it has {', '.join(_ggufs(files)) or 'no GGUF'}")
+    return _gguf(files, file, files.revision, tokenizer)
+
+
+def _gguf(files: Files, file: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
+    require_gguf()
+    names = gguf_names(file, files.sizes)
+    store = Gguf(files, names)
+    model = files.name if revision else file
+    return Checkpoint(model, revision, gguf_config(store, file), files, tuple(names), store, tokenizer)
 
 
 def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
@@ -229,9 +235,8 @@ def _weight_files(files: Files) -> list[str]:
 
 def _other_weights(files: Files) -> str:
     """What to say when there is no model*.safetensors."""
-    ggufs = sorted(name for name in files.sizes if name.endswith(".gguf"))
-    if ggufs:
-        return f"holds GGUF ({ggufs[0]}), no model*.safetensors; `hf download {files.name} {ggufs[0]}`, then build that"
+    if ggufs := _ggufs(files):
+        return f"holds GGUF and no model*.safetensors; name one, such as hf://{files.name}/{ggufs[0]}"
     for suffix in (".bin", ".pth"):
         found = sorted(name for name in files.sizes if name.endswith(suffix))
         if found:
@@ -239,3 +244,7 @@ def _other_weights(files: Files) -> str:
                 f"found PyTorch {suffix} weights ({found[0]}), which are not supported; use the safetensors checkpoint"
             )
     return "no model*.safetensors found; is it a checkpoint directory?"
+
+
+def _ggufs(files: Files) -> list[str]:
+    return sorted(name for name in files.sizes if name.endswith(".gguf"))

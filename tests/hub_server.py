@@ -52,8 +52,8 @@ class Request(NamedTuple):
 class HubServer:
     """Serves repositories {"owner/name": {file: Content}}, all at COMMIT. Use as a context manager.
 
-    trouble(path, nth): what to do to the nth request of a path instead of answering it: "500", "drop" (half of the body,
-    then the connection breaks), "no range" (the whole file, status 200), "other etag", "gated", or None.
+    trouble(path, nth): what to do to the nth request of a path instead of answering it: "500", "drop" (half of the
+    body, then the connection breaks), "no range" (the whole file, status 200), "other etag", "gated", or None.
     """
 
     def __init__(self, repositories: dict[str, dict[str, Content]]) -> None:
@@ -131,7 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file(path, trouble)
         etag = "0" * 64 if trouble == "other etag" else content.sha256
         linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(content.size), "X-Repo-Commit": COMMIT}
-        return self._answer(302, b"", linked | {"Location": f"/storage/{content.sha256}/{repo}/resolve/{commit}/{name}"})
+        return self._answer(
+            302, b"", linked | {"Location": f"/storage/{content.sha256}/{repo}/resolve/{commit}/{name}"}
+        )
 
     def _file(self, path: str, trouble: str | None) -> None:
         repo, _, rest = path.removeprefix("/").rpartition("/resolve/")

@@ -1,6 +1,6 @@
 """Tensors of GGUF files, single or split, under the names and in the shapes that Hugging Face checkpoints use.
 
-1. The `gguf` package parses the headers, and its reader is let go again; bytes are read when a tensor is asked for.
+1. Headers are parsed (extract/stores/gguf_header.py); bytes are read when a tensor is asked for.
 2. llama.cpp's names are mapped to those of Hugging Face. Stacks of experts are given as one matrix for each expert.
 3. Rows are dequantised by the `gguf` package, a piece at a time: (rows, bytes of a row) → (rows, columns) float32.
 4. config.json is put together from the metadata (llama.cpp, gguf-py/gguf/constants.py, class Keys).
@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from extract.stores import FLOATS, TensorInfo
-from extract.stores.local import LocalFiles
+from extract.stores import FLOATS, Files, TensorInfo
+from extract.stores.gguf_header import Tensor, read_header
 from vindex.errors import CheckpointError
 
 PIECE_BYTES = 1 << 24  # dequantise about this many bytes of float32 at a time
@@ -53,20 +53,22 @@ KEYS = {
 
 
 class Gguf:
-    """The tensors of one model in GGUF, dequantised to float32. `metadata` leaves out the long arrays."""
+    """The tensors of one model in GGUF, dequantised to float32. tokens: every piece of its vocabulary, by id."""
 
     method = METHOD
 
-    def __init__(self, files: LocalFiles, names: list[str]) -> None:
+    def __init__(self, files: Files, names: Sequence[str]) -> None:
         self._files = files
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for name in names:
-            reader = _reader(files.directory / name)
-            self.metadata = self.metadata or _metadata(reader)
-            for tensor in reader.tensors:
-                self.tensors.update(_placed(name, tensor))
+            header = read_header(files, name)
+            self.metadata = self.metadata or header.metadata
+            for tensor in header.tensors:
+                self.tensors.update(self._placed(name, tensor))
         self.dtypes = FLOATS | {dtype for dtype in {info.dtype for info in self.tensors.values()} if _known(dtype)}
+        self.tokens: list[str] = self.metadata.get("tokenizer.ggml.tokens", [])
+        self.metadata = {key: value for key, value in self.metadata.items() if not key.startswith("tokenizer.")}
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> torch.Tensor:
         file, shape, dtype, start = self.tensors[name]
@@ -75,6 +77,24 @@ class Gguf:
         last = shape[0] if last is None else last
         row_bytes = _row_bytes(shape[1], dtype)
         return self._rows(file, start + first * row_bytes, (last - first, shape[1]), dtype)
+
+    def _placed(self, file: str, tensor: Tensor) -> Iterator[tuple[str, TensorInfo]]:
+        """(Hugging Face name, place) of a tensor: none when no vindex needs it, one for each expert of a stack."""
+        dtype, size = _stored_as(file, tensor)
+        if tensor.start + size > self._files.sizes[file]:
+            raise CheckpointError(f"{file} is cut short: {tensor.name} lies past its end; download it again")
+        info = TensorInfo(file, tensor.shape, dtype, tensor.start)
+        stem, _, kind = tensor.name.rpartition(".")
+        in_layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+        if stem in WHOLE:
+            yield f"{WHOLE[stem]}.{kind}", info
+        elif in_layer and in_layer[2] in IN_LAYER:
+            yield f"model.layers.{in_layer[1]}.{IN_LAYER[in_layer[2]]}.{kind}", info
+        elif in_layer and in_layer[2] in EXPERTS and len(tensor.shape) == 3:
+            experts, *shape = tensor.shape
+            for expert in range(experts):
+                name = f"model.layers.{in_layer[1]}.mlp.experts.{expert}.{EXPERTS[in_layer[2]]}.{kind}"
+                yield name, TensorInfo(file, tuple(shape), dtype, tensor.start + expert * (size // experts))
 
     def _rows(self, file: str, start: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         from gguf import GGMLQuantizationType, dequantize
@@ -109,19 +129,19 @@ def gguf_config(store: Gguf, name: str) -> dict[str, Any]:
     }
 
 
-def gguf_names(path: Path) -> list[str]:
-    """The file names of the model that `path` belongs to: itself, or every part of a split model, in order.
+def gguf_names(name: str, present: Collection[str]) -> list[str]:
+    """The file names of the model that `name` belongs to: itself, or every part of a split model, in order.
 
-    Raises CheckpointError naming the first part that is missing.
+    Raises CheckpointError naming the first part that is not present.
     """
-    split = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name)
+    split = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", name)
     if not split:
-        return [path.name]
+        return [name]
     names = [f"{split[1]}-{part:05d}-of-{split[3]}.gguf" for part in range(1, int(split[3]) + 1)]
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [part for part in names if part not in present]
     if missing:
         raise CheckpointError(
-            f"{path.name}: {len(missing)} of {len(names)} parts are missing, first {missing[0]}; put them side by side"
+            f"{name}: {len(missing)} of {len(names)} parts are missing, first {missing[0]}; put them side by side"
         )
     return names
 
@@ -134,38 +154,17 @@ def require_gguf() -> None:
         raise CheckpointError("reading GGUF needs the gguf package: pip install 'vindex[gguf]'") from error
 
 
-def _reader(path: Path) -> Any:
-    from gguf import GGUFReader
+def _stored_as(file: str, tensor: Tensor) -> tuple[str, int]:
+    """(ggml's name of the type, bytes) of a tensor."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged, cut short or not GGUF ({error}); download it again") from error
-    if reader.byte_order != "I":
-        raise CheckpointError(f"{path.name} is written for machines of the other byte order; get a little-endian GGUF")
-    return reader
-
-
-def _metadata(reader: Any) -> dict[str, Any]:
-    """{key: value} without arrays longer than there could be layers: tokens and merges are read when needed."""
-    return {key: field.contents() for key, field in reader.fields.items() if len(field.data) < 1024}
-
-
-def _placed(file: str, tensor: Any) -> Iterator[tuple[str, TensorInfo]]:
-    """(Hugging Face name, place) of a tensor: none when no vindex needs it, one for each expert of a stack."""
-    shape, dtype = tuple(int(side) for side in reversed(tensor.shape)), tensor.tensor_type.name
-    start = int(tensor.data_offset)
-    stem, _, kind = tensor.name.rpartition(".")
-    in_layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if stem in WHOLE:
-        yield f"{WHOLE[stem]}.{kind}", TensorInfo(file, shape, dtype, start)
-    elif in_layer and in_layer[2] in IN_LAYER:
-        yield f"model.layers.{in_layer[1]}.{IN_LAYER[in_layer[2]]}.{kind}", TensorInfo(file, shape, dtype, start)
-    elif in_layer and in_layer[2] in EXPERTS and len(shape) == 3:
-        size = int(tensor.n_bytes) // shape[0]
-        for expert in range(shape[0]):
-            name = f"model.layers.{in_layer[1]}.mlp.experts.{expert}.{EXPERTS[in_layer[2]]}.{kind}"
-            yield name, TensorInfo(file, shape[1:], dtype, start + expert * size)
+        kind = GGMLQuantizationType(tensor.kind)
+    except ValueError as error:
+        what = f"{tensor.name} is of ggml type {tensor.kind}, which this version of the gguf package does not know"
+        raise CheckpointError(f"{file}: {what}; pip install --upgrade gguf") from error
+    block, size = GGML_QUANT_SIZES[kind]
+    return kind.name, math.prod(tensor.shape) // block * size
 
 
 def _row_bytes(columns: int, dtype: str) -> int:

@@ -61,7 +61,9 @@ def once(action: str, wanted: str):
 def test_a_remote_build_equals_a_local_one(hub, source, tmp_path, monkeypatch):
     monkeypatch.setattr("extract.stores.hub.PIECE", 1000)  # several pieces a tensor
     options = BuildOptions(features=8)
-    manifest = build(open_checkpoint("hf://someone/model"), tmp_path / "r.vindex", options, silent, resume=False, force=False)
+    manifest = build(
+        open_checkpoint("hf://someone/model"), tmp_path / "r.vindex", options, silent, resume=False, force=False
+    )
     build_quietly(source, tmp_path / "l.vindex")
     assert contents(tmp_path / "r.vindex") == contents(tmp_path / "l.vindex")
     local = vindex.open(tmp_path / "l.vindex").manifest.source
@@ -96,7 +98,14 @@ def test_only_headers_and_needed_tensors_travel(hub, source):
         once("drop", "config.json"),
         lambda path, nth: "500" if "/storage/" in path and nth % 3 else None,
     ],
-    ids=["500 of the API", "500 of a redirect", "500 of the storage", "drop in a shard", "drop in a text", "mostly 500"],
+    ids=[
+        "500 of the API",
+        "500 of a redirect",
+        "500 of the storage",
+        "drop in a shard",
+        "drop in a text",
+        "mostly 500",
+    ],
 )
 def test_server_errors_and_dropped_connections_are_survived(hub, source, trouble):
     hub.trouble = trouble
@@ -109,7 +118,11 @@ def test_server_errors_and_dropped_connections_are_survived(hub, source, trouble
 @pytest.mark.parametrize(
     "action, where, message",
     [
-        ("other etag", "/resolve/", r"someone/model/model-0000\d-of-00002.safetensors changed on the Hub while it was read"),
+        (
+            "other etag",
+            "/resolve/",
+            r"someone/model/model-0000\d-of-00002.safetensors changed on the Hub while it was read",
+        ),
         ("no range", "/storage/", r"asked for bytes 0-7/\d+ and got status 200, no Content-Range; a proxy or mirror"),
         ("500", "/storage/", r"someone/model/model-0000\d.*: download failed \(Server error '500.*\); try again"),
         ("drop", "/storage/", r"download failed \(peer closed connection"),
@@ -160,15 +173,16 @@ def test_names_that_are_not_there(hub):
     for name, message in {
         "hf://someone/else": "someone/else: no such directory here and no such model on the Hub",
         "hf://someone/model@v9": "someone/model: there is no revision v9",
-        "hf://someone": "hf://someone: expected hf://owner/model or hf://owner/model@revision",
-        "hf://someone/model/a.gguf": "expected hf://owner/model",
+        "hf://someone": "hf://someone: expected hf://owner/model",
+        "hf://someone/model/a.safetensors": r"expected hf://owner/model\[@revision\], or that and /FILE.gguf",
+        "hf://someone/model/a.gguf": "someone/model: has no a.gguf; it has no GGUF",
     }.items():
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(name)
     with pytest.raises(CheckpointError, match="--revision says b; give one of the two"):
         open_checkpoint("hf://someone/model@a", "b")
     hub.repositories["someone/gguf"] = {"config.json": Bytes(b"{}", False), "m-Q4_0.gguf": Bytes(b"GGUF", True)}
-    with pytest.raises(CheckpointError, match=r"holds GGUF \(m-Q4_0.gguf\), no model.*; `hf download someone/gguf m-Q4"):
+    with pytest.raises(CheckpointError, match="name one, such as hf://someone/gguf/m-Q4_0.gguf"):
         open_checkpoint("hf://someone/gguf")
 
 
