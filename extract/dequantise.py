@@ -50,8 +50,11 @@ def dequantised(store: Store, config: Mapping[str, Any]) -> Store:
 def _scaling(settings: Mapping[str, Any], store: Store) -> Scaling:
     method = settings.get("quant_method")
     if method == "fp8":
-        rows, columns = settings.get("weight_block_size") or (0, 0)
-        return Scaling(f"fp8, {_block(rows, columns)}", "_scale_inv", rows, columns)
+        block = settings.get("weight_block_size") or (0, 0)
+        if len(block) != 2 or not all(type(side) is int and side >= 0 for side in block):
+            what = f"quantization_config.weight_block_size is {block}"
+            raise CheckpointError(f"{what}; expected two positive integers, such as [128, 128]")
+        return Scaling(f"fp8, {_block(*block)}", "_scale_inv", *block)
     if method == "compressed-tensors":
         return _compressed_tensors(settings)
     packed = next((name for name in store.tensors if name.endswith((".qweight", ".absmax", "_blocks"))), None)

@@ -60,12 +60,15 @@ def write_gguf(
     return numbers
 
 
-def write_plain(checkpoint: Path, directory: Path, numbers: dict[str, torch.Tensor]) -> Path:
-    """The same checkpoint with these float32 numbers as its weights."""
+def write_plain(
+    checkpoint: Path, directory: Path, numbers: dict[str, torch.Tensor], config: dict | None = None
+) -> Path:
+    """The same checkpoint with these float32 numbers as its weights, and these changes to its config.json."""
     directory.mkdir()
     save_file(numbers, directory / "model.safetensors")
-    for name in ("config.json", "tokenizer.json"):
-        (directory / name).write_bytes((checkpoint / name).read_bytes())
+    (directory / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
+    settings = json.loads((checkpoint / "config.json").read_text()) | (config or {})
+    (directory / "config.json").write_text(json.dumps(settings))
     return directory
 
 
