@@ -29,8 +29,8 @@ FEATURES = 128
 def write_vindex(directory: Path, layers: int) -> Path:
     """A vindex that opens and scores; its checksums are of nothing, which only `verify` would mind."""
     directory.mkdir()
-    rank = EffectiveRank(FEATURES, FEATURES)
-    entries = tuple(layer_entry(layer, FEATURES, QWEN3_8B.hidden, rank) for layer in range(layers))
+    rank, block = EffectiveRank(FEATURES, FEATURES), FEATURES * QWEN3_8B.hidden * form.HALF
+    entries = tuple(layer_entry(layer, FEATURES, layer * block, QWEN3_8B.hidden, rank) for layer in range(layers))
     norms = (NormEntry("norm", 0, QWEN3_8B.hidden),)
     sizes = (layers, FEATURES, QWEN3_8B.hidden, QWEN3_8B.neurons, QWEN3_8B.vocabulary)
     flags = ("f16", "none", "browse", False, True, 1.0, form.META_TOP_K)

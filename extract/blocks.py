@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from extract.cast import HalfCast, to_half
@@ -19,14 +18,7 @@ from extract.svd import Directions, top_directions
 from vindex import format as form
 from vindex.manifest import CastReport, Certificate
 from vindex.options import BuildOptions
-
-
-class Piece(NamedTuple):
-    """A contiguous array and where it goes: the name of a file of the vindex and an offset in bytes."""
-
-    file: str
-    offset: int
-    data: np.ndarray
+from vindex.writer import Piece
 
 
 class BlockResult(NamedTuple):
@@ -50,19 +42,20 @@ def extract_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildO
 
 def read_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> torch.Tensor:
     """The block's weight as float32 on the device to compute on, with a row for each neuron: (I, H)."""
-    weight = checkpoint.tensor(block.tensor).to(options.device)
-    return weight if block.side == "gate" else weight.T
+    return block.weight.by_neuron(checkpoint).to(options.device)
 
 
 def decompose_block(block: DirectionBlock, by_neuron: torch.Tensor, options: BuildOptions) -> BlockResult:
     """The directions of a weight that is already read: (I, H)."""
-    directions = top_directions(by_neuron, options.features, options.tolerance, block.tensor)
-    half = to_half(directions.rows, f"directions of {block.tensor}")
+    directions = top_directions(by_neuron, block.features, options.tolerance, block.weight.name)
+    half = to_half(directions.rows, f"directions of {block.weight.name}")
     pieces = (
         Piece(block.file, block.offset, half.values.numpy()),
         Piece(form.SIGMA.name, block.sigma_offset, directions.sigma.cpu().numpy()),
     )
-    return BlockResult(pieces, _certificate(block, directions), directions.rank, cast_report(block.name, half))
+    return BlockResult(
+        pieces, _certificate(block, directions), directions.rank, cast_report(f"{block.side}.{block.layer}", half)
+    )
 
 
 def cast_report(block: str, half: HalfCast) -> CastReport:
@@ -74,10 +67,11 @@ def _certificate(block: DirectionBlock, directions: Directions) -> Certificate:
     return Certificate(
         layer=block.layer,
         projection=block.side,
-        tensor=block.tensor,
+        tensor=block.weight.name,
         max_residual=float(residuals.max()) if len(residuals) else 0.0,
         median_residual=float(residuals.median()) if len(residuals) else 0.0,
         gap_at_cut=directions.gap_at_cut,
         close_neighbours=directions.close_neighbours,
         method=directions.method,
+        expert=block.expert,
     )

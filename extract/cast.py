@@ -9,6 +9,7 @@ import torch
 from vindex.errors import NumericError
 
 HALF_MAX = torch.finfo(torch.float16).max
+PIECE = 1 << 17  # values at a time, so that what the report needs stays in the cache
 
 
 class HalfCast(NamedTuple):
@@ -25,17 +26,22 @@ def to_half(source: torch.Tensor, name: str, first_row: int = 0) -> HalfCast:
     name, first_row: what the tensor is, and the number of its first row in the whole, for the message.
     Raises NumericError on NaN, infinity or a value beyond ±65504, naming the first such element.
     """
-    exact = source.to("cpu", torch.float32)
-    require_finite(exact, name, first_row)
-    half = exact.to(torch.float16)
-    back = half.to(torch.float32)
-    changed = back != exact
-    before, after = exact[changed], back[changed]
-    if torch.isinf(after).any():
-        _refuse(exact, half, name, first_row, f"too large for float16 (at most {HALF_MAX:.0f})")
-    kept = after != 0
-    errors = (after[kept] / before[kept] - 1).abs()
-    return HalfCast(half, int((~kept).sum()), float(errors.max()) if len(errors) else 0.0)
+    exact = source.to("cpu", torch.float32).contiguous()
+    half = torch.empty(exact.shape, dtype=torch.float16)
+    flushed, worst = 0, 0.0
+    for values, cast in zip(exact.view(-1).split(PIECE), half.view(-1).split(PIECE), strict=True):
+        cast.copy_(values)
+        errors = cast.float().div_(values).sub_(1).abs_()
+        largest = float(errors.amax()) if len(errors) else 0.0
+        if not largest < 1:  # NaN for a zero, 1 for a value flushed to zero, infinite for one that is too large
+            if not torch.isfinite(cast).all():
+                require_finite(exact, name, first_row)
+                too_large = f"too large for float16 (at most {HALF_MAX:.0f})"
+                _refuse(exact, exact.to(torch.float16), name, first_row, too_large)
+            flushed += int(((cast == 0) & (values != 0)).sum())
+            largest = float(errors.where(cast != 0, 0.0).amax())
+        worst = max(worst, largest)
+    return HalfCast(half, flushed, worst)
 
 
 def require_finite(source: torch.Tensor, name: str, first_row: int = 0) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,9 @@ class Checkpoint:
     """A tokenizer.json that stands elsewhere."""
 
     @property
-    def tensors(self) -> dict[str, TensorInfo]:
+    def tensors(self) -> Mapping[str, TensorInfo]:
         """Place, shape and dtype of every tensor."""
-        return dict(self.store.tensors)
+        return self.store.tensors
 
     def info(self, name: str) -> TensorInfo:
         """Shape and place of a tensor. Raises CheckpointError when there is none of that name, or none readable."""
@@ -133,9 +133,9 @@ def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | No
     """Open what `name` stands for; nothing but headers is read.
 
     A local directory of safetensors or GGUF; a GGUF file; `owner/model`, downloaded into the Hub's cache; or
-    `hf://owner/model[@revision][/FILE.gguf]`, read from the Hub by byte range and kept nowhere. tokenizer: a
-    tokenizer.json to use instead of the checkpoint's own. Raises CheckpointError when it is missing, gated, damaged, or
-    of a kind that is not supported.
+    `hf://owner/model[@revision][/FILE.gguf]`, read from the Hub by byte range and kept nowhere. revision: a branch, tag
+    or commit, instead of the one in `name`. tokenizer: a tokenizer.json to use instead of the checkpoint's own.
+    Raises CheckpointError when it is missing, gated, damaged, or of a kind that is not supported.
     """
     if tokenizer and not tokenizer.is_file():
         raise CheckpointError(f"{tokenizer}: no such file; --tokenizer takes the path of a tokenizer.json")
@@ -174,9 +174,7 @@ def _remote(name: str, revision: str | None, tokenizer: Path | None) -> Checkpoi
     if not parts or not is_hub_id(parts[1]):
         raise CheckpointError(f"{name}: expected hf://owner/model[@revision], or that and /FILE.gguf")
     repo, pinned, file = parts.groups()
-    if pinned and revision and pinned != revision:
-        raise CheckpointError(f"{name}: --revision says {revision}; give one of the two")
-    files = HubFiles(repo, pinned or revision)
+    files = HubFiles(repo, revision or pinned)
     if file is None:
         return _safetensors(files, repo, files.revision, tokenizer)
     if file not in files.sizes:

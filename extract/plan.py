@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from extract.checkpoint import Checkpoint
+from extract.ffn import Weight
 from extract.layouts import Layout
 from vindex import format as form
 from vindex.errors import NumericError
-from vindex.index import EffectiveRank, Index, NormEntry, Projection, layer_entry
+from vindex.index import EffectiveRank, Index, LayerEntry, NormEntry, Projection, layer_entry
 from vindex.options import BuildOptions
 
-TEXT_ALLOWANCE = 1 << 20  # index, manifest and card together are well under a mebibyte
+DENSE_FEATURES, EXPERT_FEATURES = 128, 32  # kept of each weight unless the options say otherwise
+SINGLE = 4  # bytes of a single-precision number
+TEXT_ALLOWANCE, BLOCK_ALLOWANCE = 1 << 20, 1 << 10  # bytes of index, manifest and card: at most, with each block's
 
 
 class DirectionBlock(NamedTuple):
-    """One weight and where its directions go, as plain data that travels. Offsets are bytes."""
+    """One weight and where its F directions go, as plain data that travels. Offsets are bytes.
+
+    expert: None in a dense layer; E is the shared expert of a mixture of E.
+    """
 
     name: str
     layer: int
     side: str
-    tensor: str
+    expert: int | None
+    weight: Weight
+    features: int
     file: str
     offset: int
     sigma_offset: int
@@ -32,13 +41,10 @@ def plan_index(checkpoint: Checkpoint, layout: Layout, options: BuildOptions) ->
 
     Raises NumericError when more features are asked for than the weights have.
     """
-    most = min(layout.hidden_size, layout.intermediate_size)
-    if options.features > most:
-        raise NumericError(
-            f"{layout.projection(0, 'gate')} is {layout.intermediate_size}×{layout.hidden_size}: it has at most {most} "
-            f"directions, and {options.features} were asked for; use --features {most} or fewer"
-        )
-    full = EffectiveRank(options.features, options.features)
+    features = options.features or (EXPERT_FEATURES if layout.mixture else DENSE_FEATURES)
+    _require_room(layout, features)
+    layers = _plan_layers(layout, features)
+    shared = max(entry.num_shared_experts or 0 for entry in layers)
     return Index(
         format={"name": form.FORMAT_NAME, "version": form.FORMAT_VERSION},
         version=form.LARQL_VERSION,
@@ -52,57 +58,88 @@ def plan_index(checkpoint: Checkpoint, layout: Layout, options: BuildOptions) ->
         embed_scale=1.0,
         down_top_k=form.META_TOP_K,
         num_layers=layout.num_layers,
-        num_feats=options.features,
+        num_feats=max(entry.num_features for entry in layers),
         hidden_size=layout.hidden_size,
         intermediate_size=layout.intermediate_size,
         vocab_size=layout.vocab_size,
-        layers=tuple(
-            layer_entry(layer, options.features, layout.hidden_size, full) for layer in range(layout.num_layers)
-        ),
+        layers=layers,
         norms=_plan_norms(checkpoint, layout),
         projection=Projection(
             "lm_head" if layout.unembedding != layout.embeddings else "embed_tokens", True, layout.tied
         ),
         checksums={},
         source={},
-        model_config=_model_config(checkpoint.config, layout),
+        model_config=_model_config(layout),
+        num_experts=layout.mixture.num_experts if layout.mixture else None,
+        num_features_per_expert=features if layout.mixture else None,
+        num_shared_experts=shared or None,
     )
 
 
 def direction_blocks(layout: Layout, index: Index) -> list[DirectionBlock]:
-    """One block for each gate_proj and down_proj, in the order their files hold them."""
-    return [
-        DirectionBlock(
-            name=f"{side}.{entry.layer}",
-            layer=entry.layer,
-            side=side,
-            tensor=layout.projection(entry.layer, side),
-            file=file.name,
-            offset=entry.offset,
-            sigma_offset=(row * index.num_layers + entry.layer) * index.num_feats * 4,
-        )
-        for entry in index.layers
-        for row, (side, file) in enumerate((("gate", form.GATE), ("down", form.DOWN)))
-    ]
+    """One block for each gate_proj and down_proj of every layer and expert, gate before down."""
+    num_rows = index.num_rows
+    blocks = []
+    for entry, ffn in zip(index.layers, layout.ffns, strict=True):
+        for at, weights in enumerate(zip(ffn.gate, ffn.down, strict=True)):
+            expert = at if entry.num_experts else None
+            first = index.first_row(entry.layer) + at * entry.features
+            for row, (weight, file) in enumerate(zip(weights, (form.GATE, form.DOWN), strict=True)):
+                name = f"{weight.side}.{entry.layer}" + ("" if expert is None else f".{expert}")
+                offset, sigma_offset = first * index.hidden_size * form.HALF, (row * num_rows + first) * SINGLE
+                place = (file.name, offset, sigma_offset)
+                blocks.append(DirectionBlock(name, entry.layer, weight.side, expert, weight, entry.features, *place))
+    return blocks
 
 
 def total_size(index: Index, tokenizer_bytes: int) -> int:
     """Bytes the finished vindex takes."""
     binaries = sum(spec.byte_size(index) for spec in form.files_of(index) if spec.byte_size)
-    return binaries + tokenizer_bytes + TEXT_ALLOWANCE
+    texts = TEXT_ALLOWANCE + BLOCK_ALLOWANCE * sum(entry.groups for entry in index.layers)
+    return binaries + tokenizer_bytes + texts
+
+
+def _require_room(layout: Layout, features: int) -> None:
+    """Refuse more features than some weight has."""
+    weights = [weight for ffn in layout.ffns for weight in ffn.gate]
+    smallest = min(weights, key=lambda weight: weight.neurons)
+    most = min(layout.hidden_size, smallest.neurons)
+    if features > most:
+        raise NumericError(
+            f"{smallest.name} is {smallest.neurons}×{layout.hidden_size}: it has at most {most} "
+            f"directions, and {features} were asked for; use --features {most} or fewer"
+        )
+
+
+def _plan_layers(layout: Layout, features: int) -> tuple[LayerEntry, ...]:
+    """The layers one after the other, each expert with as many features as a dense layer."""
+    entries: list[LayerEntry] = []
+    offset = 0
+    for layer, ffn in enumerate(layout.ffns):
+        rank = EffectiveRank(features, features)
+        entry = layer_entry(layer, len(ffn.gate) * features, offset, layout.hidden_size, rank)
+        if ffn.num_experts:
+            shared = len(ffn.gate) - ffn.num_experts or None
+            entry = replace(
+                entry, num_experts=ffn.num_experts, num_features_per_expert=features, num_shared_experts=shared
+            )
+        entries.append(entry)
+        offset += entry.length
+    return tuple(entries)
 
 
 def _plan_norms(checkpoint: Checkpoint, layout: Layout) -> tuple[NormEntry, ...]:
     entries, offset = [], 0
-    for name, tensor in layout.norms:
-        length = math.prod(checkpoint.info(tensor).shape)
-        entries.append(NormEntry(name, offset, length))
+    for norm in layout.norms:
+        length = math.prod(checkpoint.info(norm.tensor).shape)
+        entries.append(NormEntry(norm.name, offset, length))
         offset += length
     return tuple(entries)
 
 
-def _model_config(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
+def _model_config(layout: Layout) -> dict[str, Any]:
     """LARQL's keys, from either generation of config.json."""
+    config, mixture = layout.config, layout.mixture
     heads = config.get("num_attention_heads")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {
@@ -112,4 +149,15 @@ def _model_config(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
         "num_kv_heads": config.get("num_key_value_heads", heads),
         "rope_base": config.get("rope_theta", rope.get("rope_theta")),
         "tie_word_embeddings": layout.tied,
-    }
+    } | (
+        {
+            "moe": {
+                "num_experts": mixture.num_experts,
+                "top_k": mixture.experts_per_token,
+                "shared_expert": any(ffn.shared_gate for ffn in layout.ffns),
+                "router_type": "top_k_softmax",
+            }
+        }
+        if mixture
+        else {}
+    )

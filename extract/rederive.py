@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from extract.checkpoint import Checkpoint
-from extract.layouts import find_layout
-from extract.plan import direction_blocks
+from extract.layouts import Layout, find_layout
+from extract.plan import DirectionBlock, direction_blocks
 from extract.svd import top_directions
 from vindex.compare import principal_angles
 from vindex.errors import QueryError
@@ -38,36 +38,58 @@ class Rederived(NamedTuple):
         return self.largest_angle <= self.angle_limit and self.sigma_error <= SIGMA_TOLERANCE
 
 
-def rederive(v: Vindex, checkpoint: Checkpoint, layers: list[int]) -> Iterator[Rederived]:
-    """Both projections of the given layers, one at a time.
+def sample_blocks(v: Vindex, checkpoint: Checkpoint, layers: list[int], experts: int) -> list[DirectionBlock]:
+    """Both projections of the given layers; of a mixture, so many of its experts, evenly spread, shared one included.
 
-    The limit on an angle is float16 rounding plus residual / gap: what lies beside a nearly closed gap is only as
-    certain as the certificate makes it. Raises QueryError when the checkpoint has other shapes than the vindex.
+    Raises QueryError when the checkpoint has other shapes than the vindex.
     """
     layout = find_layout(checkpoint)
-    shape = (layout.num_layers, layout.hidden_size, layout.intermediate_size)
-    expected = (v.index.num_layers, v.index.hidden_size, v.index.intermediate_size)
-    if shape != expected:
-        raise QueryError(
-            f"{checkpoint.model} has {shape[0]} layers of {shape[2]}×{shape[1]} and {v.path.name} was built from "
-            f"{expected[0]} layers of {expected[2]}×{expected[1]}; give the checkpoint it was built from"
-        )
-    certificates = {(c.projection, c.layer): c for c in v.manifest.certificates}
-    for block in direction_blocks(layout, v.index):
-        if block.layer not in layers:
-            continue
-        weight = checkpoint.tensor(block.tensor)
-        by_neuron = weight if block.side == "gate" else weight.T
-        fresh = top_directions(by_neuron, v.index.num_feats, v.manifest.options.tolerance, block.tensor)
-        stored = (v.gate if block.side == "gate" else v.down)[block.layer]
-        sigma = v.singular_values[0 if block.side == "gate" else 1, block.layer]
-        certificate = certificates[block.side, block.layer]
+    _require_same_shapes(v, checkpoint, layout)
+    kept = {layer: set(evenly(v.index.layers[layer].groups, experts)) for layer in layers}
+    blocks = direction_blocks(layout, v.index)
+    return [block for block in blocks if block.layer in kept and (block.expert or 0) in kept[block.layer]]
+
+
+def evenly(count: int, sample: int) -> list[int]:
+    """At most `sample` of the numbers 0 … count − 1, evenly spread, both ends included."""
+    return sorted({round(at * (count - 1) / max(sample - 1, 1)) for at in range(sample)})
+
+
+def rederive(v: Vindex, checkpoint: Checkpoint, blocks: list[DirectionBlock]) -> Iterator[Rederived]:
+    """The given blocks, one at a time.
+
+    The limit on an angle is float16 rounding plus residual / gap: what lies beside a nearly closed gap is only as
+    certain as the certificate makes it.
+    """
+    certificates = {(c.projection, c.layer, c.expert): c for c in v.manifest.certificates}
+    for block in blocks:
+        by_neuron = block.weight.by_neuron(checkpoint)
+        fresh = top_directions(by_neuron, block.features, v.manifest.options.tolerance, block.weight.name)
+        frames, group = v.layer(block.layer), block.expert or 0
+        stored = (frames.gate if block.side == "gate" else frames.down)[group]
+        sigma = (frames.gate_sigma if block.side == "gate" else frames.down_sigma)[group]
+        certificate = certificates[block.side, block.layer, block.expert]
         narrowest = min(GAP, certificate.gap_at_cut or GAP)
         yield Rederived(
-            block.tensor,
+            block.weight.name,
             _largest_angle(stored[: fresh.rank], fresh.rows[: fresh.rank].numpy(), fresh.sigma[: fresh.rank].numpy()),
             HALF_ANGLE + certificate.max_residual / max(narrowest, 1e-12),
             float((np.abs(sigma - fresh.sigma.numpy()) / np.maximum(sigma, 1e-30)).max()) if sigma.any() else 0.0,
+        )
+
+
+def _require_same_shapes(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
+    shape = (layout.num_layers, layout.intermediate_size, layout.hidden_size)
+    expected = (v.index.num_layers, v.index.intermediate_size, v.index.hidden_size)
+    groups = ([len(ffn.gate) for ffn in layout.ffns], [entry.groups for entry in v.index.layers])
+    if shape != expected or groups[0] != groups[1]:
+        ours, theirs = (
+            f"{layers} layers of {max(experts) if max(experts) > 1 else ''}{' × ' if max(experts) > 1 else ''}{i}×{h}"
+            for (layers, i, h), experts in zip((shape, expected), groups, strict=True)
+        )
+        raise QueryError(
+            f"{checkpoint.model} has {ours} and {v.path.name} was built from {theirs}; "
+            "give the checkpoint it was built from"
         )
 
 

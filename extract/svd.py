@@ -3,11 +3,13 @@
 A weight W is seen as (I, H): a row for each neuron, a column for each residual dimension. Its right singular vectors
 are what gate_proj reads; down_proj is passed transposed, so that they are what it writes.
 
-1. Gram matrix G = WᵀW (H, H), float32, upper blocks only: the symmetric rank-k update in half the multiplications.
+1. Gram matrix G of W's shorter side: WᵀW (H, H), or WWᵀ (I, I) where the neurons are fewer, as in the experts of a
+   mixture. Float32, upper blocks only: the symmetric rank-k update in half the multiplications.
 2. Block Lanczos on G with full reorthogonalisation (Golub & Underwood 1977; Saad, Numerical Methods for Large
    Eigenvalue Problems, ch. 6): an orthonormal basis grows by a block a step until the Rayleigh-Ritz residuals of the
    wanted pairs are small.
-3. Certificate from W itself, not from G: ‖WᵀWv − σ²v‖ / σ² for every kept direction.
+3. Eigenvectors u of WWᵀ become directions v = Wᵀu / σ; those of WᵀW are directions already.
+   Certificate from W itself, not from G: ‖WᵀWv − σ²v‖ / σ² for every kept direction.
 4. Where the matrix is small, the certificate fails or the spectrum falls off too far for float32, the float64 Gram
    matrix goes to LAPACK instead, and is certified in the same way.
 5. Sign: the neuron with the largest |loading| gets a positive one.
@@ -25,15 +27,17 @@ import torch
 from extract.cast import require_finite
 from vindex.errors import NumericError
 
-BLOCK = 32  # Lanczos block: wide enough that G is read seldom, narrow enough that few products are wasted
-FIRST_CHECK = 5  # basis vectors for each wanted pair before the first Rayleigh-Ritz check
-CHECK_EVERY = 4  # steps between checks, each an eigenproblem of the basis size
+PAIRS_PER_VECTOR = 4  # wanted pairs for each vector of a Lanczos block: G is read seldom, and few products are wasted
+SMALLEST_BLOCK = 8
+FIRST_CHECK = 7  # basis vectors for each wanted pair before the first Rayleigh-Ritz check
+CHECK_GROWTH = 1.2  # how much larger the basis is at each further check, an eigenproblem of its size
 RITZ_TARGET = 2e-6  # where float32 rounding of G takes over; more steps do not improve the certificate
-SMALL_SIDE = 1024  # below this LAPACK in float64 is as fast and exact
+SMALL_SIDE = 384  # below this, or below SIDE_PER_PAIR for each wanted pair, LAPACK in float64 is as fast and exact
+SIDE_PER_PAIR = 2 * FIRST_CHECK  # so that half the space holds the basis of the first check
 DYNAMIC_RANGE = 1e-3  # σ_F/σ_1 under which the squares in a float32 Gram matrix have lost σ_F
 RANK_TOLERANCE = 1e-6  # σ/σ_1 under which a direction of a float64 Gram matrix is rounding, not signal
 CLOSE = 1e-3  # relative distance under which neighbours in the spectrum count as close
-GRAM_PANELS = 16
+GRAM_PANELS, PANEL_WIDTH = 16, 128  # at most so many panels, none much narrower
 
 
 class Directions(NamedTuple):
@@ -53,7 +57,7 @@ class Directions(NamedTuple):
 
 
 class _Eigenpairs(NamedTuple):
-    """Leading eigenpairs of G, largest first: values (F+1,) or (H,) when F is the whole side; vectors as rows."""
+    """Leading eigenpairs of G, largest first: values (F+1,), or all of them from LAPACK; vectors as rows."""
 
     values: torch.Tensor
     vectors: torch.Tensor
@@ -72,17 +76,18 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
             f"{name} is {neurons}×{hidden} (neurons × hidden): it has at most {min(neurons, hidden)} directions, and "
             f"{features} were asked for; use --features {min(neurons, hidden)} or fewer"
         )
-    if hidden > SMALL_SIDE:
-        gram = gram_matrix(weight)
+    if min(neurons, hidden) >= max(SMALL_SIDE, SIDE_PER_PAIR * (features + 1)):
+        gram = gram_matrix(_shorter_columns(weight))
         _require_finite(gram, weight, name)
-        pairs = _block_lanczos(gram, features + 1) if features < hidden else None
+        pairs = _block_lanczos(gram, features + 1)
         if pairs and pairs.values[features - 1] > pairs.values[0] * DYNAMIC_RANGE**2:
             directions = _certified(weight, pairs, features, "block-lanczos")
             if directions.residuals.max() <= tolerance:
                 return directions
         del gram
     exact_weight = weight.double()
-    gram = exact_weight.T @ exact_weight
+    columns = _shorter_columns(exact_weight)
+    gram = columns.T @ columns
     _require_finite(gram, exact_weight, name)
     directions = _certified(exact_weight, _lapack(gram), features, "lapack")
     if directions.rank and not directions.residuals.max() <= tolerance:
@@ -93,11 +98,17 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
     return directions
 
 
+def _shorter_columns(weight: torch.Tensor) -> torch.Tensor:
+    """(I, H) as it is, or as its transpose (H, I): whichever has no more columns than rows."""
+    return weight if weight.shape[1] <= weight.shape[0] else weight.T
+
+
 def gram_matrix(weight: torch.Tensor) -> torch.Tensor:
-    """WᵀW (H, H) from its upper block panels, mirrored: 53 % of the multiplications of the full product."""
-    hidden = weight.shape[1]
-    gram = weight.new_empty(hidden, hidden)
-    edges = [hidden * panel // GRAM_PANELS for panel in range(GRAM_PANELS + 1)]
+    """WᵀW (n, n) of (m, n) from its upper block panels, mirrored: 53 % of the multiplications of the full product."""
+    columns = weight.shape[1]
+    gram = weight.new_empty(columns, columns)
+    panels = min(GRAM_PANELS, max(1, columns // PANEL_WIDTH))
+    edges = [columns * panel // panels for panel in range(panels + 1)]
     for left, right in itertools.pairwise(edges):
         panel = weight[:, left:right].T @ weight[:, left:]
         gram[left:right, left:] = panel
@@ -106,15 +117,16 @@ def gram_matrix(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:
-    """The `count` largest eigenpairs of a symmetric (H, H) matrix, or None when half the space was not enough."""
-    hidden = gram.shape[0]
-    steps = hidden // (2 * BLOCK)
-    basis = gram.new_empty(steps * BLOCK, hidden)  # orthonormal rows
-    projected = gram.new_zeros(steps * BLOCK, steps * BLOCK)  # basis · G · basisᵀ
+    """The `count` largest eigenpairs of a symmetric (n, n) matrix, or None when half the space was not enough."""
+    side, width = gram.shape[0], max(SMALLEST_BLOCK, count // PAIRS_PER_VECTOR)
+    steps = side // (2 * width)
+    basis = gram.new_empty(steps * width, side)  # orthonormal rows
+    projected = gram.new_zeros(steps * width, steps * width)  # basis · G · basisᵀ
     seed = torch.Generator().manual_seed(0)
-    block = torch.linalg.qr(torch.randn(hidden, BLOCK, generator=seed).to(gram)).Q  # (H, b), orthonormal columns
+    block = torch.linalg.qr(torch.randn(side, width, generator=seed).to(gram)).Q  # (n, b), orthonormal columns
+    next_check = float(FIRST_CHECK * count)
     for step in range(steps):
-        old, new = step * BLOCK, (step + 1) * BLOCK
+        old, new = step * width, (step + 1) * width
         basis[old:new] = block.T
         known = basis[:new]
         image = gram @ block
@@ -126,24 +138,31 @@ def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:
         projected[:new, old:new] = coefficients
         projected[old:new, :new] = coefficients.T
         block, coupling = torch.linalg.qr(image)
-        if new >= FIRST_CHECK * count and (step + 1) % CHECK_EVERY == 0:
-            values, vectors = torch.linalg.eigh(projected[:new, :new])
-            values, ritz = values.flip(0)[:count], vectors.flip(1)[:, :count]
+        if new >= next_check or step + 1 == steps:
+            next_check = CHECK_GROWTH * new
+            values, ritz = _largest_pairs(projected[:new, :new], count)
             residuals = (coupling @ ritz[old:new]).norm(dim=0) / values.clamp_min(1e-30)
             if residuals.max() <= RITZ_TARGET:
-                return _Eigenpairs(values, ritz.T @ known)
+                values, ritz = _largest_pairs(projected[:new, :new].double(), count)  # float32 mixes close pairs
+                return _Eigenpairs(values.to(gram), ritz.T.to(gram) @ known)
     return None
 
 
+def _largest_pairs(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (count,), eigenvectors as columns) of a small symmetric matrix, largest first."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.flip(0)[:count], vectors.flip(1)[:, :count]
+
+
 def _lapack(gram: torch.Tensor) -> _Eigenpairs:
-    """All eigenpairs of a symmetric (H, H) matrix, largest first."""
-    values, vectors = torch.linalg.eigh(gram)
-    return _Eigenpairs(values.flip(0), vectors.flip(1).T)
+    """All eigenpairs of a symmetric (n, n) matrix, largest first."""
+    values, vectors = _largest_pairs(gram, len(gram))
+    return _Eigenpairs(values, vectors.T)
 
 
 def _certified(weight: torch.Tensor, pairs: _Eigenpairs, features: int, method: str) -> Directions:
     """Measure the leading pairs against the weight itself, fix their signs, and zero what is past the rank."""
-    directions = pairs.vectors[:features].contiguous()
+    directions = _on_residual_side(weight, pairs.vectors[:features]).contiguous()
     loadings = weight @ directions.T.contiguous()  # (I, F)
     sigma = loadings.norm(dim=0)
     real = sigma > RANK_TOLERANCE * sigma[0] if sigma[0] > 0 else torch.zeros_like(sigma, dtype=torch.bool)
@@ -163,6 +182,18 @@ def _certified(weight: torch.Tensor, pairs: _Eigenpairs, features: int, method: 
         int(((sigma[:-1] - sigma[1:])[: max(rank - 1, 0)] < CLOSE * sigma[: max(rank - 1, 0)]).sum()),
         method,
     )
+
+
+def _on_residual_side(weight: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Unit rows (F, H) from eigenvectors of either side: (F, H) as they are, (F, I) through v = Wᵀu / σ.
+
+    Where σ is only rounding, so would be the direction: those rows are zero.
+    """
+    if vectors.shape[1] == weight.shape[1]:
+        return vectors
+    images = vectors @ weight
+    sigma = images.norm(dim=1, keepdim=True)
+    return torch.where(sigma > RANK_TOLERANCE * sigma[0], images / sigma, 0.0)
 
 
 def _signs(loadings: torch.Tensor) -> torch.Tensor:

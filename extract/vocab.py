@@ -1,7 +1,8 @@
 """The tokens at the two poles of every direction, in one pass over the vocabulary matrix.
 
-The matrix is read once, a block of rows at a time; each block meets every layer's directions and leaves behind only
-the running extremes, so memory is one block whatever the vocabulary and the number of layers.
+The matrix is read a block of rows at a time; each block meets every direction and leaves behind only the running
+extremes. Where experts make the directions many, the layers are taken in runs, with one pass for each: memory is one
+block and one run, whatever the vocabulary and the number of layers, and a run that is finished is never redone.
 """
 
 from __future__ import annotations
@@ -9,44 +10,55 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vindex.format import META_HEADER, META_MAGIC, META_TOP_K, META_VERSION, meta_layer_dtype
+from vindex.format import META_TOP_K, meta_record
+from vindex.index import Index
 
 POLE = META_TOP_K // 2
 GROUP = 64
+RUN = 1 << 14  # directions whose product with the vocabulary takes far longer than reading it
+STEP = 1 << 10  # directions at a time
 
 
 class TopTokens:
-    """Running ten highest and ten lowest scores for every feature of every layer."""
+    """Running ten highest and ten lowest scores of so many features."""
 
-    def __init__(self, num_layers: int, num_feats: int) -> None:
-        shape = (num_layers, 2, num_feats, POLE)  # axis 1: highest, lowest (negated, so that both are maxima)
+    def __init__(self, features: int) -> None:
+        shape = (2, features, POLE)  # first axis: highest, lowest (negated, so that both are maxima)
         self._scores = torch.full(shape, -torch.inf)
         self._ids = torch.zeros(shape, dtype=torch.int64)
 
-    def update(self, layer: int, scores: torch.Tensor, first_id: int) -> None:
-        """Take in scores (F, n) of the tokens first_id … first_id + n − 1."""
+    def update(self, first_feature: int, scores: torch.Tensor, first_id: int) -> None:
+        """Take in scores (m, n) of m features and the tokens first_id … first_id + n − 1."""
+        rows = slice(first_feature, first_feature + len(scores))
         for pole, signed in enumerate((scores, -scores)):
             values, positions = _largest(signed)
-            candidates = torch.cat([self._scores[layer, pole], values.cpu()], dim=1)
-            ids = torch.cat([self._ids[layer, pole], positions.cpu() + first_id], dim=1)
+            candidates = torch.cat([self._scores[pole, rows], values.cpu()], dim=1)
+            ids = torch.cat([self._ids[pole, rows], positions.cpu() + first_id], dim=1)
             kept = candidates.topk(POLE, dim=1)
-            self._scores[layer, pole], self._ids[layer, pole] = kept.values, ids.gather(1, kept.indices)
+            self._scores[pole, rows], self._ids[pole, rows] = kept.values, ids.gather(1, kept.indices)
 
-    def to_bytes(self) -> bytes:
-        """The meta file: header, then per layer a count and F records (docs/format.md)."""
-        num_layers, _, num_feats, _ = self._scores.shape
-        header = np.array((META_MAGIC, META_VERSION, num_layers, META_TOP_K), META_HEADER)
-        layers = np.zeros(num_layers, meta_layer_dtype(num_feats, META_TOP_K))
-        layers["num_features"] = num_feats
+    def records(self) -> np.ndarray:
+        """A record of a meta file for every feature, in order (docs/format.md)."""
         scores, ids = self._scores.numpy(), self._ids.numpy()
         order = np.lexsort((ids, -scores))  # equal scores: the lower token id first
         scores, ids = np.take_along_axis(scores, order, -1), np.take_along_axis(ids, order, -1)
-        tokens = layers["features"]["tokens"]
-        tokens["score"] = np.concatenate([scores[:, 0], -scores[:, 1]], axis=-1)
-        tokens["token_id"] = np.concatenate([ids[:, 0], ids[:, 1]], axis=-1)
-        layers["features"]["top_token_id"] = tokens["token_id"][..., 0]
-        layers["features"]["top_score"] = tokens["score"][..., 0]
-        return header.tobytes() + layers.tobytes()
+        records = np.zeros(scores.shape[1], meta_record(META_TOP_K))
+        records["tokens"]["score"] = np.concatenate([scores[0], -scores[1]], axis=-1)
+        records["tokens"]["token_id"] = np.concatenate([ids[0], ids[1]], axis=-1)
+        records["top_token_id"] = records["tokens"]["token_id"][:, 0]
+        records["top_score"] = records["tokens"]["score"][:, 0]
+        return records
+
+
+def runs_of(index: Index) -> list[range]:
+    """Neighbouring layers that meet the vocabulary together: as many as have RUN directions between them."""
+    runs, first, features = [], 0, 0
+    for entry in index.layers:
+        features += entry.num_features
+        if features >= RUN or entry.layer == index.num_layers - 1:
+            runs.append(range(first, entry.layer + 1))
+            first, features = entry.layer + 1, 0
+    return runs
 
 
 def _largest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,8 @@ import torch
 
 from extract.build import build
 from extract.checkpoint import open_checkpoint
-from tests.checkpoints import write_checkpoint
+from extract.engines import in_process
+from tests.checkpoints import write_checkpoint, write_mixture
 from vindex.options import BuildOptions
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,10 +23,20 @@ def silent(name: str, total: int):
     return lambda steps: None
 
 
-def build_quietly(checkpoint: Path, target: Path, *, resume: bool = False, force: bool = False, **options):
+def build_quietly(
+    checkpoint: Path,
+    target: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    stages=silent,
+    engine=in_process,
+    **options,
+):
     """Build with few features and no output."""
     chosen = BuildOptions(**({"features": 8} | options))
-    return build(open_checkpoint(str(checkpoint)), target, chosen, silent, resume=resume, force=force)
+    opened = open_checkpoint(str(checkpoint))
+    return build(opened, target, chosen, stages, resume=resume, force=force, engine=engine)
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +49,20 @@ def built(checkpoint, tmp_path_factory) -> Path:
     """A finished vindex of `checkpoint`; tests that change it copy it first."""
     target = tmp_path_factory.mktemp("built") / "tiny.vindex"
     build_quietly(checkpoint, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory) -> Path:
+    """A checkpoint with everything a mixture can have: a dense layer, and two of three experts and a shared one."""
+    return write_mixture(tmp_path_factory.mktemp("checkpoint") / "mixture")
+
+
+@pytest.fixture(scope="session")
+def built_mixture(mixture, tmp_path_factory) -> Path:
+    """A finished vindex of `mixture`, which has every file of the format; tests that change it copy it first."""
+    target = tmp_path_factory.mktemp("built") / "mixture.vindex"
+    build_quietly(mixture, target, features=4)
     return target
 
 

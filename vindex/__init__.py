@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from vindex.errors import VindexError
 
 if TYPE_CHECKING:
-    from vindex.reader import Feature, FeatureHit, TokenScore, Vindex
+    from vindex.reader import Vindex
     from vindex.reader import open_vindex as open
+    from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
 
-__all__ = ["Feature", "FeatureHit", "TokenScore", "Vindex", "VindexError", "open"]
+__all__ = ["Feature", "FeatureHit", "LayerFrames", "TokenScore", "Vindex", "VindexError", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -118,15 +118,24 @@ def _summary(index: Index, manifest: Manifest, short_id: str) -> str:
     return (
         f"**Source model**: {source}  \n**Vindex short ID**: `{short_id}`  \n"
         f"**Layers**: {index.num_layers} **Hidden size**: {index.hidden_size} "
-        f"**Features per layer**: {index.num_feats}"
+        f"**Features per layer**: {index.num_feats}{_per_expert(index)}"
     )
 
 
+def _per_expert(index: Index) -> str:
+    if not index.num_experts:
+        return ""
+    shared = f" and {index.num_shared_experts} shared" if index.num_shared_experts else ""
+    return f" ({index.num_features_per_expert} of each of {index.num_experts} experts{shared})"
+
+
 def _what_it_is(index: Index) -> str:
+    every, routers = ("expert's", "the routers, ") if index.num_experts else ("MLP", "")
     return (
         f"## What This Is\nA **vindex** (vector index): a compact record of the feature geometry of `{index.model}`. "
-        f"It holds the top-{index.num_feats} singular directions of every MLP gate_proj and down_proj matrix, the "
-        "token embeddings, the norm weights, and each direction's nearest tokens.\n\n"
+        f"It holds the top-{index.num_features_per_expert or index.num_feats} singular directions of every {every} "
+        f"gate_proj and down_proj matrix, {routers}the token embeddings, the norm weights, and each direction's "
+        "nearest tokens.\n\n"
         "## What This Is NOT\nThis is **not** a model that can be run: it has no attention weights and only the "
         "leading FFN directions. It is for probing, comparing and editing what the source model has learned."
     )
@@ -195,7 +204,10 @@ def _how_to_use(index: Index, vocabulary: Vocabulary) -> str:
     code = HOW_TO_USE.replace("TOKEN_ID", str(token_id)).replace("TOKEN_TEXT", f'"{vocabulary.piece(token_id)}"')
     if not index.has_embeddings:
         return f"Built with `--no-embeddings`: score vectors of length {index.hidden_size} with `vindex.open`."
-    return f"{code}\n\nOr `import vindex; vindex.open(vindex_dir).top_features({vocabulary.piece(token_id)!r})`."
+    short = f"`import vindex; vindex.open(vindex_dir).top_features({vocabulary.piece(token_id)!r})`."
+    if len(index.feature_shape) == 1:
+        return f"{short} Some layers are dense and have fewer rows: `index.json` `layers` says where each one lies."
+    return f"{code}\n\nOr {short}"
 
 
 def _licence(manifest: Manifest) -> str:

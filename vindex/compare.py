@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +20,12 @@ class SideDifference(NamedTuple):
 
 
 class LayerDifference(NamedTuple):
+    """Both projections of one layer; of one expert where `expert` says so (see reader.FeatureHit)."""
+
     layer: int
     gate: SideDifference
     down: SideDifference
+    expert: int | None = None
 
 
 def principal_angles(rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
@@ -45,26 +49,47 @@ def _orthonormal_basis(rows: np.ndarray) -> np.ndarray:
 
 
 def compare(a: Vindex, b: Vindex) -> list[LayerDifference]:
-    """Differences layer by layer, over the features both have. Raises QueryError when layers or hidden sizes differ."""
-    for what in ("num_layers", "hidden_size"):
+    """Differences of every layer, and in a mixture of every expert, over the features both have.
+
+    Raises QueryError when layers, experts or hidden sizes differ.
+    """
+    for what in ("num_layers", "hidden_size", "num_experts", "num_shared_experts"):
         ours, theirs = getattr(a.index, what), getattr(b.index, what)
         if ours != theirs:
             raise QueryError(f"cannot compare: {what} is {ours} in {a.path.name} and {theirs} in {b.path.name}")
-    kept = min(a.index.num_feats, b.index.num_feats)
-    sides = (("gate", a.gate, b.gate), ("down", a.down, b.down))
     differences = []
-    for layer in range(a.index.num_layers):
-        found = {
-            side: _side_difference(
-                rows_a[layer, :kept],
-                rows_b[layer, :kept],
-                a.singular_values[row, layer, :kept],
-                b.singular_values[row, layer, :kept],
+    for entry, other in zip(a.index.layers, b.index.layers, strict=True):
+        if entry.groups != other.groups:
+            raise QueryError(
+                f"cannot compare: layer {entry.layer} has {entry.groups} weight(s) for each projection in "
+                f"{a.path.name} and {other.groups} in {b.path.name}"
             )
-            for row, (side, rows_a, rows_b) in enumerate(sides)
-        }
-        differences.append(LayerDifference(layer, **found))
+        kept = min(entry.features, other.features)
+        ours, theirs = a.layer(entry.layer), b.layer(entry.layer)
+        for at in range(entry.groups):
+            gate = (ours.gate, theirs.gate, ours.gate_sigma, theirs.gate_sigma)
+            down = (ours.down, theirs.down, ours.down_sigma, theirs.down_sigma)
+            reads, writes = (_side_difference(*(array[at, :kept] for array in side)) for side in (gate, down))
+            differences.append(LayerDifference(entry.layer, reads, writes, at if entry.num_experts else None))
     return differences
+
+
+def by_layer(differences: list[LayerDifference]) -> list[LayerDifference]:
+    """One for each layer: of its experts the largest angle, the mean cosine and the largest drift."""
+    layers = itertools.groupby(differences, key=lambda difference: difference.layer)
+    return [
+        LayerDifference(layer, _together([one.gate for one in experts]), _together([one.down for one in experts]))
+        for layer, group in layers
+        for experts in [list(group)]
+    ]
+
+
+def _together(sides: list[SideDifference]) -> SideDifference:
+    return SideDifference(
+        max(side.largest_angle for side in sides),
+        sum(side.mean_cosine for side in sides) / len(sides),
+        max(side.spectrum_drift for side in sides),
+    )
 
 
 def _side_difference(

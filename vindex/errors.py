@@ -21,6 +21,10 @@ class TargetError(VindexError):
     """The place to write to is taken, read-only or full."""
 
 
+class EngineError(VindexError):
+    """What runs the blocks of a build cannot be had, or failed: a scheduler, its workers, a missing extra."""
+
+
 class QueryError(VindexError):
     """A question about a vindex or a model that it cannot answer: unknown token, layer out of range."""
 

@@ -1,7 +1,8 @@
 """The format's one table of files: names, dtypes and shapes. Everything else is derived from it. See docs/format.md.
 
 Dimension names used everywhere: L layers, F features per layer, H hidden size, I intermediate size, V rows of the
-embedding matrix, K tokens kept per feature in a meta file.
+embedding matrix, K tokens kept per feature in a meta file; in a mixture of experts E experts and S shared experts per
+layer; R features of all layers together.
 """
 
 from __future__ import annotations
@@ -18,16 +19,25 @@ if TYPE_CHECKING:
 FORMAT_NAME, FORMAT_VERSION = "vindex", 1
 LARQL_VERSION = 2
 META_MAGIC, META_VERSION = 0x444D4554, 1
+HALF = 2  # bytes of a half-precision number
 META_TOP_K = 20  # ten highest scores, then ten lowest
 
 META_HEADER = np.dtype([("magic", "<u4"), ("version", "<u4"), ("layers", "<u4"), ("top_k", "<u4")])
 TOKEN_SCORE = np.dtype([("token_id", "<u4"), ("score", "<f4")])
 
 
-def meta_layer_dtype(num_feats: int, top_k: int) -> np.dtype:
-    """One layer of a meta file: a count, then per feature its top token and K scored tokens."""
-    feature = [("top_token_id", "<u4"), ("top_score", "<f4"), ("tokens", TOKEN_SCORE, (top_k,))]
-    return np.dtype([("num_features", "<u4"), ("features", feature, (num_feats,))])
+META_COUNT = np.dtype("<u4")  # precedes the records of each layer
+
+
+def meta_record(top_k: int) -> np.dtype:
+    """One feature in a meta file: its top token, then K scored tokens."""
+    return np.dtype([("top_token_id", "<u4"), ("top_score", "<f4"), ("tokens", TOKEN_SCORE, (top_k,))])
+
+
+def meta_offset(index: Index, layer: int) -> int:
+    """Where layer's count lies in a meta file, in bytes; its records follow. layer L gives the size of the file."""
+    features = index.first_row(layer) if layer < index.num_layers else index.num_rows
+    return META_HEADER.itemsize + layer * META_COUNT.itemsize + features * meta_record(index.down_top_k).itemsize
 
 
 class FileSpec(NamedTuple):
@@ -49,11 +59,11 @@ def _array(name: str, dtype: str, shape: Callable, content: str, present: Callab
 
 
 def _meta_size(index: Index) -> int:
-    return META_HEADER.itemsize + index.num_layers * meta_layer_dtype(index.num_feats, index.down_top_k).itemsize
+    return meta_offset(index, index.num_layers)
 
 
 def _frames(index: Index) -> tuple[int, ...]:
-    return index.num_layers, index.num_feats, index.hidden_size
+    return *index.feature_shape, index.hidden_size
 
 
 GATE = _array(
@@ -63,7 +73,7 @@ DOWN = _array("down_features.bin", "<f2", _frames, "unit directions down_proj wr
 SIGMA = _array(
     "singular_values.bin",
     "<f4",
-    lambda index: (2, index.num_layers, index.num_feats),
+    lambda index: (2, *index.feature_shape),
     "their singular values: row 0 gate, row 1 down [2, L, F]",
 )
 EMBEDDINGS = _array(
@@ -76,6 +86,20 @@ EMBEDDINGS = _array(
 NORMS = _array(
     "norms.bin", "<f2", lambda index: (sum(n.length for n in index.norms),), "norm weight vectors, listed in index.json"
 )
+ROUTER = _array(
+    "router_weights.bin",
+    "<f2",
+    lambda index: (index.router_offset(index.num_layers),),
+    "router of each mixture layer: weights [E, H], then E zeros",
+    present=lambda index: bool(index.num_experts),
+)
+SHARED_GATES = _array(
+    "shared_expert_gates.bin",
+    "<f2",
+    lambda index: (sum(bool(entry.num_shared_experts) for entry in index.layers), index.hidden_size),
+    "vector that gates the shared expert of each layer that has one",
+    present=lambda index: bool(index.num_shared_experts),
+)
 DOWN_META = FileSpec("down_meta.bin", "tokens each down feature pushes up and down", byte_size=_meta_size)
 GATE_META = FileSpec("gate_meta.bin", "tokens along and against each gate direction", byte_size=_meta_size)
 TOKENIZER = FileSpec("tokenizer.json", "the model's tokenizer, byte for byte")
@@ -84,7 +108,8 @@ MANIFEST = FileSpec("manifest.json", "provenance: source, options, certificates,
 CARD = FileSpec("README.md", "model card")
 SUMS = FileSpec("SHA256SUMS", "one line for every other file, written last")
 
-FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, DOWN_META, GATE_META, TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
+TEXTS = (TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
+FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META, *TEXTS)
 
 
 def files_of(index: Index) -> list[FileSpec]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vindex.checksums import require_plain_name
-from vindex.format import FORMAT_NAME, FORMAT_VERSION, GATE, INDEX, LARQL_VERSION, files_of, is_payload
+from vindex.format import FORMAT_NAME, FORMAT_VERSION, HALF, INDEX, LARQL_VERSION, files_of, is_payload
 from vindex.schema import Fields, load_fields, refuse_problems
 
 
 @dataclass(frozen=True)
 class EffectiveRank:
-    """How many leading rows of a layer are real directions; rows past it are zero."""
+    """How many leading rows of a layer are real directions; rows past it are zero. In a mixture: of every expert."""
 
     gate: int
     down: int
@@ -22,18 +23,35 @@ class EffectiveRank:
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """Where layer `layer` lies in gate_vectors.bin and down_features.bin. offset and length are bytes."""
+    """Where layer `layer` lies in gate_vectors.bin and down_features.bin. offset and length are bytes.
+
+    The last three are None in a layer that is dense. A mixture's rows are those of its experts in order, then those of
+    its shared experts, as many for each.
+    """
 
     layer: int
     num_features: int
     offset: int
     length: int
     effective_rank: EffectiveRank
+    num_experts: int | None = None
+    num_features_per_expert: int | None = None
+    num_shared_experts: int | None = None
+
+    @property
+    def groups(self) -> int:
+        """How many weights the rows come from: experts and shared experts, or 1."""
+        return (self.num_experts or 0) + (self.num_shared_experts or 0) or 1
+
+    @property
+    def features(self) -> int:
+        """F: rows of each group."""
+        return self.num_features // self.groups
 
 
 @dataclass(frozen=True)
 class NormEntry:
-    """Where a norm's weight vector lies in norms.bin. offset and length are elements."""
+    """Where a norm's scale lies in norms.bin. offset and length are elements."""
 
     name: str
     offset: int
@@ -75,6 +93,28 @@ class Index:
     checksums: dict[str, str]
     source: dict[str, Any]
     model_config: dict[str, Any]
+    num_experts: int | None = None
+    num_features_per_expert: int | None = None
+    num_shared_experts: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """R: the features of all layers."""
+        return sum(entry.num_features for entry in self.layers)
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """(L, F), or (R,) where a mixture has layers with different numbers of features."""
+        uniform = all(entry.num_features == self.num_feats for entry in self.layers)
+        return (self.num_layers, self.num_feats) if uniform else (self.num_rows,)
+
+    def first_row(self, layer: int) -> int:
+        """Which of the R features is the first of this layer."""
+        return self.layers[layer].offset // (self.hidden_size * HALF)
+
+    def router_offset(self, layer: int) -> int:
+        """Where this layer's router lies in router_weights.bin, in elements; layer L gives their number."""
+        return sum((entry.num_experts or 0) * (self.hidden_size + 1) for entry in self.layers[:layer])
 
 
 def load_index(directory: Path) -> Index:
@@ -119,6 +159,9 @@ def parse_index(fields: Fields) -> Index:
         checksums=fields.mapping("checksums"),
         source=fields.mapping("source"),
         model_config=fields.mapping("model_config"),
+        num_experts=fields.optional_integer("num_experts", low=1),
+        num_features_per_expert=fields.optional_integer("num_features_per_expert", low=1),
+        num_shared_experts=fields.optional_integer("num_shared_experts", low=1),
     )
     if not fields.problems:
         _check_layout(index, fields.problems)
@@ -133,6 +176,9 @@ def _parse_layer(entry: Fields) -> LayerEntry:
         offset=entry.integer("offset"),
         length=entry.integer("length"),
         effective_rank=EffectiveRank(ranks.integer("gate"), ranks.integer("down")),
+        num_experts=entry.optional_integer("num_experts", low=1),
+        num_features_per_expert=entry.optional_integer("num_features_per_expert", low=1),
+        num_shared_experts=entry.optional_integer("num_shared_experts", low=1),
     )
 
 
@@ -143,14 +189,7 @@ def _check_layout(index: Index, problems: list[str]) -> None:
         if got != expected:
             problems.append(f"{path}: expected {expected}, got {got}")
 
-    expect("layers (their number)", index.num_layers, len(index.layers))
-    for at, entry in enumerate(index.layers):
-        wanted = layer_entry(at, index.num_feats, index.hidden_size, entry.effective_rank)
-        for field in dataclasses.fields(LayerEntry):
-            expect(f"layers[{at}].{field.name}", getattr(wanted, field.name), getattr(entry, field.name))
-        for side, rank in dataclasses.asdict(entry.effective_rank).items():
-            if rank > index.num_feats:
-                problems.append(f"layers[{at}].effective_rank.{side}: expected at most {index.num_feats}, got {rank}")
+    _check_layers(index, expect, problems)
     end = 0
     for at, norm in enumerate(index.norms):
         expect(f"norms[{at}].offset", end, norm.offset)
@@ -160,9 +199,33 @@ def _check_layout(index: Index, problems: list[str]) -> None:
     expect("checksums (its files)", sorted(s.name for s in files_of(index) if is_payload(s)), sorted(index.checksums))
 
 
-def layer_entry(layer: int, num_feats: int, hidden_size: int, rank: EffectiveRank) -> LayerEntry:
-    """The entry of one layer in a file of equal blocks of F·H half-precision numbers."""
-    import numpy as np
+def _check_layers(index: Index, expect: Callable[[str, Any, Any], None], problems: list[str]) -> None:
+    expect("layers (their number)", index.num_layers, len(index.layers))
+    offset = 0
+    for at, entry in enumerate(index.layers):
+        features = _features_expected(index, entry)
+        wanted = layer_entry(at, features, offset, index.hidden_size, entry.effective_rank)
+        for name in ("layer", "num_features", "offset", "length"):
+            expect(f"layers[{at}].{name}", getattr(wanted, name), getattr(entry, name))
+        if entry.num_experts:
+            for name in ("num_experts", "num_features_per_expert", "num_shared_experts"):
+                expect(f"layers[{at}].{name}", getattr(index, name), getattr(entry, name))
+        for side, rank in dataclasses.asdict(entry.effective_rank).items():
+            if rank > entry.features:
+                problems.append(f"layers[{at}].effective_rank.{side}: expected at most {entry.features}, got {rank}")
+        offset = wanted.offset + wanted.length
+    expect("num_feats", max((entry.num_features for entry in index.layers), default=0), index.num_feats)
+    if index.num_experts and not any(entry.num_experts for entry in index.layers):
+        problems.append(f"num_experts: expected a layer with {index.num_experts} experts, got none")
 
-    length = num_feats * hidden_size * np.dtype(GATE.dtype).itemsize
-    return LayerEntry(layer, num_feats, layer * length, length, rank)
+
+def _features_expected(index: Index, entry: LayerEntry) -> int:
+    """Rows of a layer: those of a mixture follow from its experts; its dense layers keep as many as one expert."""
+    if entry.num_experts:
+        return entry.groups * (entry.num_features_per_expert or 0)
+    return index.num_features_per_expert or index.num_feats
+
+
+def layer_entry(layer: int, num_features: int, offset: int, hidden_size: int, rank: EffectiveRank) -> LayerEntry:
+    """The entry of a dense layer of num_features·H half-precision numbers at a byte offset."""
+    return LayerEntry(layer, num_features, offset, num_features * hidden_size * HALF, rank)

@@ -46,7 +46,7 @@ class Certificate:
     max_residual, median_residual: of ‖WᵀWv − σ²v‖/σ² over the kept directions.
     gap_at_cut: (σ_F − σ_F+1)/σ_F, None when F is the whole side or σ_F is zero.
     close_neighbours: adjacent kept singular values closer than 1e-3 (relative): single vectors are arbitrary there.
-    method: "block-lanczos" or "lapack".
+    method: "block-lanczos" or "lapack". expert: which one of a mixture; None in a dense layer.
     """
 
     layer: int
@@ -57,6 +57,7 @@ class Certificate:
     gap_at_cut: float | None
     close_neighbours: int
     method: str
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def parse_certificate(entry: Fields) -> Certificate:
         entry.number_or_none("gap_at_cut"),
         entry.integer("close_neighbours"),
         entry.text("method"),
+        entry.optional_integer("expert"),
     )
 
 

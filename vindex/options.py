@@ -13,7 +13,9 @@ def _option(default: object, description: str) -> object:
 class BuildOptions:
     """Options of `vindex build`. The metadata of each field is its help text."""
 
-    features: int = _option(128, "Singular directions kept for each layer and projection.")  # type: ignore[assignment]
+    features: int | None = _option(  # type: ignore[assignment]
+        None, "Singular directions kept of each weight; by default 128, or 32 of each expert in a mixture."
+    )
     device: str = _option("cpu", "Torch device of the linear algebra: cpu or cuda.")  # type: ignore[assignment]
     threads: int = _option(1, "CPU threads; two builds are byte-identical when they agree.")  # type: ignore[assignment]
     tolerance: float = _option(  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +59,10 @@ class Fields:
     def integer_or_none(self, key: str) -> int | None:
         return self._take(key, lambda v: v is None or type(v) is int, "an integer or null", None)
 
+    def optional_integer(self, key: str, low: int = 0) -> int | None:
+        """An integer that may be absent, or null."""
+        return None if self._values.get(key) is None else self.integer(key, low)
+
     def flag(self, key: str) -> bool:
         return self._take(key, lambda v: isinstance(v, bool), "true or false", False)
 
@@ -95,6 +100,18 @@ def load_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise FormatError(f"{path}: expected a JSON object, got {type(record).__name__}; write it with --json")
     return record
+
+
+def to_json(record: Any) -> bytes:
+    """A dataclass as indented JSON. Fields that may be None by default are left out when they are."""
+    return orjson.dumps(_plain(record), option=orjson.OPT_INDENT_2)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        kept = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {field.name: _plain(item) for field, item in kept if item is not None or field.default is not None}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def refuse_problems(name: str, problems: list[str]) -> None:

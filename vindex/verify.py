@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vindex.checksums import load_sums, sha256_of
-from vindex.format import DOWN, EMBEDDINGS, GATE, NORMS, SIGMA, FileSpec, files_of
+from vindex.format import DOWN, EMBEDDINGS, GATE, NORMS, ROUTER, SHARED_GATES, SIGMA, FileSpec, files_of
 from vindex.reader import Vindex
 
 ORTHONORMALITY = 1e-3  # float16 rounding of unit rows leaves dot products within about 3e-4
@@ -33,10 +33,9 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
     yield from _checksums(v, advance)
     for spec, values in _arrays(v):
         yield _finite(spec, values)
-    for spec, frames, side in ((GATE, v.gate, "gate"), (DOWN, v.down, "down")):
-        ranks = [getattr(entry.effective_rank, side) for entry in v.index.layers]
-        yield _orthonormal(spec, frames, ranks)
-    yield _descending(v.singular_values)
+    for spec, side in ((GATE, "gate"), (DOWN, "down")):
+        yield _orthonormal(v, spec, side)
+    yield _descending(v)
     v.manifest  # noqa: B018 - parses and validates manifest.json
     yield Check("manifest.json", True, f"worst certificate {v.manifest.worst_certificate.max_residual:.1e}")
 
@@ -55,6 +54,11 @@ def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
     if v.index.has_embeddings:
         yield EMBEDDINGS, v.embeddings
     yield NORMS, np.concatenate(list(v.norms.values()))
+    mixtures = [entry for entry in v.index.layers if entry.num_experts]
+    if mixtures:
+        yield ROUTER, np.concatenate([v.router(entry.layer) for entry in mixtures])
+    if v.index.num_shared_experts:
+        yield SHARED_GATES, np.stack([v.shared_expert_gate(entry.layer) for entry in mixtures])
 
 
 def _finite(spec: FileSpec, values: np.ndarray) -> Check:
@@ -69,23 +73,41 @@ def _finite(spec: FileSpec, values: np.ndarray) -> Check:
     return Check(f"{spec.name} finite", True, f"{values.size:,} numbers")
 
 
-def _orthonormal(spec: FileSpec, frames: np.ndarray, ranks: list[int]) -> Check:
-    """Each layer's rows up to its rank have a Gram matrix within ORTHONORMALITY of the identity; the rest are zero."""
-    worst, where = 0.0, 0
-    for layer, rank in enumerate(ranks):
-        rows = frames[layer].astype(np.float32)
-        identity = np.zeros((len(rows), len(rows)), np.float32)
-        np.fill_diagonal(identity[:rank, :rank], 1.0)
-        error = float(np.abs(rows @ rows.T - identity).max())
-        if not error <= worst:
-            worst, where = error, layer
-    detail = f"largest |row·row − identity| {worst:.1e} (layer {where})"
-    return Check(f"{spec.name} orthonormal", worst <= ORTHONORMALITY, detail)
+def _orthonormal(v: Vindex, spec: FileSpec, side: str) -> Check:
+    """Rows up to the rank have a Gram matrix within ORTHONORMALITY of the identity; the rest are zero.
+
+    Each expert by itself. The rank of one is the number of its singular values that are not zero; index.json has the
+    smallest of each layer.
+    """
+    worst, where = 0.0, ""
+    for entry in v.index.layers:
+        frames, stated = v.layer(entry.layer), getattr(entry.effective_rank, side)
+        ranks = (getattr(frames, f"{side}_sigma") != 0).sum(axis=1)
+        if ranks.min() != stated:
+            detail = f"layer {entry.layer}: index.json says rank {stated}, and {ranks.min()} singular values are not 0"
+            return Check(f"{spec.name} orthonormal", False, detail)
+        for expert, (rank, group) in enumerate(zip(ranks, getattr(frames, side), strict=True)):
+            rows = group.astype(np.float32)
+            identity = np.zeros((len(rows), len(rows)), np.float32)
+            np.fill_diagonal(identity[:rank, :rank], 1.0)
+            error = float(np.abs(rows @ rows.T - identity).max())
+            if not error <= worst:
+                worst, where = error, f"layer {entry.layer}" + (f", expert {expert}" if entry.num_experts else "")
+    return Check(
+        f"{spec.name} orthonormal", worst <= ORTHONORMALITY, f"largest |row·row − identity| {worst:.1e} ({where})"
+    )
 
 
-def _descending(singular_values: np.ndarray) -> Check:
-    rises = np.argwhere(np.diff(singular_values, axis=-1) > 0)
-    if len(rises):
-        side, layer, feature = (int(i) for i in rises[0])
-        return Check("singular values", False, f"{('gate', 'down')[side]} layer {layer} rises after feature {feature}")
-    return Check("singular values", bool((singular_values >= 0).all()), "non-negative, largest first")
+def _descending(v: Vindex) -> Check:
+    """Singular values are non-negative and fall, each expert's by themselves."""
+    for entry in v.index.layers:
+        frames = v.layer(entry.layer)
+        for side, sigma in (("gate", frames.gate_sigma), ("down", frames.down_sigma)):
+            rises = np.argwhere(np.diff(sigma, axis=-1) > 0)
+            if len(rises):
+                expert, feature = (int(i) for i in rises[0])
+                place = f"layer {entry.layer}" + (f", expert {expert}," if entry.num_experts else "")
+                return Check("singular values", False, f"{side} {place} rises after feature {feature}")
+            if not (sigma >= 0).all():
+                return Check("singular values", False, f"{side} layer {entry.layer} has a negative one")
+    return Check("singular values", True, "non-negative, largest first")

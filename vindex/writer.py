@@ -5,7 +5,8 @@
    with its record, in a journal whose first line fingerprints the job: source hashes, options, versions. One thread
    does this in the background, in order, so that computing does not wait for the disk.
 3. A stopped build resumes when the fingerprints agree, skips the journalled blocks, and says why when they do not.
-4. Text files follow, SHA256SUMS last; the journal goes, and the rename to the target is the commit.
+4. Other processes may write blocks too, with a claim from the one that holds the directory; it notes them itself.
+5. Text files follow, SHA256SUMS last; the journal goes, and the rename to the target is the commit.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -27,6 +28,54 @@ from vindex.errors import TargetError
 from vindex.format import SUMS, FileSpec
 
 JOURNAL = "journal.jsonl"
+LARGE = 1 << 24  # bytes in one write that go to the disk at once, so that the end of the block need not wait for them
+
+
+class Piece(NamedTuple):
+    """A contiguous buffer and where it goes: the name of a file of the vindex and an offset in bytes."""
+
+    file: str
+    offset: int
+    data: Any
+
+
+class Claim(NamedTuple):
+    """What another process needs to write blocks into an unfinished vindex: where it is, and what it is."""
+
+    partial: str
+    fingerprint: bytes
+
+    def check(self) -> None:
+        """Raise TargetError when the directory is not there or is no longer the build that gave this claim."""
+        try:
+            with (Path(self.partial) / JOURNAL).open("rb") as journal:
+                first_line = journal.readline().rstrip(b"\n")
+        except OSError as error:
+            raise TargetError(
+                f"{self.partial} is not seen by the worker on {os.uname().nodename} ({error.strerror}); write to a "
+                "directory that every worker sees under the same path"
+            ) from error
+        if first_line != self.fingerprint:
+            raise TargetError(f"{self.partial} belongs to another build by now; what this worker made is dropped")
+
+
+def write_claimed(claim: Claim, pieces: Iterable[Piece]) -> None:
+    """Write the pieces of one block and return when they are durable. Raises TargetError as Claim.check does."""
+    claim.check()
+    for piece in pieces:
+        descriptor = os.open(Path(claim.partial) / piece.file, os.O_WRONLY)
+        try:
+            _write_all(descriptor, piece.offset, piece.data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_all(descriptor: int, offset: int, data: Any) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
 
 
 class Writer:
@@ -36,6 +85,7 @@ class Writer:
         self.target, self.partial, self._lock = target, partial, lock
         self._journal = partial / JOURNAL
         self.finished: dict[str, Any] = self._replay(fingerprint)
+        self.claim = Claim(str(partial.resolve()), self._journal.read_bytes().partition(b"\n")[0])
         self._files: dict[str, int] = {}
         self._unsynced: set[str] = set()
         self._flusher = ThreadPoolExecutor(1, "vindex-flush")
@@ -74,11 +124,10 @@ class Writer:
 
     def write(self, file: str, offset: int, data: Any) -> None:
         """Write a contiguous buffer at a byte offset of an allocated file, given by name."""
-        view = memoryview(data).cast("B")
         self._unsynced.add(file)
-        while view:
-            count = os.pwrite(self._files[file], view, offset)
-            view, offset = view[count:], offset + count
+        _write_all(self._files[file], offset, data)
+        if memoryview(data).nbytes >= LARGE:
+            self._pending.append(self._flusher.submit(os.fsync, self._files[file]))
 
     def read(self, file: str, offset: int, length: int) -> bytes:
         """Read back bytes written earlier."""

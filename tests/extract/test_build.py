@@ -15,7 +15,7 @@ import torch
 
 import vindex
 from extract.checkpoint import open_checkpoint
-from extract.rederive import rederive
+from extract.rederive import rederive, sample_blocks
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex.compare import principal_angles
@@ -265,11 +265,16 @@ def test_without_embeddings(checkpoint, tmp_path):
         v.score(" Paris")
 
 
+def rederived(v, checkpoint: Path | str, layers: list[int]) -> list:
+    source = open_checkpoint(str(checkpoint))
+    return list(rederive(v, source, sample_blocks(v, source, layers, experts=2)))
+
+
 def test_rederived_directions_agree_with_their_source_only(built, checkpoint, tmp_path):
     v = vindex.open(built)
-    assert all(found.holds for found in rederive(v, open_checkpoint(str(checkpoint)), [0, 1]))
+    assert all(found.holds for found in rederived(v, checkpoint, [0, 1]))
     other = write_checkpoint(tmp_path / "m", seed=1)
-    assert not any(found.holds for found in rederive(v, open_checkpoint(str(other)), [0]))
+    assert not any(found.holds for found in rederived(v, other, [0]))
     smaller = write_checkpoint(tmp_path / "s", layers=1)
     with pytest.raises(QueryError, match="give the checkpoint it was built from"):
-        list(rederive(v, open_checkpoint(str(smaller)), [0]))
+        rederived(v, smaller, [0])

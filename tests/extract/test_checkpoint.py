@@ -31,7 +31,7 @@ def test_tensors_are_read_whole_and_in_rows(tmp_path, dtype, shards, monkeypatch
 @pytest.mark.parametrize("model_type", ["qwen3", "qwen2", "llama", "mistral"])
 def test_families_and_their_norms(tmp_path, model_type):
     layout = find_layout(open_checkpoint(str(write_checkpoint(tmp_path / "m", model_type=model_type))))
-    names = [name for name, _ in layout.norms]
+    names = [norm.name for norm in layout.norms]
     own = ["layers.0.q_norm", "layers.0.k_norm"] if model_type == "qwen3" else []
     assert names[: 2 + len(own)] == ["layers.0.input_layernorm", "layers.0.post_attention_layernorm", *own]
     assert names[-1] == "norm"
@@ -66,7 +66,7 @@ def test_what_transformers_saves_is_understood(tmp_path, model_class, tied):
     model.save_pretrained(tmp_path)
     layout = find_layout(open_checkpoint(str(tmp_path)))
     assert layout.tied is tied
-    stored = open_checkpoint(str(tmp_path)).tensor(layout.projection(0, "gate"))
+    stored = layout.ffns[0].gate[0].by_neuron(open_checkpoint(str(tmp_path)))
     assert stored.equal(model.model.layers[0].mlp.gate_proj.weight.data)
 
 

@@ -13,10 +13,9 @@ from gguf import GGMLQuantizationType as Kind
 
 import vindex
 from extract.checkpoint import open_checkpoint
-from extract.rederive import rederive
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
-from tests.extract.test_build import contents
+from tests.extract.test_build import contents, rederived
 from tests.gguf_files import write_gguf, write_plain
 from vindex.errors import CheckpointError
 from vindex.manifest import Dequantised
@@ -55,7 +54,7 @@ def test_a_vindex_of_gguf_equals_that_of_its_numbers(tmp_path, model_type, per_f
     assert of_plain.manifest.dequantised == () and v.manifest.source.licence == "apache-2.0"
     parts = [file.name for file in v.manifest.source.files]
     assert parts[0] == "tokenizer.json" and len(parts) == 1 + (-(-len(numbers) // per_file) if per_file else 1)
-    assert all(found.holds for found in rederive(v, open_checkpoint(str(tmp_path / "gguf" / parts[1])), [0, 1]))
+    assert all(found.holds for found in rederived(v, tmp_path / "gguf" / parts[1], [0, 1]))
 
 
 @pytest.mark.parametrize(

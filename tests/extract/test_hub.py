@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer import BadParameter
 
 import vindex
 from extract.build import build
 from extract.checkpoint import open_checkpoint
-from extract.rederive import rederive
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly, silent
-from tests.extract.test_build import contents
+from tests.extract.test_build import contents, rederived
 from tests.hub_server import COMMIT, Bytes, HubServer, serve_directory
+from vindex.commands import build as commands
 from vindex.errors import CheckpointError, TargetError
 from vindex.options import BuildOptions
 
@@ -179,8 +180,8 @@ def test_names_that_are_not_there(hub):
     }.items():
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(name)
-    with pytest.raises(CheckpointError, match="--revision says b; give one of the two"):
-        open_checkpoint("hf://someone/model@a", "b")
+    with pytest.raises(BadParameter, match="hf://someone/model@a names one as well; give one of the two"):
+        commands.build("hf://someone/model@a", Path("x.vindex"), revision="b")
     hub.repositories["someone/gguf"] = {"config.json": Bytes(b"{}", False), "m-Q4_0.gguf": Bytes(b"GGUF", True)}
     with pytest.raises(CheckpointError, match="name one, such as hf://someone/gguf/m-Q4_0.gguf"):
         open_checkpoint("hf://someone/gguf")
@@ -193,10 +194,11 @@ def test_offline_is_said(hub, monkeypatch):
         open_checkpoint("hf://someone/model")
 
 
-def test_a_vindex_is_verified_against_the_hub(hub, built, source, tmp_path):
+def test_a_vindex_is_verified_against_the_hub(hub, source, tmp_path):
     build_quietly(source, tmp_path / "l.vindex")
-    opened = open_checkpoint("hf://someone/model", "main")
-    assert all(found.holds for found in rederive(vindex.open(tmp_path / "l.vindex"), opened, [0, 1]))
+    assert all(
+        found.holds for found in rederived(vindex.open(tmp_path / "l.vindex"), "hf://someone/model@main", [0, 1])
+    )
 
 
 def test_the_command_builds_and_verifies_from_the_hub_and_fills_no_cache(hub, tmp_path):

@@ -28,7 +28,7 @@ def spectrum_matrix(neurons: int, hidden: int, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def large() -> torch.Tensor:
     """Large enough for the Lanczos path."""
-    return spectrum_matrix(1400, svd.SMALL_SIDE + 80)
+    return spectrum_matrix(1400, 1024 + 80)
 
 
 def lapack(weight: torch.Tensor):
@@ -116,7 +116,7 @@ def test_full_side_has_no_gap():
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("hidden", [20, svd.SMALL_SIDE + 20])
+@pytest.mark.parametrize("hidden", [20, 1024 + 20])
 def test_an_entry_that_is_not_finite_is_named(value, hidden):
     weight = torch.randn(30 if hidden == 20 else hidden, hidden)
     weight[3, 7] = value
@@ -125,7 +125,7 @@ def test_an_entry_that_is_not_finite_is_named(value, hidden):
 
 
 def test_squares_that_overflow_are_refused():
-    weight = torch.full((svd.SMALL_SIDE + 40, svd.SMALL_SIDE + 40), 1e30)
+    weight = torch.full((1024 + 40, svd.SMALL_SIDE + 40), 1e30)
     with pytest.raises(NumericError, match="squares overflow float32"):
         top_directions(weight, 4, TOLERANCE, "w")
 

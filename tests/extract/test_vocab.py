@@ -5,19 +5,17 @@ import pytest
 import torch
 
 from extract.vocab import POLE, TopTokens, down_scores, gate_scores
-from vindex.format import META_HEADER, META_TOP_K, meta_layer_dtype
 
 
 @pytest.mark.parametrize("vocabulary, piece", [(15, 15), (300, 70), (5000, 1999), (4096, 4096)])
 def test_running_extremes_equal_a_full_sort(vocabulary, piece):
     random = torch.Generator().manual_seed(vocabulary)
     scores = torch.randn(2, 5, vocabulary, generator=random)  # (L, F, V)
-    top = TopTokens(2, 5)
+    top = TopTokens(10)
     for first in range(0, vocabulary, piece):
         for layer in range(2):
-            top.update(layer, scores[layer, :, first : first + piece], first)
-    layers = np.frombuffer(top.to_bytes()[META_HEADER.itemsize :], meta_layer_dtype(5, META_TOP_K))
-    tokens = layers["features"]["tokens"]
+            top.update(5 * layer, scores[layer, :, first : first + piece], first)
+    tokens = top.records()["tokens"].reshape(2, 5, -1)
     order = np.argsort(-scores.numpy(), axis=-1)
     np.testing.assert_array_equal(tokens["token_id"][..., :POLE], order[..., :POLE])
     np.testing.assert_array_equal(tokens["token_id"][..., POLE:], order[..., ::-1][..., :POLE])
@@ -26,10 +24,9 @@ def test_running_extremes_equal_a_full_sort(vocabulary, piece):
 
 
 def test_equal_scores_give_the_lower_id_first():
-    top = TopTokens(1, 1)
+    top = TopTokens(1)
     top.update(0, torch.tensor([[1.0, 2.0, 2.0, 0.0, 2.0] + [-1.0] * POLE]), 0)
-    layers = np.frombuffer(top.to_bytes()[META_HEADER.itemsize :], meta_layer_dtype(1, META_TOP_K))
-    assert layers["features"]["tokens"]["token_id"][0, 0, :5].tolist() == [1, 2, 4, 0, 3]
+    assert top.records()["tokens"]["token_id"][0, :5].tolist() == [1, 2, 4, 0, 3]
 
 
 def test_scores_are_cosines_and_logits():

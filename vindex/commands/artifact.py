@@ -10,7 +10,9 @@ import typer
 from vindex.commands.console import print_json, print_table, progress, say, stage
 
 if TYPE_CHECKING:
-    from vindex.reader import FeatureHit, TokenScore, Vindex
+    from vindex.index import Index
+    from vindex.reader import Vindex
+    from vindex.records import FeatureHit, TokenScore
 
 VindexPath = Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -31,6 +33,7 @@ def info(path: VindexPath, json: Json = False) -> None:
         "licence": m.source.licence,
         "layers": i.num_layers,
         "features_per_layer": i.num_feats,
+        **_experts_of(i),
         "hidden_size": i.hidden_size,
         "intermediate_size": i.intermediate_size,
         "vocab_size": i.vocab_size,
@@ -52,6 +55,7 @@ def verify(
         str | None, typer.Option(help="Checkpoint it was built from: re-derive a sample from it.")
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Layers in that sample, evenly spread.")] = 3,
+    experts: Annotated[int, typer.Option(min=1, help="Experts of each of them, where there are experts.")] = 4,
     json: Json = False,
 ) -> None:
     """Check sizes, checksums, numbers and directions.
@@ -66,7 +70,7 @@ def verify(
         advance = stage(display, "checksums", sum((path / name).stat().st_size for name in v.digests))
         checks = list(checks_of(v, advance))
         if source is not None:
-            checks += _check_source(v, source, layers, display)
+            checks += _check_source(v, source, layers, experts, display)
     failed = [check for check in checks if not check.holds]
     if json:
         print_json({"id": v.id, "holds": not failed, "checks": [check._asdict() for check in checks]})
@@ -80,18 +84,18 @@ def verify(
         raise FormatError(f"{path} failed {len(failed)} check(s); first: {first.what}: {first.detail}; build it again")
 
 
-def _check_source(v: Vindex, source: str, count: int, display) -> list:
+def _check_source(v: Vindex, source: str, layers: int, experts: int, display) -> list:
     from extract.checkpoint import open_checkpoint
-    from extract.rederive import rederive
+    from extract.rederive import evenly, rederive, sample_blocks
     from vindex.verify import Check
 
-    last = v.index.num_layers - 1
-    sample = sorted({round(at * last / max(count - 1, 1)) for at in range(count)})
-    advance = stage(display, "re-derive", 2 * len(sample))
+    checkpoint = open_checkpoint(source)
+    blocks = sample_blocks(v, checkpoint, evenly(v.index.num_layers, layers), experts)
+    advance = stage(display, "re-derive", len(blocks))
     checks = []
-    for found in rederive(v, open_checkpoint(source), sample):
+    for found in rederive(v, checkpoint, blocks):
         detail = f"angle {found.largest_angle:.0e} (limit {found.angle_limit:.0e}), σ error {found.sigma_error:.0e}"
-        what = found.tensor.removeprefix("model.").removesuffix(".weight")
+        what = found.tensor[found.tensor.index("layers.") :].removesuffix(".weight")
         checks.append(Check(what, found.holds, detail))
         advance(1)
     return checks
@@ -127,15 +131,19 @@ def feature(
     path: VindexPath,
     layer: Annotated[int, typer.Argument(help="Layer, from 0.")],
     number: Annotated[int, typer.Argument(metavar="FEATURE", help="Feature, from 0: rank in the spectrum.")],
+    expert: Annotated[
+        int | None, typer.Option(help="Expert, from 0, where the layer has them; the shared one comes last.")
+    ] = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
     json: Json = False,
 ) -> None:
     """What one feature reads and writes, and its neighbours."""
-    from vindex.reader import open_vindex, to_json
+    from vindex.reader import open_vindex
+    from vindex.records import to_json
 
     v = open_vindex(path)
-    found = v.feature(layer, number)
-    nearest = v.nearest_features(layer, number, k)
+    found = v.feature(layer, number, expert=expert)
+    nearest = v.nearest_features(layer, number, k, expert=expert)
     if json:
         print_json(to_json(found) | {"nearest": to_json(nearest)})
         return
@@ -145,7 +153,8 @@ def feature(
         ("writes +", found.writes),
         ("writes −", found.writes_against),
     )
-    title = f"layer {layer}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
+    place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
+    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
     caption = "reads: cosine of embedding and gate direction; writes: logit lens of the down direction; ␣ is a space"
     print_table(title, ["pole", "tokens (score)"], [(name, _scored(tokens)) for name, tokens in poles], caption)
     say("nearest gate directions")
@@ -161,16 +170,23 @@ def compare(
 
     Principal angles between their subspaces, and the drift of their spectra.
     """
+    from vindex.compare import by_layer
     from vindex.compare import compare as differences_between
-    from vindex.reader import open_vindex, to_json
+    from vindex.reader import open_vindex
+    from vindex.records import to_json
 
     differences = differences_between(open_vindex(a), open_vindex(b))
     if json:
         print_json(to_json(differences))
         return
     columns = [">layer", *(f">{side} {what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
-    rows = [(d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side))) for d in differences]
+    rows = [
+        (d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side)))
+        for d in by_layer(differences)
+    ]
     caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖"
+    if len(differences) > len(rows):
+        caption += "; of all experts the largest, mean and largest, each by itself in --json"
     print_table(f"{a} beside {b}", columns, rows, caption)
 
 
@@ -192,18 +208,40 @@ def card(
 
 def _print_hits(v: Vindex, hits: list[FeatureHit]) -> None:
     rows = []
+    mixture = bool(v.index.num_experts)
     for hit in hits:
-        found = v.feature(hit.layer, hit.feature)
+        found = v.feature(hit.layer, hit.feature, expert=hit.expert)
         reads = found.reads if hit.cosine >= 0 else found.reads_against
         cells = (f"{hit.cosine:+.3f}", f"{hit.gate_sigma:.2f}", _pieces(reads), _pieces(found.writes))
-        rows.append((hit.layer, hit.feature, *cells))
-    print_table("", [">layer", ">feature", ">cosine", ">σ", "what it reads", "what it writes"], rows, "␣ is a space")
+        expert = (_expert_name(v, hit.layer, hit.expert),) if mixture else ()
+        rows.append((hit.layer, *expert, hit.feature, *cells))
+    columns = [">layer", *([">expert"] if mixture else []), ">feature", ">cosine", ">σ"]
+    print_table("", [*columns, "what it reads", "what it writes"], rows, "␣ is a space")
+
+
+def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
+    if expert is None:
+        return "dense"
+    return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
+
+
+def _experts_of(index: Index) -> dict[str, str | int]:
+    """What `info` says of a mixture; nothing for a dense model."""
+    if not index.num_experts:
+        return {}
+    dense = [str(entry.layer) for entry in index.layers if not entry.num_experts]
+    return {
+        "experts_per_layer": index.num_experts,
+        "shared_experts_per_layer": index.num_shared_experts or 0,
+        "features_per_expert": index.num_features_per_expert or 0,
+        "dense_layers": ", ".join(dense) or "none",
+    }
 
 
 def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -> dict:
-    from vindex.reader import to_json
+    from vindex.records import to_json
 
-    features = [to_json(v.feature(hit.layer, hit.feature)) | {"cosine": hit.cosine} for hit in hits]
+    features = [to_json(v.feature(hit.layer, hit.feature, expert=hit.expert)) | {"cosine": hit.cosine} for hit in hits]
     return {"token": text, "token_id": token_id, "piece": v.vocabulary.piece(token_id), "features": features}
 
 

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vindex.commands.console import print_table, progress, say, stage
+from vindex.errors import EngineError
 from vindex.options import DEFAULTS, HELP, BuildOptions
+
+if TYPE_CHECKING:
+    from extract.engines import Engine
 
 CHECKPOINT = "A checkpoint directory, a GGUF file, a Hub id such as Qwen/Qwen3-0.6B, or hf://ID to stream it."
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "atlas"
 
 
+class EngineName(StrEnum):
+    """What computes the blocks of a build."""
+
+    IN_PROCESS = "in-process"
+    DASK = "dask"
+
+
 def build(
     checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write, e.g. qwen3-0.6b.vindex.")],
-    features: Annotated[int, typer.Option(min=1, help=HELP["features"])] = DEFAULTS.features,
+    features: Annotated[int | None, typer.Option(min=1, help=HELP["features"], show_default=False)] = DEFAULTS.features,
     device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
     threads: Annotated[int | None, typer.Option(min=1, help=HELP["threads"], show_default="all cores")] = None,
     tolerance: Annotated[float, typer.Option(help=HELP["tolerance"])] = DEFAULTS.tolerance,
@@ -28,12 +41,53 @@ def build(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing target, or start a stopped build over.")
     ] = False,
+    engine: Annotated[
+        EngineName, typer.Option(help="Where blocks are computed: in this process, or by dask workers.")
+    ] = EngineName.IN_PROCESS,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a running dask scheduler, e.g. tcp://host:8786.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Local dask workers.", show_default="cores / threads")
+    ] = None,
 ) -> None:
     """Build a vindex from a checkpoint, one tensor at a time."""
     import torch
 
-    options = BuildOptions(features, device, threads or torch.get_num_threads(), tolerance, embeddings)
-    run_build(checkpoint, output, options, revision=revision, tokenizer=tokenizer, resume=resume, force=force)
+    if revision and checkpoint.startswith("hf://") and "@" in checkpoint:
+        raise typer.BadParameter(f"{checkpoint} names one as well; give one of the two", param_hint="--revision")
+    in_process = engine is EngineName.IN_PROCESS
+    if in_process and (scheduler or workers):
+        raise typer.BadParameter("needs --engine dask", param_hint="--scheduler" if scheduler else "--workers")
+    if scheduler and workers:
+        raise typer.BadParameter("a running cluster has its own; leave one of the two out", param_hint="--workers")
+    cores = torch.get_num_threads()
+    threads = threads or (cores if in_process else 1)
+    options = BuildOptions(features, device, threads, tolerance, embeddings)
+    running = (
+        nullcontext()
+        if in_process
+        else _dask_engine(checkpoint, revision, scheduler, workers or max(1, cores // threads))
+    )
+    with running as blocks_engine:
+        run_build(
+            checkpoint,
+            output,
+            options,
+            revision=revision,
+            tokenizer=tokenizer,
+            resume=resume,
+            force=force,
+            engine=blocks_engine,
+        )
+
+
+def _dask_engine(checkpoint: str, revision: str | None, scheduler: str | None, workers: int):
+    try:
+        from extract.cluster import dask_engine
+    except ModuleNotFoundError as error:
+        raise EngineError(f"--engine dask: {error.name} is not installed; pip install 'vindex[dask]'") from error
+    return dask_engine(checkpoint, revision, scheduler=scheduler, workers=workers)
 
 
 def run_build(
@@ -45,17 +99,29 @@ def run_build(
     tokenizer: Path | None = None,
     resume: bool,
     force: bool,
+    engine: Engine | None = None,
 ) -> None:
     """Build with a progress bar for each stage, then say what was made; Ctrl-C keeps what is finished."""
     from extract.build import build as build_vindex
-    from extract.build import peak_memory
     from extract.checkpoint import open_checkpoint
+    from extract.engines import in_process
+    from extract.layouts import find_layout
+    from extract.provenance import peak_memory
 
     opened = open_checkpoint(name, revision, tokenizer)
+    ignored = find_layout(opened).ignored
+    if ignored:
+        say(f"text tower only; ignored: {', '.join(f'{part} ({count} tensors)' for part, count in ignored.items())}")
     try:
         with progress() as display:
             manifest = build_vindex(
-                opened, target, options, lambda what, total: stage(display, what, total), resume=resume, force=force
+                opened,
+                target,
+                options,
+                lambda what, total: stage(display, what, total),
+                resume=resume,
+                force=force,
+                engine=engine or in_process,
             )
     except KeyboardInterrupt:
         kept = f"what is finished is kept in {target}.partial: repeat with --resume to go on"

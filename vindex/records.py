@@ -1,0 +1,66 @@
+"""What questions to a vindex give back, and how it becomes JSON."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class TokenScore(NamedTuple):
+    """A token and its score: a cosine in gate_meta, a logit-lens value in down_meta."""
+
+    token_id: int
+    piece: str
+    score: float
+
+
+class LayerFrames(NamedTuple):
+    """The directions of one layer by group: an expert each, the shared expert last; a dense layer is one group.
+
+    gate, down: (groups, F, H) float16. gate_sigma, down_sigma: (groups, F) float32.
+    """
+
+    gate: np.ndarray
+    down: np.ndarray
+    gate_sigma: np.ndarray
+    down_sigma: np.ndarray
+
+
+class Feature(NamedTuple):
+    """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).
+
+    The gate and the down direction share their rank in the spectrum, not a neuron. expert: see FeatureHit.
+    """
+
+    layer: int
+    feature: int
+    gate_sigma: float
+    down_sigma: float
+    reads: list[TokenScore]
+    reads_against: list[TokenScore]
+    writes: list[TokenScore]
+    writes_against: list[TokenScore]
+    expert: int | None = None
+
+
+class FeatureHit(NamedTuple):
+    """A feature found by a query: cosine with the query, and its gate singular value.
+
+    expert: None in a dense layer; in a mixture of E experts 0 … E − 1, and E for the shared expert.
+    """
+
+    layer: int
+    feature: int
+    cosine: float
+    gate_sigma: float
+    expert: int | None = None
+
+
+def to_json(record: Any) -> Any:
+    """NamedTuples, nested, as plain dicts and lists, ready for orjson."""
+    if hasattr(record, "_asdict"):
+        return {key: to_json(value) for key, value in record._asdict().items()}
+    if isinstance(record, list | tuple):
+        return [to_json(value) for value in record]
+    return record
