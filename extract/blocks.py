@@ -6,8 +6,9 @@ block anywhere, at any time and more than once, and gets the same bytes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -19,6 +20,26 @@ from vindex import format as form
 from vindex.manifest import CastReport, Certificate
 from vindex.options import BuildOptions
 from vindex.writer import Piece
+
+
+class BlockFiles(Protocol):
+    """The files of the vindex as a block sees them: places to write to, and what earlier blocks wrote."""
+
+    def write(self, file: str, offset: int, data: Any) -> None: ...
+
+    def read(self, file: str, offset: int, length: int) -> bytes: ...
+
+
+class Method(NamedTuple):
+    """How blocks of one kind are computed, in two halves, so that the first can be done ahead.
+
+    read(checkpoint, block, options): what the block needs. compute(block, what was read, options, files, advance):
+    writes, and returns the block's record. steps(block): how often `advance` counts up during it.
+    """
+
+    read: Callable[[Checkpoint, Any, BuildOptions], Any]
+    compute: Callable[[Any, Any, BuildOptions, BlockFiles, Callable[[int], object]], dict[str, Any]]
+    steps: Callable[[Any], int]
 
 
 class BlockResult(NamedTuple):
@@ -33,11 +54,6 @@ class BlockResult(NamedTuple):
     def record(self) -> dict[str, Any]:
         """All but the bytes, as the journal keeps it."""
         return {"certificate": asdict(self.certificate), "rank": self.rank, "casts": [asdict(self.cast)]}
-
-
-def extract_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> BlockResult:
-    """The directions of one block. Raises CheckpointError or NumericError naming the tensor."""
-    return decompose_block(block, read_block(checkpoint, block, options), options)
 
 
 def read_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> torch.Tensor:
@@ -58,6 +74,21 @@ def decompose_block(block: DirectionBlock, by_neuron: torch.Tensor, options: Bui
     )
 
 
+def write_block(
+    block: DirectionBlock,
+    by_neuron: torch.Tensor,
+    options: BuildOptions,
+    files: BlockFiles,
+    advance: Callable[[int], object],
+) -> dict[str, Any]:
+    """Decompose, write, and return the record."""
+    result = decompose_block(block, by_neuron, options)
+    for piece in result.pieces:
+        files.write(piece.file, piece.offset, piece.data)
+    advance(1)
+    return result.record
+
+
 def cast_report(block: str, half: HalfCast) -> CastReport:
     return CastReport(block, half.values.numel(), half.flushed_to_zero, half.max_relative_error)
 
@@ -75,3 +106,10 @@ def _certificate(block: DirectionBlock, directions: Directions) -> Certificate:
         method=directions.method,
         expert=block.expert,
     )
+
+
+def _one(_: DirectionBlock) -> int:
+    return 1
+
+
+DIRECTIONS = Method(read_block, write_block, _one)

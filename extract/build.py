@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import torch
 
-from extract.blocks import cast_report
+from extract.blocks import DIRECTIONS, Method, cast_report
 from extract.cast import to_half
 from extract.checkpoint import Checkpoint
 from extract.engines import Engine, in_process
@@ -24,7 +24,7 @@ from extract.job import Job, Stages
 from extract.layouts import find_layout
 from extract.plan import direction_blocks, plan_index, total_size
 from extract.provenance import hash_source, index_source, library_versions, now, peak_memory
-from extract.vocab_stage import read_vocabulary
+from extract.vocab_stage import VOCABULARY, vocabulary_blocks
 from vindex import format as form
 from vindex.card import render_card
 from vindex.checksums import sha256_of, sha256_of_all
@@ -49,7 +49,7 @@ def build(
 ) -> Manifest:
     """Build `target` from a checkpoint and return its manifest.
 
-    engine: what runs the direction blocks (extract/engines.py); the bytes do not depend on it.
+    engine: what runs the blocks (extract/engines.py); the bytes do not depend on it.
     Raises CheckpointError, NumericError or TargetError; whatever was finished by then can be resumed.
     """
     started, clock = now(), time.monotonic()
@@ -68,10 +68,10 @@ def build(
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
-        _extract_directions(job, engine, stages)
+        _run(job, engine, stages, "directions", DIRECTIONS, direction_blocks(layout, index))
         _extract_norms(job)
         _extract_routers(job)
-        read_vocabulary(job, stages)
+        _run(job, engine, stages, "vocabulary", VOCABULARY, vocabulary_blocks(job))
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,
@@ -89,14 +89,12 @@ def build(
     return manifest
 
 
-def _extract_directions(job: Job, engine: Engine, stages: Stages) -> None:
-    """The singular directions of every gate_proj and down_proj, each with its certificate."""
-    blocks = direction_blocks(job.layout, job.index)
-    advance = stages("directions", len(blocks))
+def _run(job: Job, engine: Engine, stages: Stages, what: str, method: Method, blocks: Sequence[Any]) -> None:
+    """Run the blocks that no earlier build finished."""
+    advance = stages(what, sum(method.steps(block) for block in blocks))
     left = [block for block in blocks if block.name not in job.writer.finished]
-    advance(len(blocks) - len(left))
-    for _ in engine(job.checkpoint, left, job.options, job.writer):
-        advance(1)
+    advance(sum(method.steps(block) for block in blocks if block.name in job.writer.finished))
+    engine(job, method, left, advance)
 
 
 def _extract_norms(job: Job) -> None:

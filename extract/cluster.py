@@ -17,8 +17,8 @@ import logging
 import re
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +29,13 @@ import torch
 from distributed import Client, LocalCluster, as_completed
 from distributed.scheduler import KilledWorker
 
-from extract.blocks import extract_block
+from extract.blocks import Method
 from extract.checkpoint import Checkpoint, open_checkpoint
-from extract.plan import DirectionBlock
+from extract.job import Job
 from extract.provenance import library_versions
 from vindex.errors import EngineError
 from vindex.options import BuildOptions
-from vindex.writer import Claim, Writer, write_claimed
+from vindex.writer import Claim, ClaimedFiles
 
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long a running cluster may take to have a worker
@@ -51,14 +51,13 @@ class Errand(NamedTuple):
     claim: Claim
 
 
-def run_block(errand: Errand, block: DirectionBlock) -> dict[str, Any]:
-    """On a worker: extract one block, write it, and return its record."""
-    errand.claim.check()
-    _refuse_other_versions(errand.claim)
-    torch.set_num_threads(errand.options.threads)
-    result = extract_block(_opened(errand.checkpoint, errand.revision), block, errand.options)
-    write_claimed(errand.claim, result.pieces)
-    return result.record
+def run_block(errand: Errand, method: Method, block: Any) -> dict[str, Any]:
+    """On a worker: compute one block, write it, and return its record."""
+    with closing(ClaimedFiles(errand.claim)) as files:
+        _refuse_other_versions(errand.claim)
+        torch.set_num_threads(errand.options.threads)
+        material = method.read(_opened(errand.checkpoint, errand.revision), block, errand.options)
+        return method.compute(block, material, errand.options, files, lambda steps: None)
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,28 +81,28 @@ class DaskEngine:
     def __init__(self, client: Client, name: str, revision: str | None) -> None:
         self._client, self._name, self._revision = client, name, revision
 
-    def __call__(
-        self, checkpoint: Checkpoint, blocks: Sequence[DirectionBlock], options: BuildOptions, writer: Writer
-    ) -> Iterator[None]:
+    def __call__(self, job: Job, method: Method, blocks: Sequence[Any], advance: Callable[[int], object]) -> None:
         local = Path(self._name).expanduser()
         name = str(local.resolve()) if local.exists() else self._name
-        errand = Errand(name, checkpoint.revision or self._revision, options, writer.claim)
-        futures = {self._client.submit(run_block, errand, block, pure=False): block for block in blocks}
+        errand = Errand(name, job.checkpoint.revision or self._revision, job.options, job.writer.claim)
+        job.writer.flush()  # what earlier blocks wrote, workers may read
+        futures = {self._client.submit(run_block, errand, method, block, pure=False): block for block in blocks}
         try:
             for future in as_completed(futures, loop=self._client.loop):
-                writer.finish_block(futures[future].name, _record(future, futures[future]))
-                yield
+                block = futures[future]
+                job.writer.finish_block(block.name, _record(future, block.name))
+                advance(method.steps(block))
         finally:
             self._client.cancel(list(futures), force=True)
 
 
-def _record(future: Any, block: DirectionBlock) -> dict[str, Any]:
+def _record(future: Any, block: str) -> dict[str, Any]:
     """What the worker returned, or raise what went wrong there."""
     try:
         return future.result()
     except KilledWorker as error:
         raise EngineError(
-            f"{block.weight.name}: {error.allowed_failures + 1} workers died of it, most likely for want of memory; give "
+            f"block {block}: {error.allowed_failures + 1} workers died of it, most likely for want of memory; give "
             "each more memory (fewer workers on a machine), then repeat with --resume"
         ) from error
     except asyncio.CancelledError as error:
@@ -167,7 +166,8 @@ def _end(cluster: LocalCluster) -> None:
     """Do not wait for the blocks that are being computed: nothing of them is kept."""
 
     async def close_workers() -> None:
-        await asyncio.gather(*(nanny.close(timeout=0.1) for nanny in cluster.workers.values()))
+        closing = [nanny.close(timeout=1) for nanny in cluster.workers.values()]
+        await asyncio.gather(*closing, return_exceptions=True)  # on a crowded machine the kill is not seen in time
 
     cluster.sync(close_workers)
     cluster.close()

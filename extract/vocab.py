@@ -79,10 +79,14 @@ def _largest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return best.values, positions.gather(1, best.indices)
 
 
-def gate_scores(directions: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-    """Cosine of each direction with each embedding: (F, H), (n, H) → (F, n). A zero row scores zero."""
-    unit = torch.nn.functional.normalize(directions, dim=1)
-    return (unit @ embeddings.T) / embeddings.norm(dim=1).clamp_min(1e-30)
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """(n, H) rows of length one; a zero row stays zero."""
+    return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)
+
+
+def gate_scores(directions: torch.Tensor, unit_embeddings: torch.Tensor) -> torch.Tensor:
+    """Cosine of each direction with each embedding: (F, H), (n, H) unit rows → (F, n). A zero row scores zero."""
+    return unit_rows(directions) @ unit_embeddings.T
 
 
 def down_scores(directions: torch.Tensor, unembedding: torch.Tensor) -> torch.Tensor:

@@ -1,86 +1,133 @@
-"""The stage of a build that reads the vocabulary: casts the embeddings and finds every direction's tokens.
+"""The blocks of a build that read the vocabulary: cast the embeddings and find every direction's tokens.
 
-The layers are taken in runs (extract/vocab.py), each in one pass over a matrix and each a block of the journal, so
-that an hour of projecting a mixture's experts is not lost to a stop.
+Gate directions meet the embeddings, down directions the unembedding. The layers are taken in runs (extract/vocab.py),
+each a block that passes once over the matrix, so that an hour of projecting a mixture's experts is not lost to a stop
+and runs can be computed apart. They read the directions as they are stored, so the blocks of directions come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from extract.blocks import cast_report
+from extract.ahead import ahead
+from extract.blocks import BlockFiles, Method, cast_report
 from extract.cast import require_finite, to_half
-from extract.job import Job, Stages
-from extract.vocab import STEP, TopTokens, down_scores, gate_scores, runs_of
+from extract.checkpoint import Checkpoint
+from extract.job import Job
+from extract.layouts import Norm
+from extract.vocab import STEP, TopTokens, down_scores, gate_scores, runs_of, unit_rows
 from vindex import format as form
+from vindex.index import Index
+from vindex.options import BuildOptions
 
 
-def read_vocabulary(job: Job, stages: Stages) -> None:
-    """Cast the embeddings and project every direction on the vocabulary: one pass over each matrix for each run."""
-    runs = runs_of(job.index)
-    for tensor in dict.fromkeys((job.layout.embeddings, job.layout.unembedding)):
-        label = tensor.removeprefix(job.layout.prefix).removesuffix(".weight")
-        advance = stages(f"vocabulary ({label})", job.layout.vocab_size * len(runs))
-        for run in runs:
-            block = f"{tensor} with layers {run.start} to {run.stop - 1}"
-            if block in job.writer.finished:
-                advance(job.layout.vocab_size)
-            else:
-                casts = _read_for_run(job, tensor, run, advance)
-                job.writer.finish_block(block, {"casts": casts})
+@dataclass(frozen=True)
+class VocabularyBlock:
+    """One side of a run of layers and the matrix it meets, as plain data that travels.
+
+    tokens: rows of the matrix that are tokens; those past them are padding. first: whether this is the block that
+    checks the matrix, casts the embeddings and writes the header of the meta file.
+    """
+
+    name: str
+    side: str
+    tensor: str
+    layers: range
+    tokens: int
+    first: bool
+    final_norm: Norm
+    index: Index
 
 
-def _read_for_run(job: Job, tensor: str, run: range, advance: Callable[[int], object]) -> list[dict[str, Any]]:
-    """One pass over a vocabulary matrix for one run of layers; the first also checks it, and casts the embeddings."""
-    embeds = tensor == job.layout.embeddings
-    sides = [side for side, used in (("gate", embeds), ("down", tensor == job.layout.unembedding)) if used]
-    features = sum(job.index.layers[layer].num_features for layer in run)
-    poles = {side: TopTokens(features) for side in sides}
-    casts = []
-    for first, rows in job.checkpoint.row_blocks(tensor):
-        if run.start == 0 and embeds and job.options.embeddings:
-            half = to_half(rows, tensor, first)
-            job.writer.write(form.EMBEDDINGS.name, first * job.layout.hidden_size * form.HALF, half.values.numpy())
-            casts.append(asdict(cast_report(tensor, half)))
-        elif run.start == 0:
-            require_finite(rows, tensor, first)
-        candidates = rows[: max(0, len(job.vocabulary) - first)].to(job.options.device)
+def vocabulary_blocks(job: Job) -> list[VocabularyBlock]:
+    """The blocks of one build, gate before down."""
+    matrices = (("gate", job.layout.embeddings), ("down", job.layout.unembedding))
+    return [
+        VocabularyBlock(
+            name=f"{side} tokens of layers {run.start} to {run.stop - 1}",
+            side=side,
+            tensor=tensor,
+            layers=run,
+            tokens=len(job.vocabulary),
+            first=run.start == 0,
+            final_norm=job.layout.final_norm,
+            index=job.index,
+        )
+        for side, tensor in matrices
+        for run in runs_of(job.index)
+    ]
+
+
+Material = tuple[torch.Tensor, Iterator[tuple[int, torch.Tensor]]]
+
+
+def read_vocabulary(checkpoint: Checkpoint, block: VocabularyBlock, options: BuildOptions) -> Material:
+    """The final norm's scale (H,) and the rows of the matrix, which are read as they are taken."""
+    return block.final_norm.scale(checkpoint).to(options.device), checkpoint.row_blocks(block.tensor)
+
+
+def project_vocabulary(
+    block: VocabularyBlock,
+    material: Material,
+    options: BuildOptions,
+    files: BlockFiles,
+    advance: Callable[[int], object],
+) -> dict[str, Any]:
+    """Pass once over the matrix and write the run's records. `advance` is told the rows of each step."""
+    final_norm, row_blocks = material
+    top_tokens, casts = TopTokens(sum(block.index.layers[layer].num_features for layer in block.layers)), []
+    for first, rows in ahead(row_blocks):
+        if block.first and block.side == "gate" and options.embeddings:
+            half = to_half(rows, block.tensor, first)
+            files.write(form.EMBEDDINGS.name, first * rows.shape[1] * form.HALF, half.values.numpy())
+            casts.append(asdict(cast_report(block.tensor, half)))
+        elif block.first:
+            require_finite(rows, block.tensor, first)
+        candidates = rows[: max(0, block.tokens - first)].to(options.device)
         if len(candidates):
-            _project(job, candidates, first, run, poles)
+            tokens = unit_rows(candidates) if block.side == "gate" else candidates
+            for feature, directions in _directions(block, files):
+                there = directions.to(options.device, torch.float32)
+                scores = gate_scores(there, tokens) if block.side == "gate" else down_scores(final_norm * there, tokens)
+                top_tokens.update(feature, scores, first)
         advance(len(rows))
-    for side, top_tokens in poles.items():
-        _write_meta(job, form.GATE_META if side == "gate" else form.DOWN_META, run, top_tokens.records())
-    return casts
+    _write_meta(block, files, top_tokens.records())
+    return {"casts": casts}
 
 
-def _project(job: Job, rows: torch.Tensor, first: int, run: range, poles: dict[str, TopTokens]) -> None:
-    """Score one block of vocabulary rows (n, H) against the run's layers, from the directions as they are stored."""
-    final_norm = job.layout.final_norm.scale(job.checkpoint).to(rows.device)
-    width = job.layout.hidden_size * form.HALF
-    start = job.index.layers[run.start].offset
-    for entry in job.index.layers[run.start : run.stop]:
-        for step in range(0, entry.num_features, STEP):
-            offset, length = entry.offset + step * width, min(STEP, entry.num_features - step) * width
-            for side, top_tokens in poles.items():
-                stored = job.writer.read((form.GATE if side == "gate" else form.DOWN).name, offset, length)
-                half = torch.frombuffer(bytearray(stored), dtype=torch.float16).view(-1, job.layout.hidden_size)
-                directions = half.to(rows.device, torch.float32)
-                scores = gate_scores(directions, rows) if side == "gate" else down_scores(final_norm * directions, rows)
-                top_tokens.update((offset - start) // width, scores, first)
+def _directions(block: VocabularyBlock, files: BlockFiles) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number in the run, (n, H) float16) of the run's directions, some at a time, whichever layers they are of."""
+    width = block.index.hidden_size * form.HALF
+    entries = [block.index.layers[layer] for layer in block.layers]
+    start, stop = entries[0].offset, entries[-1].offset + entries[-1].length
+    for offset in range(start, stop, STEP * width):
+        stored = files.read(
+            (form.GATE if block.side == "gate" else form.DOWN).name, offset, min(STEP * width, stop - offset)
+        )
+        half = torch.frombuffer(bytearray(stored), dtype=torch.float16)
+        yield (offset - start) // width, half.view(-1, block.index.hidden_size)
 
 
-def _write_meta(job: Job, spec: form.FileSpec, run: range, records: np.ndarray) -> None:
+def _write_meta(block: VocabularyBlock, files: BlockFiles, records: np.ndarray) -> None:
     """The run's layers in a meta file, each a count and its records; the header before the first."""
-    if run.start == 0:
-        header = (form.META_MAGIC, form.META_VERSION, job.index.num_layers, form.META_TOP_K)
-        job.writer.write(spec.name, 0, np.array(header, form.META_HEADER).tobytes())
-    for layer in run:
-        count = job.index.layers[layer].num_features
+    file = (form.GATE_META if block.side == "gate" else form.DOWN_META).name
+    if block.first:
+        header = (form.META_MAGIC, form.META_VERSION, block.index.num_layers, form.META_TOP_K)
+        files.write(file, 0, np.array(header, form.META_HEADER).tobytes())
+    for layer in block.layers:
+        count = block.index.layers[layer].num_features
         of_layer, records = records[:count], records[count:]
         content = np.array(count, form.META_COUNT).tobytes() + of_layer.tobytes()
-        job.writer.write(spec.name, form.meta_offset(job.index, layer), content)
+        files.write(file, form.meta_offset(block.index, layer), content)
+
+
+def _rows(block: VocabularyBlock) -> int:
+    return block.index.vocab_size
+
+
+VOCABULARY = Method(read_vocabulary, project_vocabulary, _rows)

@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,15 +59,32 @@ class Claim(NamedTuple):
             raise TargetError(f"{self.partial} belongs to another build by now; what this worker made is dropped")
 
 
-def write_claimed(claim: Claim, pieces: Iterable[Piece]) -> None:
-    """Write the pieces of one block and return when they are durable. Raises TargetError as Claim.check does."""
-    claim.check()
-    for piece in pieces:
-        descriptor = os.open(Path(claim.partial) / piece.file, os.O_WRONLY)
-        try:
-            _write_all(descriptor, piece.offset, piece.data)
+class ClaimedFiles:
+    """The files of an unfinished vindex that another process holds. What is written is durable when `close` returns."""
+
+    def __init__(self, claim: Claim) -> None:
+        claim.check()
+        self._claim = claim
+        self._files: dict[str, int] = {}
+
+    def write(self, file: str, offset: int, data: Any) -> None:
+        """Write a contiguous buffer at a byte offset. Raises TargetError as Claim.check does."""
+        self._claim.check()
+        _write_all(self._descriptor(file), offset, data)
+
+    def read(self, file: str, offset: int, length: int) -> bytes:
+        """Read bytes of a finished block."""
+        return os.pread(self._descriptor(file), length, offset)
+
+    def _descriptor(self, file: str) -> int:
+        if file not in self._files:
+            self._files[file] = os.open(Path(self._claim.partial) / file, os.O_RDWR)
+        return self._files[file]
+
+    def close(self) -> None:
+        """Wait until everything is on the disk."""
+        for descriptor in self._files.values():
             os.fsync(descriptor)
-        finally:
             os.close(descriptor)
 
 

@@ -19,6 +19,7 @@ from distributed import Client
 from typer.testing import CliRunner
 
 from extract import cluster
+from extract.blocks import DIRECTIONS
 from extract.checkpoint import open_checkpoint
 from extract.cluster import DaskEngine, Errand, dask_engine, run_block
 from extract.layouts import find_layout
@@ -86,12 +87,12 @@ def test_finished_blocks_are_not_done_again_by_another_engine(client, checkpoint
         build_quietly(checkpoint, target, stages=stop_at_two, engine=on(client, checkpoint))
     left = []
 
-    def recording(checkpoint, blocks, options, writer):
-        left.extend(block.name for block in blocks)
-        yield from on(client, checkpoint.files.directory)(checkpoint, blocks, options, writer)
+    def recording(job, method, blocks, advance):
+        left.append([block.name for block in blocks])
+        on(client, checkpoint)(job, method, blocks, advance)
 
     build_quietly(checkpoint, target, resume=True, engine=recording)
-    assert len(left) == 2  # of four
+    assert [len(blocks) for blocks in left] == [2, 2]  # of four weights, and of the tokens of either side
     assert contents(target) == contents(built)
 
 
@@ -170,12 +171,12 @@ def test_what_is_wrong_with_a_scheduler_is_said(monkeypatch):
             connect(address)
 
 
-def test_a_block_that_takes_its_workers_down_is_named(checkpoint, monkeypatch):
+def test_a_block_that_takes_its_workers_down_is_named(monkeypatch):
     monkeypatch.setattr(cluster, "DEATHS", 1)
     with cluster._local_cluster(1) as lone:
         deadly = lone.submit(os._exit, 1)
-        with pytest.raises(EngineError, match=r"gate_proj.weight: 1 workers died of it, most likely for"):
-            cluster._record(deadly, first_block(checkpoint))
+        with pytest.raises(EngineError, match=r"block gate.0: 1 workers died of it, most likely for want"):
+            cluster._record(deadly, "gate.0")
 
 
 def first_block(checkpoint: Path):
@@ -190,16 +191,16 @@ def test_only_the_build_that_gave_the_claim_is_written_to(checkpoint, tmp_path):
         writer.allocate(GATE, 512)
         writer.allocate(SIGMA, 128)
         errand = Errand(str(checkpoint), None, OPTIONS, writer.claim)
-        assert run_block(errand, block)["rank"] == 8
+        assert run_block(errand, DIRECTIONS, block)["rank"] == 8
         assert any((tmp_path / "v.partial" / "gate_vectors.bin").read_bytes())
     with open_writer(tmp_path / "v", job | {"other": 1}, 10, resume=False, force=True) as writer:
         writer.allocate(GATE, 512)
         with pytest.raises(TargetError, match="belongs to another build by now"):
-            run_block(errand, block)
+            run_block(errand, DIRECTIONS, block)
         assert not any((tmp_path / "v.partial" / "gate_vectors.bin").read_bytes())
     unseen = errand._replace(claim=Claim(str(tmp_path / "elsewhere"), b""))
     with pytest.raises(TargetError, match=r"elsewhere is not seen by the worker on .*No such file.*every worker sees"):
-        run_block(unseen, block)
+        run_block(unseen, DIRECTIONS, block)
 
 
 def test_a_worker_with_other_libraries_is_refused(checkpoint, tmp_path):
@@ -207,7 +208,7 @@ def test_a_worker_with_other_libraries_is_refused(checkpoint, tmp_path):
     with open_writer(tmp_path / "v", job, 10, resume=False, force=False) as writer:
         errand = Errand(str(checkpoint), None, OPTIONS, writer.claim)
         with pytest.raises(EngineError, match=r"a worker has torch \d.* and this process 1.0: .* install the same"):
-            run_block(errand, first_block(checkpoint))
+            run_block(errand, DIRECTIONS, first_block(checkpoint))
 
 
 def test_usage_of_the_options(checkpoint, tmp_path, monkeypatch):

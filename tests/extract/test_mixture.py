@@ -11,6 +11,7 @@ import torch
 import vindex
 from extract import vocab, vocab_stage
 from extract.checkpoint import open_checkpoint
+from extract.engines import in_process
 from extract.layouts import find_layout
 from extract.rederive import evenly, rederive, sample_blocks
 from tests.checkpoints import nest, write_checkpoint, write_mixture
@@ -107,22 +108,24 @@ def test_the_norm_inside_linear_attention_is_not_zero_centred(tmp_path):
 
 
 def test_runs_of_layers_change_nothing_and_are_never_redone(mixture, built_mixture, tmp_path, monkeypatch):
-    target = tmp_path / "out.vindex"
-    with monkeypatch.context() as patch:
-        patch.setattr(vocab, "RUN", 1)
-        read, calls = vocab_stage._read_for_run, []
+    target, computed = tmp_path / "out.vindex", []
 
-        def stops(job, tensor, run, advance):
-            calls.append(run)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return read(job, tensor, run, advance)
+    def watched(job, method, blocks, advance):
+        def compute(block, *rest):
+            if method is vocab_stage.VOCABULARY:
+                computed.append(block.name)
+                if len(computed) == 3:
+                    raise KeyboardInterrupt
+            return method.compute(block, *rest)
 
-        patch.setattr(vocab_stage, "_read_for_run", stops)
-        with pytest.raises(KeyboardInterrupt):
-            build_quietly(mixture, target, features=FEATURES)
-        build_quietly(mixture, target, features=FEATURES, resume=True)
-    assert calls == [range(0, 1), range(1, 2), range(2, 3), range(2, 3)]
+        in_process(job, method._replace(compute=compute), blocks, advance)
+
+    monkeypatch.setattr(vocab, "RUN", 1)
+    with pytest.raises(KeyboardInterrupt):
+        build_quietly(mixture, target, features=FEATURES, engine=watched)
+    build_quietly(mixture, target, features=FEATURES, engine=watched, resume=True)
+    gate, down = ([f"{side} tokens of layers {layer} to {layer}" for layer in range(3)] for side in ("gate", "down"))
+    assert computed == [*gate, gate[2], *down]
     assert contents(target) == contents(built_mixture)
 
 
