@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Kind
 
 import vindex
 from extract.checkpoint import open_checkpoint
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import write_checkpoint, write_mixture
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, rederived
 from tests.gguf_files import write_gguf, write_plain
@@ -57,9 +57,11 @@ def test_a_vindex_of_gguf_equals_that_of_its_numbers(tmp_path, model_type, per_f
     assert all(found.holds for found in rederived(v, tmp_path / "gguf" / parts[1], [0, 1]))
 
 
-@pytest.mark.parametrize(
-    "kind", "F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS TQ1_0 TQ2_0".split()
-)
+KINDS = """F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0
+           IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS""".split()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_quantisation_is_read_as_gguf_dequantises_it(tmp_path, kind, monkeypatch):
     monkeypatch.setattr("extract.stores.gguf.PIECE_BYTES", 4 * 256 * 7)  # seven rows at a time
     source = write_checkpoint(tmp_path / "m", hidden=256, neurons=512, layers=1)
@@ -74,44 +76,36 @@ def test_every_quantisation_is_read_as_gguf_dequantises_it(tmp_path, kind, monke
     assert counted == (() if kind in ("F16", "BF16") else (Dequantised(METHOD, kind, 4),))
 
 
-def test_experts_come_out_of_their_stacks_one_at_a_time(tmp_path):
-    """ffn_gate_exps (E, I, H) under the names that released checkpoints give each expert."""
-    random = torch.Generator().manual_seed(0)
-    stacks = {name: torch.randn(4, 64, 32, generator=random).numpy() for name in ("ffn_gate_exps", "ffn_up_exps")}
-    stacks["ffn_down_exps"] = torch.randn(4, 32, 64, generator=random).numpy()
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3moe")
-    for key, value in {
-        "block_count": 1,
-        "embedding_length": 32,
-        "expert_count": 4,
-        "expert_feed_forward_length": 64,
-    }.items():
-        writer.add_uint32(f"qwen3moe.{key}", value)
-    stored = {}
-    for name, stack in stacks.items():
-        stored[name] = gguf.quantize(stack, Kind.Q8_0)
-        writer.add_tensor(f"blk.0.{name}.weight", stored[name], raw_dtype=Kind.Q8_0)
-    writer.add_tensor("blk.0.ffn_gate_inp.weight", torch.randn(4, 32, generator=random).numpy())
-    writer.add_tensor("token_embd.weight", torch.randn(40, 32, generator=random).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def test_a_mixture_of_gguf_equals_that_of_its_numbers(tmp_path):
+    """ffn_gate_exps (E, I, H) and its like: each expert under its released name, without reading the others."""
+    source = write_mixture(
+        tmp_path / "m",
+        model_type="qwen3_moe",
+        experts=3,
+        expert_neurons=64,
+        shared_neurons=0,
+        dense_layers=(),
+        hidden=256,
+    )
+    sizes = {"expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 64}
+
+    def kind(name: str) -> Kind:
+        if "down_proj" in name:
+            return Kind.Q8_0
+        return Kind.F32 if name.endswith("mlp.gate.weight") else Kind.Q6_K
+
+    numbers = write_gguf(source, tmp_path / "m.gguf", kind, architecture="qwen3moe", metadata=sizes)
     opened = open_checkpoint(str(tmp_path / "m.gguf"))
-    assert opened.config == {
-        "model_type": "qwen3_moe",
-        "num_hidden_layers": 1,
-        "hidden_size": 32,
-        "num_experts": 4,
-        "moe_intermediate_size": 64,
-        "vocab_size": 40,
-        "tie_word_embeddings": True,
-    }
-    assert opened.info("model.layers.0.mlp.gate.weight").shape == (4, 32)
-    for theirs, ours in {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}.items():
-        numbers = torch.from_numpy(gguf.dequantize(stored[theirs], Kind.Q8_0))
-        for expert in range(4):
-            assert opened.tensor(f"model.layers.0.mlp.experts.{expert}.{ours}.weight").equal(numbers[expert])
+    for name, expected in numbers.items():
+        assert opened.tensor(name).equal(expected), name
+    build_quietly(write_plain(source, tmp_path / "plain", numbers), tmp_path / "p.vindex", features=4)
+    (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    build_quietly(tmp_path / "m.gguf", tmp_path / "g.vindex", features=4)
+    assert contents(tmp_path / "g.vindex") == contents(tmp_path / "p.vindex")
+    assert vindex.open(tmp_path / "g.vindex").manifest.dequantised == (
+        Dequantised(METHOD, "Q6_K", 10),  # three experts' gate_proj in each of three layers, and the embeddings
+        Dequantised(METHOD, "Q8_0", 9),
+    )
 
 
 def test_the_tokenizer_beside_the_file_is_copied_else_one_is_made_or_given(tmp_path):
