@@ -82,7 +82,11 @@ class HubServer:
 
 def serve_directory(directory: Path) -> dict[str, Content]:
     """The files of a checkpoint directory as a repository's."""
-    return {p.name: Bytes(p.read_bytes(), p.suffix in (".safetensors", ".gguf")) for p in sorted(directory.iterdir())}
+    return {
+        p.name: Bytes(p.read_bytes(), p.suffix in (".safetensors", ".gguf"))
+        for p in sorted(directory.iterdir())
+        if p.is_file()
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):
