@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vindex.commands import artifact, build, gate3, gates, patch, probe
+from vindex.commands import artifact, build, gate3, gates, patch, plan, probe
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 for handler in (
     build.build,
+    plan.plan,
     artifact.info,
     artifact.verify,
     artifact.score,
