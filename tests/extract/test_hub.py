@@ -118,6 +118,15 @@ def test_server_errors_and_dropped_connections_are_survived(hub, source, trouble
     assert any(sum(r.path == request.path for r in hub.requests) > 1 for request in hub.requests)
 
 
+@pytest.mark.parametrize("action, seconds", [("too many", 42), ("wait", 7), ("500", 0.01)])
+def test_the_pause_is_as_long_as_the_server_asks(hub, monkeypatch, action, seconds):
+    paused = []
+    hub.trouble = once(action, "config.json")
+    monkeypatch.setattr("extract.stores.hub.time.sleep", paused.append)
+    assert open_checkpoint("hf://someone/model").config["model_type"] == "qwen3"
+    assert paused == [seconds]
+
+
 @pytest.mark.parametrize(
     "action, where, message",
     [
