@@ -53,7 +53,8 @@ class HubServer:
     """Serves repositories {"owner/name": {file: Content}}, all at COMMIT. Use as a context manager.
 
     trouble(path, nth): what to do to the nth request of a path instead of answering it: "500", "drop" (half of the
-    body, then the connection breaks), "no range" (the whole file, status 200), "other etag", "gated", or None.
+    body, then the connection breaks), "no range" (the whole file, status 200), "too many" (429 and the
+    seconds left), "wait" (503 and Retry-After), "other etag", "gated", or None.
     """
 
     def __init__(self, repositories: dict[str, dict[str, Content]]) -> None:
@@ -82,7 +83,11 @@ class HubServer:
 
 def serve_directory(directory: Path) -> dict[str, Content]:
     """The files of a checkpoint directory as a repository's."""
-    return {p.name: Bytes(p.read_bytes(), p.suffix in (".safetensors", ".gguf")) for p in sorted(directory.iterdir())}
+    return {
+        p.name: Bytes(p.read_bytes(), p.suffix in (".safetensors", ".gguf"))
+        for p in sorted(directory.iterdir())
+        if p.is_file()
+    }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -98,6 +103,10 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(BrokenPipeError, ConnectionResetError):
             if trouble == "500":
                 self._answer(500, b"busy")
+            elif trouble == "too many":
+                self._answer(429, b"", {"RateLimit": '"resolvers";r=0;t=41'})
+            elif trouble == "wait":
+                self._answer(503, b"", {"Retry-After": "7"})
             elif trouble == "gated":
                 self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
             elif path.startswith("/api/models/"):

@@ -117,6 +117,7 @@ def _summary(index: Index, manifest: Manifest, short_id: str) -> str:
     source = f"[{name}](https://huggingface.co/{name}) at revision `{revision}`" if revision else f"`{name}` (local)"
     return (
         f"**Source model**: {source}  \n**Vindex short ID**: `{short_id}`  \n"
+        f"{_dequantised(manifest)}"
         f"**Layers**: {index.num_layers} **Hidden size**: {index.hidden_size} "
         f"**Features per layer**: {index.num_feats}{_per_expert(index)}"
     )
@@ -127,6 +128,11 @@ def _per_expert(index: Index) -> str:
         return ""
     shared = f" and {index.num_shared_experts} shared" if index.num_shared_experts else ""
     return f" ({index.num_features_per_expert} of each of {index.num_experts} experts{shared})"
+
+
+def _dequantised(manifest: Manifest) -> str:
+    stored = ", ".join(f"{found.tensors} tensors as {found.dtype} ({found.method})" for found in manifest.dequantised)
+    return f"**Stored quantised**: {stored}; the vindex is of the dequantised numbers  \n" if stored else ""
 
 
 def _what_it_is(index: Index) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +23,7 @@ from vindex.manifest import SourceFile
 PIECE = 1 << 24
 CONNECTIONS = 4
 RETRIES, FIRST_PAUSE, LONGEST_PAUSE = 20, 1.0, 8.0  # seconds; about two and a half minutes of patience
-LONGEST_ASKED = 300.0  # what a server may ask for with Retry-After; the Hub counts requests in windows of 5 minutes
+LONGEST_ASKED = 300.0  # what a server may ask for; the Hub counts requests in windows of 5 minutes
 WORTH_REPEATING = (408, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
@@ -123,14 +123,24 @@ def _patiently(call: Callable[[], T]) -> T:
 
     pause = FIRST_PAUSE
     for _ in range(RETRIES):
+        asked = None
         try:
             return call()
         except HTTPError as error:
-            asked = ""
             if isinstance(error, HfHubHTTPError):
                 if error.response.status_code not in WORTH_REPEATING:
                     raise
-                asked = error.response.headers.get("Retry-After", "")
-        time.sleep(min(float(asked), LONGEST_ASKED) if asked.isdigit() else pause)
+                asked = _pause_asked_for(error.response.headers)
+        time.sleep(pause if asked is None else min(asked, LONGEST_ASKED))
         pause = min(2 * pause, LONGEST_PAUSE)
     return call()
+
+
+def _pause_asked_for(headers: Mapping[str, str]) -> float | None:
+    """Seconds the server asks to wait: until its window of counted requests is over, or what Retry-After says."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    limit, plain = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+    if limit and limit.remaining == 0:
+        return limit.reset_in_seconds + 1.0
+    return float(plain) if plain.isdigit() else None

@@ -28,9 +28,8 @@ class LocalFiles:
         except OSError as error:
             raise CheckpointError(f"{self.directory / file} cannot be read ({error.strerror})") from error
         if done < len(content):
-            raise CheckpointError(
-                f"{file} ends at byte {start + done}, {len(content) - done} too early; it was cut short"
-            )
+            short = f"it ends {len(content) - done} bytes too early"
+            raise CheckpointError(f"{file} is cut short: {short}; download it again")
         return content
 
     def fingerprint(

@@ -215,6 +215,76 @@ def test_tensor_of_another_name(checkpoint):
         open_checkpoint(str(checkpoint)).tensor("nothing")
 
 
+def hostile(what: str, whole: bytes) -> bytes:
+    """A safetensors file with one thing wrong with its header."""
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    first = next(iter(header))
+    entry = header[first]
+    if what == "longer header than file":
+        return (1 << 40).to_bytes(8, "little") + whole[8:]
+    if what == "shorter than a length":
+        return whole[:5]
+    if what == "not JSON":
+        return whole[:8] + b"{" * length + data
+    if what == "no object":
+        return (2).to_bytes(8, "little") + b"[]" + data
+    if what == "no shape":
+        del entry["shape"]
+    if what == "negative offset":
+        entry["data_offsets"][0] = -4
+    if what == "other size":
+        entry["shape"][0] += 1
+    if what == "past the end":
+        size = entry["data_offsets"][1] - entry["data_offsets"][0]
+        entry["data_offsets"] = [len(data) - size + 2, len(data) + 2]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    {
+        "longer header than file": "its header is longer than the file",
+        "shorter than a length": "its header is longer than the file",
+        "not JSON": "header: ",
+        "no object": "header: ",
+        "no shape": "header: 'shape'",
+        "negative offset": r"data_offsets \[-4, ",
+        "other size": "bytes for BF16 of shape",
+        "past the end": "its tensors are longer than the file",
+    }.items(),
+)
+def test_hostile_headers_are_refused_in_one_line(tmp_path, what, message):
+    path = write_checkpoint(tmp_path / "m") / "model.safetensors"
+    path.write_bytes(hostile(what, path.read_bytes()))
+    with pytest.raises(CheckpointError, match=rf"model.safetensors is damaged or cut short \(.*{message}") as caught:
+        open_checkpoint(str(tmp_path / "m"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path):
+    path = write_checkpoint(tmp_path / "m") / "model.safetensors"
+    opened = open_checkpoint(str(tmp_path / "m"))
+    last = max(opened.tensors, key=lambda name: opened.tensors[name].start)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(
+        CheckpointError, match="model.safetensors is cut short: it ends 4 bytes too early; download it again"
+    ):
+        opened.tensor(last)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read \(No such file or directory\)"):
+        opened.tensor(last)
+
+
+def test_an_expert_is_one_slice(tmp_path):
+    stack = torch.randn(4, 6, 5).bfloat16()
+    directory = write_checkpoint(tmp_path / "m", edit=lambda tensors: tensors.update(stack=stack))
+    opened = open_checkpoint(str(directory))
+    assert opened.tensor("stack").equal(stack.float())
+    assert all(opened.expert("stack", index).equal(stack[index].float()) for index in range(4))
+
+
 def test_extra_file_does_not_count_as_weights(tmp_path):
     directory = write_checkpoint(tmp_path / "m")
     save_file({"other": torch.zeros(1)}, directory / "consolidated.safetensors")

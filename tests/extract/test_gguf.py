@@ -51,6 +51,9 @@ def test_a_vindex_of_gguf_equals_that_of_its_numbers(tmp_path, model_type, per_f
         Dequantised(METHOD, "Q6_K", 1 if tied else 2),
         Dequantised(METHOD, "Q8_0", 2),
     )
+    stored = f"**Stored quantised**: 2 tensors as Q4_K ({METHOD}), "
+    assert stored in (tmp_path / "g.vindex" / "README.md").read_text()
+    assert "quantised" not in (tmp_path / "p.vindex" / "README.md").read_text()
     assert of_plain.manifest.dequantised == () and v.manifest.source.licence == "apache-2.0"
     parts = [file.name for file in v.manifest.source.files]
     assert parts[0] == "tokenizer.json" and len(parts) == 1 + (-(-len(numbers) // per_file) if per_file else 1)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType as Kind
 from typer import BadParameter
 
 import vindex
@@ -17,6 +18,7 @@ from extract.checkpoint import open_checkpoint
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly, silent
 from tests.extract.test_build import contents, rederived
+from tests.gguf_files import write_gguf
 from tests.hub_server import COMMIT, Bytes, HubServer, serve_directory
 from vindex.commands import build as commands
 from vindex.errors import CheckpointError, TargetError
@@ -116,6 +118,15 @@ def test_server_errors_and_dropped_connections_are_survived(hub, source, trouble
     assert any(sum(r.path == request.path for r in hub.requests) > 1 for request in hub.requests)
 
 
+@pytest.mark.parametrize("action, seconds", [("too many", 42), ("wait", 7), ("500", 0.01)])
+def test_the_pause_is_as_long_as_the_server_asks(hub, monkeypatch, action, seconds):
+    paused = []
+    hub.trouble = once(action, "config.json")
+    monkeypatch.setattr("extract.stores.hub.time.sleep", paused.append)
+    assert open_checkpoint("hf://someone/model").config["model_type"] == "qwen3"
+    assert paused == [seconds]
+
+
 @pytest.mark.parametrize(
     "action, where, message",
     [
@@ -185,6 +196,23 @@ def test_names_that_are_not_there(hub):
     hub.repositories["someone/gguf"] = {"config.json": Bytes(b"{}", False), "m-Q4_0.gguf": Bytes(b"GGUF", True)}
     with pytest.raises(CheckpointError, match="name one, such as hf://someone/gguf/m-Q4_0.gguf"):
         open_checkpoint("hf://someone/gguf")
+
+
+def test_a_gguf_file_is_streamed_as_well(hub, source, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "m", hidden=32, neurons=64)
+    write_gguf(checkpoint, tmp_path / "m-Q8_0.gguf", lambda name: Kind.Q8_0)
+    hub.repositories["someone/gguf"] = serve_directory(tmp_path)
+    remote = open_checkpoint("hf://someone/gguf/m-Q8_0.gguf", tokenizer=checkpoint / "tokenizer.json")
+    build(remote, tmp_path / "r.vindex", BuildOptions(features=8), silent, resume=False, force=False)
+    local = open_checkpoint(str(tmp_path / "m-Q8_0.gguf"), tokenizer=checkpoint / "tokenizer.json")
+    build(local, tmp_path / "l.vindex", BuildOptions(features=8), silent, resume=False, force=False)
+    assert contents(tmp_path / "r.vindex") == contents(tmp_path / "l.vindex")
+    files = {f.name: f.hashed_by for f in vindex.open(tmp_path / "r.vindex").manifest.source.files}
+    assert files == {"m-Q8_0.gguf": "hub", "tokenizer.json": "vindex"}
+    with pytest.raises(
+        CheckpointError, match="tokenizer.json is missing; .* or give the model's own with --tokenizer PATH"
+    ):
+        open_checkpoint("hf://someone/gguf/m-Q8_0.gguf").tokenizer()
 
 
 def test_offline_is_said(hub, monkeypatch):
