@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.synthetic import QWEN3_8B, write_checkpoint
-from extract.checkpoint import Checkpoint, open_checkpoint
+from extract.checkpoint import open_checkpoint
 from extract.svd import gram_matrix
 
 FEATURES = 128
@@ -50,16 +50,16 @@ def read_all(directory: Path) -> None:
                 pass
 
 
-def bare_kernels(checkpoint: Checkpoint, layers: int) -> Kernels:
+def bare_kernels(source: Path, layers: int) -> Kernels:
     """Time each kind of kernel on one layer's weights and one block of vocabulary, times how many there are."""
-    gate = checkpoint.tensor("model.layers.0.mlp.gate_proj.weight")
+    gate = open_checkpoint(str(source)).tensor("model.layers.0.mlp.gate_proj.weight")
     gram = min(seconds(lambda: gate.T @ gate) for _ in range(3))
     half_gram = min(seconds(lambda: gram_matrix(gate)) for _ in range(3))
     directions = torch.randn(FEATURES, QWEN3_8B.hidden)
     rows = torch.randn(4096, QWEN3_8B.hidden)
     product = min(seconds(lambda: directions @ rows.T) for _ in range(5))
     project = product * QWEN3_8B.vocabulary / len(rows) * layers * 2
-    read = seconds(lambda: read_all(checkpoint.directory))
+    read = seconds(lambda: read_all(source))
     return Kernels(read, gram * 2 * layers, half_gram * 2 * layers, project)
 
 
@@ -68,7 +68,7 @@ def run(layers: int, threads: int, where: Path) -> dict:
     if not source.exists():
         write_checkpoint(source, QWEN3_8B, layers)
     torch.set_num_threads(threads)
-    before = bare_kernels(open_checkpoint(str(source)), layers)
+    before = bare_kernels(source, layers)
     command = [
         sys.executable,
         "-m",
@@ -82,7 +82,7 @@ def run(layers: int, threads: int, where: Path) -> dict:
         "--force",
     ]
     wall = seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
-    after = bare_kernels(open_checkpoint(str(source)), layers)
+    after = bare_kernels(source, layers)
     kernels = Kernels(*(min(pair) for pair in zip(before, after, strict=True)))
     manifest = json.loads((target / "manifest.json").read_text())
     worst = max(certificate["max_residual"] for certificate in manifest["certificates"])

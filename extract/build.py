@@ -28,12 +28,12 @@ from extract.vocab_stage import VOCABULARY, vocabulary_blocks
 from vindex import format as form
 from vindex.card import render_card
 from vindex.checksums import sha256_of, sha256_of_all
-from vindex.errors import CheckpointError, QueryError
+from vindex.errors import QueryError
 from vindex.index import EffectiveRank, LayerEntry
-from vindex.manifest import CastReport, Certificate, Manifest
+from vindex.manifest import CastReport, Certificate, Dequantised, Manifest
 from vindex.options import BuildOptions
 from vindex.schema import to_json
-from vindex.tokens import Vocabulary, load_vocabulary
+from vindex.tokens import parse_vocabulary
 from vindex.writer import open_writer, refuse_taken
 
 
@@ -56,14 +56,15 @@ def build(
     layout = find_layout(checkpoint)
     index = plan_index(checkpoint, layout, options)
     options = replace(options, features=index.num_features_per_expert or index.num_feats)
-    vocabulary = _vocabulary(checkpoint)
+    tokenizer = checkpoint.tokenizer()
+    vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
     source = hash_source(checkpoint, options.threads, stages)
     fingerprint = {"source": asdict(source), "options": asdict(options), "versions": library_versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
-    with open_writer(target, fingerprint, total_size(checkpoint, index), resume=resume, force=force) as writer:
-        job = Job(checkpoint, layout, options, index, writer, vocabulary)
+    with open_writer(target, fingerprint, total_size(index, len(tokenizer)), resume=resume, force=force) as writer:
+        job = Job(checkpoint, layout, options, index, writer, tokenizer, vocabulary)
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
@@ -74,6 +75,7 @@ def build(
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,
+            dequantised=_dequantised(job),
             options=options,
             certificates=tuple(Certificate(**record["certificate"]) for record in _direction_records(job)),
             casts=_casts(_records(job)),
@@ -125,7 +127,7 @@ def _extract_routers(job: Job) -> None:
 def _commit(job: Job, manifest: Manifest, stages: Stages, force: bool) -> None:
     """Checksums, index, manifest and card; then the directory appears under its name."""
     writer = job.writer
-    writer.write_text(form.TOKENIZER, (job.checkpoint.directory / form.TOKENIZER.name).read_bytes())
+    writer.write_text(form.TOKENIZER, job.tokenizer)
     payload = [spec.name for spec in form.files_of(job.index) if form.is_payload(spec)]
     advance = stages("checksums", sum((writer.partial / name).stat().st_size for name in payload))
     digests = sha256_of_all([writer.partial / name for name in payload], job.options.threads, advance)
@@ -169,11 +171,13 @@ def _direction_records(job: Job) -> list[dict[str, Any]]:
     return [job.writer.finished[block.name] for block in direction_blocks(job.layout, job.index)]
 
 
-def _vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    path = checkpoint.directory / form.TOKENIZER.name
-    if not path.is_file():
-        raise CheckpointError(f"{checkpoint.model}: {path.name} is missing; download the checkpoint with its tokenizer")
-    return load_vocabulary(path)
+def _dequantised(job: Job) -> tuple[Dequantised, ...]:
+    """Of the tensors this vindex is made from, those that were not stored as plain floats."""
+    layout = job.layout
+    weights = [weight.tensor for ffn in layout.ffns for weight in (*ffn.gate, *ffn.down)]
+    routers = [name for ffn in layout.ffns for name in (ffn.router, ffn.shared_gate) if name]
+    others = [layout.embeddings, layout.unembedding, *(norm.tensor for norm in layout.norms)]
+    return job.checkpoint.dequantised(dict.fromkeys(weights + routers + others))
 
 
 def _prepare_device(options: BuildOptions) -> None:

@@ -25,4 +25,5 @@ class Job:
     options: BuildOptions
     index: Index
     writer: Writer
+    tokenizer: bytes
     vocabulary: Vocabulary

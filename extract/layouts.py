@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -130,10 +129,8 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
 
 def _text_tower(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     """(family, config) of the innermost text tower that config.json describes."""
-    config = checkpoint.config
-    family = config.get("model_type")
-    for key in NESTED:
-        config = config.get(key) or config
+    family = checkpoint.config.get("model_type")
+    config = _towers(checkpoint)[-1]
     nested = config.get("model_type") or family
     for suffix in SUFFIXES:
         nested = nested.removesuffix(suffix) if isinstance(nested, str) else nested
@@ -141,6 +138,15 @@ def _text_tower(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
         named = f"model_type {family!r}" + (f" (text tower {nested!r})" if nested != family else "")
         raise CheckpointError(f"{checkpoint.model}: {named} is not supported; known: {', '.join(FAMILIES)}")
     return nested, config
+
+
+def _towers(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """The config and those nested in it on the way to the text tower, outermost first."""
+    towers = [checkpoint.config]
+    for key in NESTED:
+        if isinstance(towers[-1].get(key), dict):
+            towers.append(towers[-1][key])
+    return towers
 
 
 def _prefix(checkpoint: Checkpoint) -> str:
@@ -163,12 +169,16 @@ def _positive(checkpoint: Checkpoint, config: dict[str, Any], *keys: str) -> int
 
 def _mixture(checkpoint: Checkpoint, config: dict[str, Any], num_layers: int) -> Mixture:
     """The experts, and the layers that have none: those listed, and those that a sparse step leaves out."""
-    listed, step = config.get("mlp_only_layers") or [], config.get("decoder_sparse_step") or 1
+    listed = config.get("mlp_only_layers") or []
+    if not isinstance(listed, list):
+        raise CheckpointError(f"{checkpoint.model}: config.json mlp_only_layers: expected a list, got {listed!r}")
+    step = _positive(checkpoint, config, "decoder_sparse_step") if config.get("decoder_sparse_step") else 1
+    shared = "shared_expert_intermediate_size"
     dense = frozenset(layer for layer in range(num_layers) if layer in listed or (layer + 1) % step)
     return Mixture(
         num_experts=_positive(checkpoint, config, "num_experts", "num_local_experts"),
         neurons=_positive(checkpoint, config, "moe_intermediate_size"),
-        shared_neurons=config.get("shared_expert_intermediate_size") or 0,
+        shared_neurons=_positive(checkpoint, config, shared) if config.get(shared) else 0,
         experts_per_token=config.get("num_experts_per_tok"),
         dense_layers=dense,
     )
@@ -181,10 +191,8 @@ def _unembedding(checkpoint: Checkpoint, prefix: str) -> tuple[bool, str]:
     families here. An untied model without a head is only right when it is an export of the bare model.
     """
     embeddings, head = f"{prefix}embed_tokens.weight", HEADS[prefix]
-    towers = [checkpoint.config]
-    for key in NESTED:
-        towers.append(towers[-1].get(key) or towers[-1])
-    if next((tower["tie_word_embeddings"] for tower in towers if "tie_word_embeddings" in tower), False):
+    said = [tower["tie_word_embeddings"] for tower in _towers(checkpoint) if "tie_word_embeddings" in tower]
+    if said and said[0]:
         return True, embeddings
     if head is None:
         return False, "lm_head.weight" if "lm_head.weight" in checkpoint.tensors else embeddings
@@ -210,7 +218,8 @@ def _norms(checkpoint: Checkpoint, prefix: str, num_layers: int, zero_centred: b
 def _ignored(checkpoint: Checkpoint, prefix: str) -> dict[str, int]:
     """{part: number of tensors} of everything beside the text tower and its head, most tensors first."""
     others = [name for name in checkpoint.tensors if not name.startswith(prefix) and name != HEADS[prefix]]
-    parts = Counter(re.match(r"(?:(?:model|thinker)\.)?\w+", name)[0] for name in others)  # type: ignore[index]
+    pieces = [name.split(".") for name in others]
+    parts = Counter(".".join(piece[:2]) if piece[0] in ("model", "thinker") else piece[0] for piece in pieces)
     return dict(parts.most_common())
 
 

@@ -92,11 +92,11 @@ def direction_blocks(layout: Layout, index: Index) -> list[DirectionBlock]:
     return blocks
 
 
-def total_size(checkpoint: Checkpoint, index: Index) -> int:
+def total_size(index: Index, tokenizer_bytes: int) -> int:
     """Bytes the finished vindex takes."""
     binaries = sum(spec.byte_size(index) for spec in form.files_of(index) if spec.byte_size)
     texts = TEXT_ALLOWANCE + BLOCK_ALLOWANCE * sum(entry.groups for entry in index.layers)
-    return binaries + (checkpoint.directory / form.TOKENIZER.name).stat().st_size + texts
+    return binaries + tokenizer_bytes + texts
 
 
 def _require_room(layout: Layout, features: int) -> None:

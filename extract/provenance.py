@@ -14,22 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from extract.checkpoint import Checkpoint
-from vindex.checksums import render_sums, sha256_of_all
-from vindex.manifest import Manifest, Source, SourceFile
+from vindex.checksums import render_sums
+from vindex.manifest import Manifest, Source
 
 
 def hash_source(checkpoint: Checkpoint, threads: int, stages: Callable[[str, int], Callable[[int], object]]) -> Source:
-    """Size and SHA-256 of every file that the build reads."""
-    advance = stages("hash source", sum(file.stat().st_size for file in checkpoint.files))
-    digests = sha256_of_all(checkpoint.files, threads, advance)
-    files = tuple(SourceFile(f.name, f.stat().st_size, digests[f.name]) for f in checkpoint.files)
+    """Size and SHA-256 of every file that the build reads; those of large files on the Hub are the Hub's word."""
+    files = checkpoint.fingerprint(threads, stages("hash source", checkpoint.source_bytes))
     return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
 
 
 def index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
     """LARQL's source keys. One weight file gives its own SHA-256; several, that of their sorted SHA256SUMS lines."""
     shards = {file.name: file.sha256 for file in manifest.source.files if file.name.endswith(".safetensors")}
-    several = hashlib.sha256(render_sums(shards).encode()).hexdigest()
+    several = hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
     return {
         "huggingface_repo": checkpoint.model if checkpoint.revision else None,
         "huggingface_revision": checkpoint.revision,

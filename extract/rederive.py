@@ -79,18 +79,18 @@ def rederive(v: Vindex, checkpoint: Checkpoint, blocks: list[DirectionBlock]) ->
 
 
 def _require_same_shapes(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
-    shape = (layout.num_layers, layout.intermediate_size, layout.hidden_size)
-    expected = (v.index.num_layers, v.index.intermediate_size, v.index.hidden_size)
-    groups = ([len(ffn.gate) for ffn in layout.ffns], [entry.groups for entry in v.index.layers])
-    if shape != expected or groups[0] != groups[1]:
-        ours, theirs = (
-            f"{layers} layers of {max(experts) if max(experts) > 1 else ''}{' × ' if max(experts) > 1 else ''}{i}×{h}"
-            for (layers, i, h), experts in zip((shape, expected), groups, strict=True)
-        )
+    ours = (layout.intermediate_size, layout.hidden_size, [len(ffn.gate) for ffn in layout.ffns])
+    theirs = (v.index.intermediate_size, v.index.hidden_size, [entry.groups for entry in v.index.layers])
+    if ours != theirs:
         raise QueryError(
-            f"{checkpoint.model} has {ours} and {v.path.name} was built from {theirs}; "
+            f"{checkpoint.model} has {_described(*ours)} and {v.path.name} was built from {_described(*theirs)}; "
             "give the checkpoint it was built from"
         )
+
+
+def _described(neurons: int, hidden: int, groups: list[int]) -> str:
+    experts = f"{max(groups)} × " if max(groups) > 1 else ""
+    return f"{len(groups)} layers of {experts}{neurons}×{hidden}"
 
 
 def _largest_angle(stored: np.ndarray, fresh: np.ndarray, sigma: np.ndarray) -> float:

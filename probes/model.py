@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from vindex.errors import CheckpointError, ProbeError
+from vindex.hub import snapshot
 
 Side = Literal["input", "output"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "vocab*", "merges*"]
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -97,7 +97,7 @@ def load(
         raise ProbeError(f"attention implementation {attn!r}: expected {', '.join(ATTENTION)}")
     target = _device(device)
     local = _directory(source)
-    path = local or _snapshot(str(source), revision)
+    path = local or snapshot(str(source), revision)
     precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
     try:
         with _no_bars():
@@ -201,21 +201,6 @@ def _directory(source: str | Path) -> Path | None:
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
     return None
-
-
-def _snapshot(repo: str, revision: str | None) -> Path:
-    """The directory of a Hub repository in the cache, downloaded where it is missing; its name is the commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, ignore_patterns="*/*"))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        where = "in the Hub cache (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else "on the Hub"
-        at = f" at revision {revision}" if revision else ""
-        raise CheckpointError(
-            f"{repo}: no such directory, and it cannot be loaded{at} {where}: {_first_line(error)}"
-        ) from error
 
 
 def _device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -48,10 +49,10 @@ def _orthonormal_basis(rows: np.ndarray) -> np.ndarray:
     return np.linalg.qr(rows[np.any(rows != 0, axis=1)].T)[0]
 
 
-def compare(a: Vindex, b: Vindex) -> list[LayerDifference]:
+def compare(a: Vindex, b: Vindex, advance: Callable[[int], object] = lambda layers: None) -> list[LayerDifference]:
     """Differences of every layer, and in a mixture of every expert, over the features both have.
 
-    Raises QueryError when layers, experts or hidden sizes differ.
+    `advance` is told of each layer done. Raises QueryError when layers, experts or hidden sizes differ.
     """
     for what in ("num_layers", "hidden_size", "num_experts", "num_shared_experts"):
         ours, theirs = getattr(a.index, what), getattr(b.index, what)
@@ -71,6 +72,7 @@ def compare(a: Vindex, b: Vindex) -> list[LayerDifference]:
             down = (ours.down, theirs.down, ours.down_sigma, theirs.down_sigma)
             reads, writes = (_side_difference(*(array[at, :kept] for array in side)) for side in (gate, down))
             differences.append(LayerDifference(entry.layer, reads, writes, at if entry.num_experts else None))
+        advance(1)
     return differences
 
 

@@ -12,11 +12,21 @@ from vindex.schema import Fields, load_fields, refuse_problems
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of the checkpoint that was read."""
+    """One file of the checkpoint. hashed_by: "vindex" when its bytes were hashed here, "hub" when the Hub says so."""
 
     name: str
     size: int
     sha256: str
+    hashed_by: str
+
+
+@dataclass(frozen=True)
+class Dequantised:
+    """Tensors that were not stored as plain floats. dtype: as the file names it. method: how they became numbers."""
+
+    method: str
+    dtype: str
+    tensors: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Manifest:
     """manifest.json, validated. Under SOURCE_DATE_EPOCH the measured wall time and peak memory are None."""
 
     source: Source
+    dequantised: tuple[Dequantised, ...]
     options: BuildOptions
     certificates: tuple[Certificate, ...]
     casts: tuple[CastReport, ...]
@@ -94,7 +105,11 @@ def _parse_manifest(fields: Fields) -> Manifest:
             source.text("model"),
             source.text_or_none("revision"),
             source.text_or_none("licence"),
-            tuple(SourceFile(f.text("name"), f.integer("size"), f.text("sha256")) for f in source.records("files")),
+            tuple(parse_source_file(entry) for entry in source.records("files")),
+        ),
+        dequantised=tuple(
+            Dequantised(entry.text("method"), entry.text("dtype"), entry.integer("tensors"))
+            for entry in fields.records("dequantised")
         ),
         options=BuildOptions(
             options.integer("features", 1),
@@ -110,6 +125,15 @@ def _parse_manifest(fields: Fields) -> Manifest:
         finished_at=fields.text("finished_at"),
         wall_seconds=fields.number_or_none("wall_seconds"),
         peak_memory_bytes=fields.integer_or_none("peak_memory_bytes"),
+    )
+
+
+def parse_source_file(entry: Fields) -> SourceFile:
+    return SourceFile(
+        entry.text("name"),
+        entry.integer("size"),
+        entry.text("sha256"),
+        entry.text("hashed_by", choices=("vindex", "hub")),
     )
 
 

@@ -67,14 +67,21 @@ class Vocabulary:
 def load_vocabulary(path: Path) -> Vocabulary:
     """Read tokenizer.json. Raises FormatError when it is not a tokenizer with a vocabulary of pieces."""
     try:
-        tokenizer = orjson.loads(path.read_bytes())
+        content = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path.name}: cannot be read ({error.strerror})") from error
+    return parse_vocabulary(content, path.name)
+
+
+def parse_vocabulary(content: bytes, name: str) -> Vocabulary:
+    """The vocabulary in the bytes of a tokenizer.json, called `name` in messages. Raises FormatError."""
+    try:
+        tokenizer = orjson.loads(content)
         pieces = tokenizer["model"]["vocab"]
         ids = pieces if isinstance(pieces, dict) else {piece: at for at, (piece, _) in enumerate(pieces)}
         special = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
-    except OSError as error:
-        raise FormatError(f"{path.name}: cannot be read ({error.strerror})") from error
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{path.name}: not a tokenizer.json with a vocabulary of pieces ({error})") from error
+        raise FormatError(f"{name}: not a tokenizer.json with a vocabulary of pieces ({error})") from error
     parts = orjson.dumps([tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")])
     return Vocabulary(ids, special, byte_level=b'"ByteLevel"' in parts)
 

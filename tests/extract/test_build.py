@@ -265,8 +265,8 @@ def test_without_embeddings(checkpoint, tmp_path):
         v.score(" Paris")
 
 
-def rederived(v, directory: Path, layers: list[int]) -> list:
-    source = open_checkpoint(str(directory))
+def rederived(v, checkpoint: Path | str, layers: list[int]) -> list:
+    source = open_checkpoint(str(checkpoint))
     return list(rederive(v, source, sample_blocks(v, source, layers, experts=2)))
 
 

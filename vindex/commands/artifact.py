@@ -175,7 +175,9 @@ def compare(
     from vindex.reader import open_vindex
     from vindex.records import to_json
 
-    differences = differences_between(open_vindex(a), open_vindex(b))
+    ours, theirs = open_vindex(a), open_vindex(b)
+    with progress() as display:
+        differences = differences_between(ours, theirs, stage(display, "compare", ours.index.num_layers))
     if json:
         print_json(to_json(differences))
         return

@@ -16,6 +16,7 @@ from vindex.options import DEFAULTS, HELP, BuildOptions
 if TYPE_CHECKING:
     from extract.engines import Engine
 
+CHECKPOINT = "A checkpoint directory, a GGUF file, a Hub id such as Qwen/Qwen3-0.6B, or hf://ID to stream it."
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "atlas"
 
 
@@ -27,7 +28,7 @@ class EngineName(StrEnum):
 
 
 def build(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory, or a Hub id such as Qwen/Qwen3-0.6B.")],
+    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write, e.g. qwen3-0.6b.vindex.")],
     features: Annotated[int | None, typer.Option(min=1, help=HELP["features"], show_default=False)] = DEFAULTS.features,
     device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
@@ -35,6 +36,7 @@ def build(
     tolerance: Annotated[float, typer.Option(help=HELP["tolerance"])] = DEFAULTS.tolerance,
     embeddings: Annotated[bool, typer.Option(help=HELP["embeddings"])] = DEFAULTS.embeddings,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub checkpoint.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="A tokenizer.json to use, for a GGUF without one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build that was stopped.")] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing target, or start a stopped build over.")
@@ -52,6 +54,8 @@ def build(
     """Build a vindex from a checkpoint, one tensor at a time."""
     import torch
 
+    if revision and checkpoint.startswith("hf://") and "@" in checkpoint:
+        raise typer.BadParameter(f"{checkpoint} names one as well; give one of the two", param_hint="--revision")
     in_process = engine is EngineName.IN_PROCESS
     if in_process and (scheduler or workers):
         raise typer.BadParameter("needs --engine dask", param_hint="--scheduler" if scheduler else "--workers")
@@ -66,7 +70,16 @@ def build(
         else _dask_engine(checkpoint, revision, scheduler, workers or max(1, cores // threads))
     )
     with running as blocks_engine:
-        run_build(checkpoint, output, options, revision=revision, resume=resume, force=force, engine=blocks_engine)
+        run_build(
+            checkpoint,
+            output,
+            options,
+            revision=revision,
+            tokenizer=tokenizer,
+            resume=resume,
+            force=force,
+            engine=blocks_engine,
+        )
 
 
 def _dask_engine(checkpoint: str, revision: str | None, scheduler: str | None, workers: int):
@@ -83,6 +96,7 @@ def run_build(
     options: BuildOptions,
     *,
     revision: str | None = None,
+    tokenizer: Path | None = None,
     resume: bool,
     force: bool,
     engine: Engine | None = None,
@@ -94,7 +108,7 @@ def run_build(
     from extract.layouts import find_layout
     from extract.provenance import peak_memory
 
-    opened = open_checkpoint(name, revision)
+    opened = open_checkpoint(name, revision, tokenizer)
     ignored = find_layout(opened).ignored
     if ignored:
         say(f"text tower only; ignored: {', '.join(f'{part} ({count} tensors)' for part, count in ignored.items())}")
@@ -120,6 +134,7 @@ def run_build(
         ("time", f"{manifest.wall_seconds:.1f} s" if manifest.wall_seconds is not None else "not recorded"),
         ("peak memory", f"{peak_memory() / 1e6:.0f} MB"),
         ("worst certificate", f"{worst.max_residual:.1e} ({worst.tensor}; limit {options.tolerance:.0e})"),
+        *(("dequantised", f"{of.tensors} tensors stored as {of.dtype} ({of.method})") for of in manifest.dequantised),
         ("flushed to zero", f"{sum(cast.flushed_to_zero for cast in manifest.casts):,} values in the float16 cast"),
     ]
     print_table(f"built {target}", ["", ""], facts)

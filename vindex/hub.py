@@ -1,0 +1,67 @@
+"""The Hugging Face Hub as this project meets it: snapshots in its cache, and every failure in one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vindex.errors import CheckpointError
+
+WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "vocab*", "merges*", "README.md", "LICENSE*"]
+UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form of a Hub id: owner/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
+
+
+def snapshot(repo: str, revision: str | None = None) -> Path:
+    """The directory of a repository in the Hub's cache, downloaded where it is missing; its name is the commit.
+
+    HF_HUB_OFFLINE is honoured. Raises CheckpointError.
+    """
+    from huggingface_hub import snapshot_download
+
+    with explained(repo, revision):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+
+
+@contextmanager
+def explained(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn what the Hub's client raises into a CheckpointError of one line that says the way out."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        reason = f"access is gated; accept its terms on https://huggingface.co/{repo}, then run `hf auth login`"
+        raise CheckpointError(f"{repo}: {reason}") from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo}: there is no revision {revision}; leave it out for the newest") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        reason = "no such directory here and no such model on the Hub; check the spelling, or log in if it is private"
+        raise CheckpointError(f"{repo}: {reason}") from error
+    except LocalEntryNotFoundError as error:
+        reason = (
+            "no such directory, not in the Hub cache, and the Hub cannot be reached; download it first or go online"
+        )
+        raise CheckpointError(f"{repo}: {reason}") from error
+    except OfflineModeIsEnabled as error:
+        raise CheckpointError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to go on") from error
+    except (HTTPError, OSError) as error:
+        raise CheckpointError(f"{repo}: download failed ({_first_line(error)}); try again") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
