@@ -62,7 +62,9 @@ def test_hours_are_waves_of_measured_blocks():
 
 def test_the_command(checkpoint, tmp_path):
     shown = CliRunner().invoke(app, ["plan", str(checkpoint), "--features", "8", "--measure"])
-    assert shown.exit_code == 0 and "wall time by workers" in shown.output and "gate tokens" in shown.output
+    assert (
+        shown.exit_code == 0 and "Wall time by workers, each 1 thread" in shown.output and "gate tokens" in shown.output
+    )
     record = json.loads(CliRunner().invoke(app, ["plan", str(checkpoint / "config.json"), "--json"]).output)
     assert [of["kind"] for of in record["work"]] == ["gate_proj", "down_proj", "gate tokens", "down tokens"]
     (tmp_path / "config.json").write_text("[]")
