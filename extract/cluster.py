@@ -82,9 +82,8 @@ class DaskEngine:
         self._client, self._name, self._revision = client, name, revision
 
     def __call__(self, job: Job, method: Method, blocks: Sequence[Any], advance: Callable[[int], object]) -> None:
-        local = Path(self._name).expanduser()
-        name = str(local.resolve()) if local.exists() else self._name
-        errand = Errand(name, job.checkpoint.revision or self._revision, job.options, job.writer.claim)
+        revision = job.checkpoint.revision or self._revision  # the commit, though the user may have named a branch
+        errand = Errand(_same_everywhere(self._name), revision, job.options, job.writer.claim)
         job.writer.flush()  # what earlier blocks wrote, workers may read
         futures = {self._client.submit(run_block, errand, method, block, pure=False): block for block in blocks}
         try:
@@ -94,6 +93,14 @@ class DaskEngine:
                 advance(method.steps(block))
         finally:
             self._client.cancel(list(futures), force=True)
+
+
+def _same_everywhere(name: str) -> str:
+    """A checkpoint's name without what only means something here: the working directory, or a branch after `@`."""
+    if name.startswith("hf://"):
+        return name.partition("@")[0]
+    local = Path(name).expanduser()
+    return str(local.resolve()) if local.exists() else name
 
 
 def _record(future: Any, block: str) -> dict[str, Any]:

@@ -106,9 +106,10 @@ def direction_flop(neurons: int, hidden: int, features: int) -> float:
 
 
 def seconds_of(work: Work, threads: int) -> float:
-    """Seconds of one block of this kind on this machine, the best of three, without reading.
+    """Seconds of one block of this kind on idle cores of this machine, without reading.
 
-    The weight is random, with a spectrum that falls as a real one does.
+    It is the CPU time of each thread, the least of three, so that other work on the machine matters little. The weight
+    is random, with a spectrum that falls as a real one does.
     """
     torch.set_num_threads(threads)
     random = torch.Generator().manual_seed(0)
@@ -116,20 +117,21 @@ def seconds_of(work: Work, threads: int) -> float:
     if work.kind.endswith("tokens"):
         few, step = min(rows, MEASURED_ROWS), min(work.features, STEP)
         vocabulary, directions = (torch.randn(count, columns, generator=random) for count in (few, step))
-        return _best(lambda: down_scores(directions, vocabulary)) * (rows / few) * (work.features / step)
+        part = (few / rows) * (step / work.features)
+        return _cpu_seconds(lambda: down_scores(directions, vocabulary)) / part / threads
     neurons, hidden = (rows, columns) if work.kind == "gate_proj" else (columns, rows)
     weight = torch.randn(neurons, hidden, generator=random) * torch.logspace(0, -1, hidden)
     if work.kind == "down_proj":
         weight = weight.T.contiguous().T  # as it lies in the file
-    return _best(lambda: top_directions(weight, work.features, 1e-4, work.kind))
+    return _cpu_seconds(lambda: top_directions(weight, work.features, 1e-4, work.kind)) / threads
 
 
-def _best(compute: Callable[[], object]) -> float:
+def _cpu_seconds(compute: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         compute()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     return min(times)
 
 

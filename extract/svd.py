@@ -66,7 +66,8 @@ class _Eigenpairs(NamedTuple):
 def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: str) -> Directions:
     """The leading right singular vectors of `weight`.
 
-    weight: (I, H) float32, on the device to compute on, a view is fine. features: F ≤ min(I, H).
+    weight: (I, H) float32, on the device to compute on, a view is fine; or bfloat16, which is then multiplied as it is
+    with float32 sums, and once more in float32 if the certificate fails. features: F ≤ min(I, H).
     tolerance: the largest certificate allowed. name: the tensor, for messages.
     Raises NumericError when F is larger than a side, an entry is not finite, or the certificate fails.
     """
@@ -76,15 +77,12 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
             f"{name} is {neurons}×{hidden} (neurons × hidden): it has at most {min(neurons, hidden)} directions, and "
             f"{features} were asked for; use --features {min(neurons, hidden)} or fewer"
         )
+    wide = weight.float()
     if min(neurons, hidden) >= max(SMALL_SIDE, SIDE_PER_PAIR * (features + 1)):
-        gram = gram_matrix(_shorter_columns(weight))
-        _require_finite(gram, weight, name)
-        pairs = _block_lanczos(gram, features + 1)
-        if pairs and pairs.values[features - 1] > pairs.values[0] * DYNAMIC_RANGE**2:
-            directions = _certified(weight, pairs, features, "block-lanczos")
-            if directions.residuals.max() <= tolerance:
+        for multiplied in (weight, wide) if weight.dtype != wide.dtype else (wide,):
+            directions = _by_lanczos(multiplied, wide, features, name)
+            if directions and directions.residuals.max() <= tolerance:
                 return directions
-        del gram
     exact_weight = weight.double()
     columns = _shorter_columns(exact_weight)
     gram = columns.T @ columns
@@ -98,6 +96,16 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
     return directions
 
 
+def _by_lanczos(multiplied: torch.Tensor, weight: torch.Tensor, features: int, name: str) -> Directions | None:
+    """From the Gram matrix of `multiplied`, the same values as `weight`, which certifies; None where it cannot be."""
+    gram = gram_matrix(_shorter_columns(multiplied))
+    _require_finite(gram, weight, name)
+    pairs = _block_lanczos(gram, features + 1)
+    if pairs and pairs.values[features - 1] > pairs.values[0] * DYNAMIC_RANGE**2:
+        return _certified(weight, pairs, features, "block-lanczos")
+    return None
+
+
 def _shorter_columns(weight: torch.Tensor) -> torch.Tensor:
     """(I, H) as it is, or as its transpose (H, I): whichever has no more columns than rows."""
     return weight if weight.shape[1] <= weight.shape[0] else weight.T
@@ -106,14 +114,21 @@ def _shorter_columns(weight: torch.Tensor) -> torch.Tensor:
 def gram_matrix(weight: torch.Tensor) -> torch.Tensor:
     """WᵀW (n, n) of (m, n) from its upper block panels, mirrored: 53 % of the multiplications of the full product."""
     columns = weight.shape[1]
-    gram = weight.new_empty(columns, columns)
+    gram = weight.new_empty(columns, columns, dtype=torch.float32)
     panels = min(GRAM_PANELS, max(1, columns // PANEL_WIDTH))
     edges = [columns * panel // panels for panel in range(panels + 1)]
     for left, right in itertools.pairwise(edges):
-        panel = weight[:, left:right].T @ weight[:, left:]
+        panel = _product(weight[:, left:right].T, weight[:, left:])
         gram[left:right, left:] = panel
         gram[right:, left:right] = panel[:, right - left :].T
     return gram
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left · right with sums in float32, where the products of bfloat16 are exact."""
+    if left.is_cuda and left.dtype == torch.bfloat16:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:

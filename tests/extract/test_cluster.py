@@ -211,6 +211,13 @@ def test_a_worker_with_other_libraries_is_refused(checkpoint, tmp_path):
             run_block(errand, DIRECTIONS, first_block(checkpoint))
 
 
+def test_names_mean_the_same_to_every_worker(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    assert cluster._same_everywhere(checkpoint.name) == str(checkpoint)
+    assert cluster._same_everywhere("hf://Qwen/Qwen3-8B@main") == "hf://Qwen/Qwen3-8B"  # the commit goes beside it
+    assert cluster._same_everywhere("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+
+
 def test_usage_of_the_options(checkpoint, tmp_path, monkeypatch):
     def build(*options):
         return CliRunner().invoke(app, ["build", str(checkpoint), "-o", str(tmp_path / "v"), *options])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from vindex.commands.console import print_json, print_table
+from vindex.commands.console import print_json, print_table, say
 from vindex.errors import CheckpointError
 from vindex.options import HELP
 
@@ -42,12 +42,9 @@ def plan(
     _print_work(checkpoint, work, seconds)
     if by_workers:
         read = sum(kind.read for kind in work)
-        rows = [(str(n), f"{time:.2f}", f"{read / time / 3.6e9:.2f} GB/s") for n, time in by_workers.items()]
-        print_table(
-            f"wall time; a worker is {threads} thread{'s' * (threads > 1)} of a machine like this",
-            [">workers", ">hours", ">reading"],
-            rows,
-        )
+        rows = [(str(n), f"{time:.2f}", f"{read / time / 3.6e9:,.0f} MB/s") for n, time in by_workers.items()]
+        say(f"Wall time by workers, each {threads} thread{'s' * (threads > 1)} of a machine like this:")
+        print_table("", [">workers", ">hours", ">reading at"], rows)
 
 
 def _print_work(checkpoint: str, work: list[Work], seconds: list[float] | None) -> None:
@@ -57,7 +54,7 @@ def _print_work(checkpoint: str, work: list[Work], seconds: list[float] | None) 
     rows.append(["all", "", *_shown(*map(sum, zip(*amounts, strict=True)))])
     if seconds:
         columns.append(">s each")
-        rows = [[*row, each] for row, each in zip(rows, [*(f"{each:.2f}" for each in seconds), ""], strict=True)]
+        rows = [[*row, each] for row, each in zip(rows, [*(f"{each:.3g}" for each in seconds), ""], strict=True)]
     hint = None if seconds else "--measure times one block of each kind and gives hours by worker count"
     print_table(f"plan of {Path(checkpoint).name}", columns, rows, hint)
 
