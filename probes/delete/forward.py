@@ -6,7 +6,8 @@
    fires on the other half, which it never saw (root mean square over their positions, both ways).
 3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects, of the neutral prompts
    and a third of the phrasings withheld, and measure by forward passes what it does to them: it should leave the first
-   two alone and suppress the third. The layer that does best is chosen.
+   two alone and suppress the third. The layer that does best is chosen, and a fact that does not generalise is
+   fitted with less weight on what else is known of the subject.
 4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
 """
 
@@ -28,8 +29,10 @@ from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
 
-GENERALISES = 0.95
+WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
+GENERALISES = 0.75
+"""Suppression of withheld phrasings in the trial below which the value is fitted with `ForwardOptions.harder`."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
@@ -50,6 +53,8 @@ class ForwardOptions:
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
+    harder: ValueOptions = field(default_factory=lambda: ValueOptions(about=10.0))
+    """Used instead of `value` for a fact whose withheld phrasings the trial hardly suppressed."""
 
 
 class Candidate(NamedTuple):
@@ -72,7 +77,7 @@ class Candidate(NamedTuple):
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
         if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
             return float("inf")
-        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, GENERALISES - self.suppressed)
+        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, WANTED - self.suppressed)
 
 
 class Forward(NamedTuple):
@@ -116,7 +121,7 @@ def forward(
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit.others, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}
-    start = None
+    start, wanted = None, options.value
     if layer is None:
         trials: dict[int, Value] = {}
         for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
@@ -126,11 +131,12 @@ def forward(
             )
         layer = min(trials, key=lambda index: scan[index].harm)
         start = trials[layer].gate_write
+        wanted = options.value if (scan[layer].suppressed or 0.0) >= GENERALISES else options.harder
     tick(f"value in layer {layer}")
     found = halves[layer]
     read = _read_direction(found, generic[layer], options, found.one, found.other)
     leaks = _leaks(fit, found, generic[layer], options)
-    value = fit_value(model, layer, phrasings, fit.about, leaks, read, options.value, start)
+    value = fit_value(model, layer, phrasings, fit.about, leaks, read, wanted, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
 
 
