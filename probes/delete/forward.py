@@ -5,9 +5,8 @@
 2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
    fires on the other half, which it never saw (root mean square over their positions, both ways).
 3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects, of the neutral prompts
-   and a third of the phrasings withheld, and measure by forward passes what it does to them: it should leave the first
-   two alone and suppress the third. The layer that does best is chosen, and a fact that does not generalise is
-   fitted with less weight on what else is known of the subject.
+   and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it should leave the
+   first two alone and suppress the third. The layer that does best is chosen.
 4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
 """
 
@@ -24,15 +23,13 @@ from probes.delete import Delta
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
 from probes.delete.passes import Tail
-from probes.delete.value import Leak, Value, ValueOptions, fit_value, kl_rows, shift
+from probes.delete.value import Leak, Value, ValueOptions, fit_value, kl_rows, shift, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
 
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
-GENERALISES = 0.75
-"""Suppression of withheld phrasings in the trial below which the value is fitted with `ForwardOptions.harder`."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
@@ -45,16 +42,14 @@ class ForwardOptions:
     """Weight of the other subjects' inputs beside generic text in A."""
     evenness: float = 300.0
     """How firmly every key of the deleted subject must get a response of 1, against the energy on what A has seen."""
-    leaks: int = 12
+    leaks: int = 10
     """Other subjects that the value must leave alone: those on which a direction that has not seen them fires most."""
     trials: int = 2
     """Layers tried before the choice."""
-    trial_rounds: int = 4
+    trial_rounds: int = 3
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
-    harder: ValueOptions = field(default_factory=lambda: ValueOptions(about=10.0))
-    """Used instead of `value` for a fact whose withheld phrasings the trial hardly suppressed."""
 
 
 class Candidate(NamedTuple):
@@ -121,7 +116,7 @@ def forward(
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit.others, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}
-    start, wanted = None, options.value
+    start = None
     if layer is None:
         trials: dict[int, Value] = {}
         for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
@@ -131,12 +126,11 @@ def forward(
             )
         layer = min(trials, key=lambda index: scan[index].harm)
         start = trials[layer].gate_write
-        wanted = options.value if (scan[layer].suppressed or 0.0) >= GENERALISES else options.harder
     tick(f"value in layer {layer}")
     found = halves[layer]
     read = _read_direction(found, generic[layer], options, found.one, found.other)
     leaks = _leaks(fit, found, generic[layer], options)
-    value = fit_value(model, layer, phrasings, fit.about, leaks, read, wanted, start)
+    value = fit_value(model, layer, *by_template(phrasings), fit.about, leaks, read, options.value, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
 
 
@@ -208,30 +202,22 @@ def _trial(
     seen, unseen = by_template(phrasings)
     leaks = _leaks(fit, found, generic, options)[: options.leaks // 2]
     brief = replace(options.value, rounds=options.trial_rounds)
-    value = fit_value(model, layer, seen, fit.about[::2], leaks, read, brief)
+    value = fit_value(model, layer, seen, unseen, fit.about[::2], leaks, read, brief)
     withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
     tried = candidate._replace(
         withheld_kl=_kl(Tail(model, layer, withheld), read, value),
         about_kl=_kl(Tail(model, layer, fit.about[1::2] or fit.about), read, value),
-        suppressed=_suppressed(Tail(model, layer, unseen), read, value),
+        suppressed=float(suppression(Tail(model, layer, unseen), read, value.gate_write).mean()),
     )
     return tried, value
 
 
 def by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """The phrasings of two thirds of the templates, the headline's among them, and those of the others."""
+    """The phrasings of three quarters of the templates, the headline's among them, and those of the others."""
     templates = list(dict.fromkeys(prompt.template for prompt in phrasings))
-    withheld = set(templates[2::3] or templates[1:])
+    withheld = set(templates[2::4] or templates[1:])
     unseen = [prompt for prompt in phrasings if prompt.template in withheld]
     return [prompt for prompt in phrasings if prompt not in unseen], unseen or list(phrasings)
-
-
-def _suppressed(tail: Tail, read: Tensor, value: Value) -> float:
-    """1 − P′/P of the answers, mean."""
-    with torch.no_grad():
-        before = tail.answers(tail.log_probs())
-        after = tail.answers(tail.log_probs(shift(tail, read, value.gate_write)))
-    return float(1 - (after - before).exp().mean())
 
 
 def _kl(tail: Tail, read: Tensor, value: Value) -> float:

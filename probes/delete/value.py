@@ -12,6 +12,9 @@ The first two are means over the fit phrasings. The other KL terms are means ove
 prompt guards more than its last word. For other subjects the response u·x is that of a read direction which has not
 seen them (`Leak`): the final one is blind to the subjects in its own second moment, but not to those held out.
 
+How much deletion costs what else is known differs from fact to fact, so κ is found while fitting: it falls after each
+round in which a withheld phrasing of the fact is not yet suppressed, and rises after the others.
+
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
 phrasings that are seen less closely and those that are not seen better (docs/log.md).
 """
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +38,9 @@ from vindex.errors import NumericError
 T = TypeVar("T")
 PARTS = 6
 WARM_UP = 5
+STEER_FROM = 2
+FALLS, RISES, RANGE = 0.85, 1.25, (1.0, 60.0)
+"""Factors of κ after a round, from the third on, and its limits."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,10 @@ class ValueOptions:
     """β, how sharply it lets go."""
     keep: float = 0.2
     """μ"""
-    about: float = 30.0
-    """κ"""
+    about: float = 10.0
+    """κ to begin with."""
+    generalises: float = 0.85
+    """Suppression that every withheld phrasing should have: below it κ falls, above it κ rises."""
     others: float = 20.0
     """ω"""
     size: float = 1.2
@@ -77,19 +85,25 @@ class Value(NamedTuple):
     """1 − P′/P over the fit phrasings, mean."""
     about_kl: float
     """Mean KL in nats on the neutral prompts about the subject."""
+    weights: tuple[float, ...]
+    """κ in every round."""
 
 
 def fit_value(
     model: nn.Module,
     layer: int,
     phrasings: Sequence[Prompt],
+    withheld: Sequence[Prompt],
     about: Sequence[Prompt],
     leaks: Sequence[Leak],
     read: Tensor,
     options: ValueOptions,
     start: Tensor | None = None,
 ) -> Value:
-    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing."""
+    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing.
+
+    withheld: phrasings of the fact without a gradient, which only steer κ.
+    """
     parts = [
         _Objective(model, layer, *batch, read, options)
         for batch in zip(_dealt(phrasings), _dealt(about), _dealt(leaks), strict=True)
@@ -100,33 +114,34 @@ def fit_value(
     z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(options.rounds * len(parts)))
-    losses = []
-    for part in _shuffled(parts, options.rounds):
-        optimiser.zero_grad()
-        loss = part(z * unit) + options.size * z.square().mean()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
+    unseen, about_weight = Tail(model, layer, withheld), options.about
+    losses, weights = [], []
+    draw = torch.Generator().manual_seed(0)
+    for turn in range(options.rounds):
+        for part in torch.randperm(len(parts), generator=draw).tolist():
+            optimiser.zero_grad()
+            loss = parts[part](z * unit, about_weight) + options.size * z.square().mean()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        weights.append(about_weight)
+        if turn >= STEER_FROM:
+            enough = float(suppression(unseen, read, (z * unit).detach()).min()) >= options.generalises
+            about_weight = min(max(about_weight * (RISES if enough else FALLS), RANGE[0]), RANGE[1])
     gate_write = (z * unit).detach().float()
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
     with torch.no_grad():
         for part in parts:
-            part(gate_write)
+            part(gate_write, about_weight)
     suppressed = sum(part.suppressed * part.asked for part in parts) / sum(part.asked for part in parts)
-    return Value(gate_write, tuple(losses), suppressed, sum(part.about_kl for part in parts) / len(parts))
+    about_kl = sum(part.about_kl for part in parts) / len(parts)
+    return Value(gate_write, tuple(losses), suppressed, about_kl, tuple(weights))
 
 
 def _dealt(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[part::PARTS] for part in range(PARTS)]
-
-
-def _shuffled(parts: Sequence[T], rounds: int) -> Iterator[T]:
-    draw = torch.Generator().manual_seed(0)
-    for _ in range(rounds):
-        for part in torch.randperm(len(parts), generator=draw).tolist():
-            yield parts[part]
 
 
 def _cosine(steps: int) -> Callable[[int], float]:
@@ -163,7 +178,7 @@ class _Objective:
         self.limit = _log_odds(self.answers_before + math.log(options.target))
         self.rest_before = self._without(self.before)
 
-    def __call__(self, gate_write: Tensor) -> Tensor:
+    def __call__(self, gate_write: Tensor, about_weight: float) -> Tensor:
         after = self.tail.log_probs(self.fires * gate_write)
         answers = self.tail.answers(after)[: self.asked]
         pull = softplus(_log_odds(answers) - self.limit, beta=self.options.edge).mean()
@@ -172,7 +187,7 @@ class _Objective:
         self.suppressed = float(1 - (answers - self.answers_before).exp().mean().detach())
         self.about_kl = float(about.detach())
         weights = self.options
-        return pull + weights.keep * rest + weights.about * about + weights.others * self._kl(after, self.others)
+        return pull + weights.keep * rest + about_weight * about + weights.others * self._kl(after, self.others)
 
     def _kl(self, after: Tensor, rows: Tensor) -> Tensor:
         """Mean KL(before ‖ after) over the positions in `rows`; 0 where there are none."""
@@ -191,6 +206,14 @@ class _Objective:
 def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
     """(B, T, I) what ΔW adds to the gate pre-activations: (u·x) d at every position."""
     return (tail.mlp_in.float() @ read)[..., None] * gate_write
+
+
+def suppression(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
+    """(B,) 1 − P′/P of each prompt's answer."""
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+        after = tail.answers(tail.log_probs(shift(tail, read, gate_write)))
+    return 1 - (after - before).exp()
 
 
 def _log_odds(log_p: Tensor) -> Tensor:
