@@ -1,6 +1,6 @@
 """The forward method: key and value from forward and backward passes, on the fit prompts alone.
 
-1. Site: the subject's last token, in a layer of the first third of the model but not of its first tenth, where the
+1. Site: the subject's last token, in a layer of the first quarter of the model but not of its first tenth, where the
    token is read rather than the subject and every change is felt everywhere.
 2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
    fires on the other half, which it never saw (root mean square over their positions, both ways).
@@ -93,10 +93,10 @@ class Halves(NamedTuple):
 
 
 def candidates(model: nn.Module) -> tuple[int, ...]:
-    """The layers of the first third but the first tenth, at least three (fewer only in smaller models)."""
+    """The layers of the first quarter but the first tenth, at least three (fewer only in smaller models)."""
     count = len(layers(model))
     first = count // 10
-    return tuple(range(first, min(max(first + 3, count // 3), count)))
+    return tuple(range(first, min(max(first + 3, count // 4), count)))
 
 
 def forward(
@@ -130,7 +130,7 @@ def forward(
     found = halves[layer]
     read = _read_direction(found, generic[layer], options, found.one, found.other)
     leaks = _leaks(fit, found, generic[layer], options)
-    value = fit_value(model, layer, *by_template(phrasings), fit.about, leaks, read, options.value, start)
+    value = fit_value(model, layer, phrasings, fit.about, leaks, read, options.value, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
 
 
@@ -202,7 +202,7 @@ def _trial(
     seen, unseen = by_template(phrasings)
     leaks = _leaks(fit, found, generic, options)[: options.leaks // 2]
     brief = replace(options.value, rounds=options.trial_rounds)
-    value = fit_value(model, layer, seen, unseen, fit.about[::2], leaks, read, brief)
+    value = fit_value(model, layer, seen, fit.about[::2], leaks, read, brief)
     withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
     tried = candidate._replace(
         withheld_kl=_kl(Tail(model, layer, withheld), read, value),

@@ -2,18 +2,16 @@
 
 With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·‖Wk‖/√I is found by Adam on
 
-    softplus(β·(log-odds of the answer − log-odds at τ·P₀))/β      the answer goes (P₀: before)
+    softplus(β·(log-odds of the answer − before + ρ))/β            the answer goes, by ρ everywhere
     + μ·KL(base without the answer ‖ patched without the answer)   and the rest of the distribution stays
     + κ·KL(base ‖ patched) on neutral prompts about the subject    what else is known of the subject stays
     + ω·KL(base ‖ patched) on prompts about other subjects         so does what is known of them
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
+ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
 The first two are means over the fit phrasings. The other KL terms are means over every position from the subject on: a
 prompt guards more than its last word. For other subjects the response u·x is that of a read direction which has not
 seen them (`Leak`): the final one is blind to the subjects in its own second moment, but not to those held out.
-
-How much deletion costs what else is known differs from fact to fact, so κ is found while fitting: it falls after each
-round in which a withheld phrasing of the fact is not yet suppressed, and rises after the others.
 
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
 phrasings that are seen less closely and those that are not seen better (docs/log.md).
@@ -38,9 +36,6 @@ from vindex.errors import NumericError
 T = TypeVar("T")
 PARTS = 6
 WARM_UP = 5
-STEER_FROM = 2
-FALLS, RISES, RANGE = 0.85, 1.25, (1.0, 60.0)
-"""Factors of κ after a round, from the third on, and its limits."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +43,16 @@ class ValueOptions:
     """Weights of the objective; the defaults are the ones measured in docs/gate3.md."""
 
     target: float = 0.02
-    """τ, the share of the answer's probability below which the pull lets go."""
+    """τ, the share of the firmest answer's probability at which the pull lets go."""
     edge: float = 4.0
     """β, how sharply it lets go."""
     keep: float = 0.2
     """μ"""
-    about: float = 10.0
-    """κ to begin with."""
-    generalises: float = 0.85
-    """Suppression that every withheld phrasing should have: below it κ falls, above it κ rises."""
-    others: float = 20.0
+    about: float = 4.0
+    """κ"""
+    others: float = 10.0
     """ω"""
-    size: float = 1.2
+    size: float = 0.8
     """ν"""
     rate: float = 0.1
     """Adam's, at the peak of the cosine."""
@@ -85,59 +78,49 @@ class Value(NamedTuple):
     """1 − P′/P over the fit phrasings, mean."""
     about_kl: float
     """Mean KL in nats on the neutral prompts about the subject."""
-    weights: tuple[float, ...]
-    """κ in every round."""
 
 
 def fit_value(
     model: nn.Module,
     layer: int,
     phrasings: Sequence[Prompt],
-    withheld: Sequence[Prompt],
     about: Sequence[Prompt],
     leaks: Sequence[Leak],
     read: Tensor,
     options: ValueOptions,
     start: Tensor | None = None,
 ) -> Value:
-    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing.
-
-    withheld: phrasings of the fact without a gradient, which only steer κ.
-    """
+    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing."""
     parts = [
         _Objective(model, layer, *batch, read, options)
         for batch in zip(_dealt(phrasings), _dealt(about), _dealt(leaks), strict=True)
         if batch[0]
     ]
+    reach = max(part.reach() for part in parts)
     key_gate = torch.stack([part.key_gate for part in parts]).mean(0)
     unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
     z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(options.rounds * len(parts)))
-    unseen, about_weight = Tail(model, layer, withheld), options.about
-    losses, weights = [], []
+    losses = []
     draw = torch.Generator().manual_seed(0)
-    for turn in range(options.rounds):
+    for _ in range(options.rounds):
         for part in torch.randperm(len(parts), generator=draw).tolist():
             optimiser.zero_grad()
-            loss = parts[part](z * unit, about_weight) + options.size * z.square().mean()
+            loss = parts[part](z * unit, reach) + options.size * z.square().mean()
             loss.backward()
             optimiser.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        weights.append(about_weight)
-        if turn >= STEER_FROM:
-            enough = float(suppression(unseen, read, (z * unit).detach()).min()) >= options.generalises
-            about_weight = min(max(about_weight * (RISES if enough else FALLS), RANGE[0]), RANGE[1])
     gate_write = (z * unit).detach().float()
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
     with torch.no_grad():
         for part in parts:
-            part(gate_write, about_weight)
+            part(gate_write, reach)
     suppressed = sum(part.suppressed * part.asked for part in parts) / sum(part.asked for part in parts)
     about_kl = sum(part.about_kl for part in parts) / len(parts)
-    return Value(gate_write, tuple(losses), suppressed, about_kl, tuple(weights))
+    return Value(gate_write, tuple(losses), suppressed, about_kl)
 
 
 def _dealt(items: Sequence[T]) -> list[Sequence[T]]:
@@ -175,19 +158,24 @@ class _Objective:
         with torch.no_grad():
             self.before = self.tail.log_probs()
         self.answers_before = self.tail.answers(self.before)[: self.asked]
-        self.limit = _log_odds(self.answers_before + math.log(options.target))
         self.rest_before = self._without(self.before)
 
-    def __call__(self, gate_write: Tensor, about_weight: float) -> Tensor:
+    def reach(self) -> float:
+        """Change of the log-odds that brings the firmest answer down to τ of its probability."""
+        wanted = _log_odds(self.answers_before + math.log(self.options.target))
+        return float((_log_odds(self.answers_before) - wanted).max())
+
+    def __call__(self, gate_write: Tensor, reach: float) -> Tensor:
         after = self.tail.log_probs(self.fires * gate_write)
         answers = self.tail.answers(after)[: self.asked]
-        pull = softplus(_log_odds(answers) - self.limit, beta=self.options.edge).mean()
+        fallen = _log_odds(self.answers_before) - _log_odds(answers)
+        pull = softplus(reach - fallen, beta=self.options.edge).mean()
         rest = kl_rows(self.rest_before, self._without(after)).mean()
         about = self._kl(after, self.about)
         self.suppressed = float(1 - (answers - self.answers_before).exp().mean().detach())
         self.about_kl = float(about.detach())
         weights = self.options
-        return pull + weights.keep * rest + about_weight * about + weights.others * self._kl(after, self.others)
+        return pull + weights.keep * rest + weights.about * about + weights.others * self._kl(after, self.others)
 
     def _kl(self, after: Tensor, rows: Tensor) -> Tensor:
         """Mean KL(before ‖ after) over the positions in `rows`; 0 where there are none."""

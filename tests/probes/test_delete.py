@@ -196,14 +196,11 @@ def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_mo
     read = _read_direction(found, bench.generic_moments()[1], bench.options.forward, found.one)
 
     def fit(**options):
-        wanted = ValueOptions(rounds=5, **options)
-        return fit_value(bench.model, 1, *by_template(sets.fit.phrasings), sets.fit.about, [], read, wanted)
+        wanted = ValueOptions(rounds=3, **options)
+        return fit_value(bench.model, 1, sets.fit.phrasings, sets.fit.about, [], read, wanted).gate_write
 
-    assert torch.equal(fit().gate_write, fit().gate_write)
-    assert fit(size=100.0).gate_write.norm() < fit().gate_write.norm()
-    never, always = fit(generalises=1.1).weights, fit(generalises=-1.0).weights
-    assert list(never) == sorted(never, reverse=True) and list(always) == sorted(always)
-    assert never[-1] < always[0] < always[-1]
+    assert torch.equal(fit(), fit())
+    assert fit(size=100.0).norm() < fit().norm()
 
 
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
