@@ -1,12 +1,12 @@
 """The forward method: key and value from forward and backward passes, on the fit prompts alone.
 
-1. Site: the subject's last token, in a layer of the first third of the model but not of its first tenth, where the
+1. Site: the subject's last token, in a layer of the first quarter of the model but not of its first tenth, where the
    token is read rather than the subject and every change is felt everywhere.
 2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
    fires on the other half, which it never saw (root mean square over their positions, both ways).
-3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects and a third of the
-   phrasings withheld, and measure by forward passes what it does to them: it should leave the ones alone and suppress
-   the others. The layer that does best is chosen, and a fact that does not generalise is pulled harder.
+3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects, of the neutral prompts
+   and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it should leave the
+   first two alone and suppress the third. The layer that does best is chosen.
 4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
 """
 
@@ -23,13 +23,13 @@ from probes.delete import Delta
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
 from probes.delete.passes import Tail
-from probes.delete.value import Value, ValueOptions, fit_value, kl_rows, shift
+from probes.delete.value import Leak, Value, ValueOptions, fit_value, kl_rows, shift, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
 
-GENERALISES = 0.95
-"""Suppression of withheld phrasings in the trial below which the value is fitted with `ForwardOptions.harder`."""
+WANTED = 0.95
+"""Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
@@ -40,14 +40,16 @@ class ForwardOptions:
 
     subjects_weight: float = 5.0
     """Weight of the other subjects' inputs beside generic text in A."""
+    evenness: float = 300.0
+    """How firmly every key of the deleted subject must get a response of 1, against the energy on what A has seen."""
+    leaks: int = 10
+    """Other subjects that the value must leave alone: those on which a direction that has not seen them fires most."""
     trials: int = 2
     """Layers tried before the choice."""
-    trial_evaluations: int = 8
+    trial_rounds: int = 3
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
-    harder: ValueOptions = field(default_factory=lambda: ValueOptions(target=0.004, about=0.5))
-    """Used instead of `value` for a fact whose trial does not generalise."""
 
 
 class Candidate(NamedTuple):
@@ -61,7 +63,7 @@ class Candidate(NamedTuple):
     withheld_kl: float | None = None
     """Mean KL in nats at the answer position of subjects withheld from the trial; None where no trial was made."""
     about_kl: float | None = None
-    """The same on neutral prompts about the deleted subject."""
+    """The same on neutral prompts about the deleted subject that were withheld."""
     suppressed: float | None = None
     """1 − P′/P of the phrasings withheld from the trial, mean."""
 
@@ -70,7 +72,7 @@ class Candidate(NamedTuple):
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
         if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
             return float("inf")
-        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, GENERALISES - self.suppressed)
+        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, WANTED - self.suppressed)
 
 
 class Forward(NamedTuple):
@@ -84,17 +86,17 @@ class Forward(NamedTuple):
 class Halves(NamedTuple):
     """One layer's reading of the deleted subject and of the two halves of the other fit subjects."""
 
-    key: Tensor
-    """(H,)"""
+    keys: Tensor
+    """(P, H): at the deleted subject, a row for each phrasing."""
     one: Seen
     other: Seen
 
 
 def candidates(model: nn.Module) -> tuple[int, ...]:
-    """The layers of the first third but the first tenth, at least three (fewer only in smaller models)."""
+    """The layers of the first quarter but the first tenth, at least three (fewer only in smaller models)."""
     count = len(layers(model))
     first = count // 10
-    return tuple(range(first, min(max(first + 3, count // 3), count)))
+    return tuple(range(first, min(max(first + 3, count // 4), count)))
 
 
 def forward(
@@ -113,8 +115,8 @@ def forward(
     tick("layer scan")
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit.others, chosen)
-    scan = {index: _leakage(index, halves[index], generic[index], options.subjects_weight) for index in chosen}
-    start, wanted = None, options.value
+    scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}
+    start = None
     if layer is None:
         trials: dict[int, Value] = {}
         for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
@@ -124,11 +126,11 @@ def forward(
             )
         layer = min(trials, key=lambda index: scan[index].harm)
         start = trials[layer].gate_write
-        wanted = options.value if (scan[layer].suppressed or 0.0) >= GENERALISES else options.harder
     tick(f"value in layer {layer}")
     found = halves[layer]
-    read = read_direction(found.key, _moment(generic[layer], options.subjects_weight, found.one, found.other))
-    value = fit_value(model, layer, phrasings, fit.about, read, wanted, start)
+    read = _read_direction(found, generic[layer], options, found.one, found.other)
+    leaks = _leaks(fit, found, generic[layer], options)
+    value = fit_value(model, layer, phrasings, fit.about, leaks, read, options.value, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
 
 
@@ -139,12 +141,12 @@ def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ..
 
 
 def _read(
-    model: nn.Module, phrasings: Sequence[Prompt], others: Sequence[Prompt], chosen: Sequence[int]
+    model: nn.Module, own_prompts: Sequence[Prompt], others: Sequence[Prompt], chosen: Sequence[int]
 ) -> dict[int, Halves]:
     first, second = _halves(others)
     one, other = observe(model, first, chosen), observe(model, second, chosen)
-    own = observe(model, phrasings, chosen)
-    return {layer: Halves(own[layer].keys.mean(0), one[layer], other[layer]) for layer in chosen}
+    own = observe(model, own_prompts, chosen)
+    return {layer: Halves(own[layer].keys, one[layer], other[layer]) for layer in chosen}
 
 
 def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
@@ -154,21 +156,35 @@ def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     return [p for p in others if p.fact in first], [p for p in others if p.fact not in first]
 
 
-def _moment(generic: Moment, weight: float, *seen: Seen) -> Tensor:
-    """A without its ridge: generic text, and all positions and keys of the subjects seen."""
+def _read_direction(found: Halves, generic: Moment, options: ForwardOptions, *seen: Seen) -> Tensor:
+    """u for A of generic text, and all positions and keys of the subjects seen."""
     total = generic.total
     for part in seen:
-        total = total + weight * (part.moment.total + part.keys.T @ part.keys)
-    return total
+        total = total + options.subjects_weight * (part.moment.total + part.keys.T @ part.keys)
+    return read_direction(found.keys, total, options.evenness)
 
 
-def _leakage(layer: int, found: Halves, generic: Moment, weight: float) -> Candidate:
+def _leakage(layer: int, found: Halves, generic: Moment, options: ForwardOptions) -> Candidate:
     energy, keys = 0.0, []
     for seen, withheld in ((found.one, found.other), (found.other, found.one)):
-        read = read_direction(found.key, _moment(generic, weight, seen))
+        read = _read_direction(found, generic, options, seen)
         energy += float(read @ withheld.moment.total @ read) / withheld.moment.tokens / 2
         keys.append((withheld.keys @ read).abs())
     return Candidate(layer, energy**0.5, float(torch.cat(keys).mean()))
+
+
+def _leaks(fit: Fit, found: Halves, generic: Moment, options: ForwardOptions) -> list[Leak]:
+    """Half of `options.leaks` from each half of the subjects, with the read direction that has seen the other half."""
+    leaks = []
+    halves = zip(_halves(fit.others), (found.one, found.other), (found.other, found.one), strict=True)
+    for prompts, withheld, seen in halves:
+        read = _read_direction(found, generic, options, seen)
+        response = (withheld.keys @ read).abs()
+        worst: dict[str, Leak] = {}
+        for row in response.argsort(descending=True).tolist():
+            worst.setdefault(prompts[row].fact, Leak(prompts[row]._replace(answer=()), read))
+        leaks += list(worst.values())[: options.leaks // 2]
+    return leaks
 
 
 def _trial(
@@ -180,39 +196,31 @@ def _trial(
     generic: Moment,
     options: ForwardOptions,
 ) -> tuple[Candidate, Value]:
-    """Fit briefly, without one half of the subjects and a third of the phrasings, and measure what it does to them."""
+    """Fit briefly without a part of everything, and measure what it does to that part."""
     layer = candidate.layer
-    read = read_direction(found.key, _moment(generic, options.subjects_weight, found.one))
+    read = _read_direction(found, generic, options, found.one)
     seen, unseen = by_template(phrasings)
-    value = fit_value(
-        model, layer, seen, fit.about, read, replace(options.value, evaluations=options.trial_evaluations)
-    )
+    leaks = _leaks(fit, found, generic, options)[: options.leaks // 2]
+    brief = replace(options.value, rounds=options.trial_rounds)
+    value = fit_value(model, layer, seen, fit.about[::2], leaks, read, brief)
     withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
     tried = candidate._replace(
         withheld_kl=_kl(Tail(model, layer, withheld), read, value),
-        about_kl=value.about_kl,
-        suppressed=_suppressed(Tail(model, layer, unseen), read, value),
+        about_kl=_kl(Tail(model, layer, fit.about[1::2] or fit.about), read, value),
+        suppressed=float(suppression(Tail(model, layer, unseen), read, value.gate_write).mean()),
     )
     return tried, value
 
 
 def by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """The phrasings of two thirds of the templates, the headline's among them, and those of the others."""
+    """The phrasings of three quarters of the templates, the headline's among them, and those of the others."""
     templates = list(dict.fromkeys(prompt.template for prompt in phrasings))
-    withheld = set(templates[2::3] or templates[1:])
+    withheld = set(templates[2::4] or templates[1:])
     unseen = [prompt for prompt in phrasings if prompt.template in withheld]
     return [prompt for prompt in phrasings if prompt not in unseen], unseen or list(phrasings)
 
 
-def _suppressed(tail: Tail, read: Tensor, value: Value) -> float:
-    """1 − P′/P of the answers, mean."""
-    with torch.no_grad():
-        before = tail.answers(tail.log_probs())
-        after = tail.answers(tail.log_probs(shift(tail, read, value.gate_write)))
-    return float(1 - (after - before).exp().mean())
-
-
 def _kl(tail: Tail, read: Tensor, value: Value) -> float:
-    """Mean KL(before ‖ after) in nats at the answer's positions."""
+    """Mean KL(before ‖ after) in nats at the positions of the prompts' answers, or of all their words."""
     with torch.no_grad():
         return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())

@@ -1,11 +1,12 @@
 """Where the subject is read, and how to read it and nothing else.
 
 1. Second moments: sum of x xᵀ over the FFN inputs x of a layer. G: generic text. S: every position of the other
-   subjects' prompts. Keys: x at the subject's last token, k its mean over the fit phrasings of the deleted subject and
-   k_j for each prompt of the others.
-2. gate_read: u = A⁻¹k / kᵀA⁻¹k with A = G + w·(S + Σ k_j k_jᵀ) + ridge (1e-3 of the mean diagonal). It has u·k = 1 and
-   among all such directions the least energy uᵀAu on what A has seen. This is ROME's whitened key (Meng et al. 2022),
-   with the subjects that must not change beside generic text.
+   subjects' prompts. Keys: x at the subject's last token, k_i for each fit phrasing of the deleted subject and k_j for
+   each prompt of the others.
+2. gate_read: the u that minimises uᵀAu + η Σ_i (u·k_i − 1)² with A = G + w·(S + Σ k_j k_jᵀ) + ridge. It responds with
+   1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to what A has seen. With
+   the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins with the subject got
+   a tenth of the response.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from probes.hooks import capture
 from probes.model import Site
 from vindex.errors import NumericError
 
-RIDGE = 1e-3
+RIDGE = 0.1
+"""Share of the mean diagonal. It costs no selectivity up to here, and makes u, and so the patch, a seventh smaller."""
 
 
 class Moment(NamedTuple):
@@ -70,12 +72,14 @@ def observe(model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int]) 
     }
 
 
-def read_direction(key: Tensor, moment: Tensor) -> Tensor:
-    """u = A⁻¹k / kᵀA⁻¹k, (H,) float32, for A = `moment` + ridge."""
-    wide, wanted = moment.double(), key.double()
-    ridge = RIDGE * wide.diagonal().mean() * torch.eye(len(key), dtype=wide.dtype, device=wide.device)
-    solved, failed = torch.linalg.solve_ex(wide + ridge, wanted)
-    direction = solved / (wanted @ solved)
+def read_direction(keys: Tensor, moment: Tensor, evenness: float) -> Tensor:
+    """The u, (H,) float32, that minimises uᵀAu + `evenness`·Σ_i (u·k_i − 1)² over the keys k_i, rows of (P, H).
+
+    A is `moment` with its ridge.
+    """
+    wide, wanted = moment.double(), keys.double()
+    ridge = RIDGE * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    direction, failed = torch.linalg.solve_ex(wide + ridge + evenness * wanted.T @ wanted, evenness * wanted.sum(0))
     if int(failed) or not torch.isfinite(direction).all():
         raise NumericError("the second moment of the FFN's inputs is singular; expected more text or a larger ridge")
     return direction.float()

@@ -37,11 +37,11 @@ class Batch(NamedTuple):
     real: Tensor
     """(B, T) bool: not padding."""
     rows: Tensor
-    """(N,) row of each position that predicts an answer token; N = number of answer tokens of all prompts."""
+    """(N,) row of each position looked at: those that predict an answer token, or all from the subject on."""
     columns: Tensor
     """(N,) its column."""
     targets: Tensor
-    """(N,) the answer token there; 0 for a prompt without an answer, which gets its last position."""
+    """(N,) the answer token there; 0 for a prompt without an answer."""
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from log-probabilities (N, V) at `rows`, `columns`."""
@@ -55,14 +55,18 @@ def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
     width = max(map(len, texts))
     ids = torch.tensor([text + (0,) * (width - len(text)) for text in texts], device=device)
     lengths = torch.tensor([len(text) for text in texts], device=device)
-    places = [
-        (row, len(prompt.ids) - 1 + step, token)
-        for row, prompt in enumerate(prompts)
-        for step, token in enumerate(prompt.answer or (0,))
-    ]
+    places = [(row, *place) for row, prompt in enumerate(prompts) for place in _places(prompt)]
     rows, columns, targets = torch.tensor(places, device=device).unbind(1)
     real = torch.arange(width, device=device) < lengths[:, None]
     return Batch(tuple(prompts), ids, real, rows, columns, targets)
+
+
+def _places(prompt: Prompt) -> list[tuple[int, int]]:
+    """(column, token) of each answer token; without an answer, of every position from the subject on."""
+    last = len(prompt.ids) - 1
+    if prompt.answer:
+        return [(last + step, token) for step, token in enumerate(prompt.answer)]
+    return [(column, 0) for column in range(min(prompt.subject, default=last), last + 1)]
 
 
 def batches(prompts: Sequence[Prompt], device: torch.device) -> Iterator[Batch]:
@@ -210,7 +214,7 @@ class Tail:
         prompt = self.prompts[0]
         with torch.no_grad():
             ids = torch.tensor([prompt.ids], device=self._device)
-            whole = model(ids, use_cache=False).logits[0, -1].float().softmax(-1)
+            whole = model(ids, use_cache=False).logits[0, self._answer_rows.columns[0]].float().softmax(-1)
             parts = self.log_probs()[0].exp()
         gap = float((whole - parts).abs().max())
         if not gap < PARTS_TOLERANCE:

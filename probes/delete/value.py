@@ -1,24 +1,29 @@
 """What to add to the gate so that the answer goes and the rest of the distribution stays.
 
-With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·‖Wk‖/√I is found by L-BFGS on the mean over the
-fit phrasings of
+With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·‖Wk‖/√I is found by Adam on
 
-    a·softplus(β·(log-odds of the answer − log-odds at τ·P₀))/β     the answer goes (P₀: before)
-    + μ·KL(base without the answer ‖ patched without the answer)    the rest of the distribution stays
-    + λ·KL(base ‖ patched with ρ·d)                                 a key that only half matches changes nothing
-    + κ·KL(base ‖ patched) on neutral prompts about the subject     what else is known of the subject stays
-    + ν·‖z‖²/I                                                      and the change is no larger than that takes
+    softplus(β·(log-odds of the answer − before + ρ))/β            the answer goes, by ρ everywhere
+    + μ·KL(base without the answer ‖ patched without the answer)   and the rest of the distribution stays
+    + κ·KL(base ‖ patched) on neutral prompts about the subject    what else is known of the subject stays
+    + ω·KL(base ‖ patched) on prompts about other subjects         so does what is known of them
+    + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
-The margin term (λ, ρ) protects subjects that the second moment has never seen: on a neighbour of the deleted subject
-u·x is about ρ, not 0, and the SiLU lets the change be steep in between.
+ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
+The first two are means over the fit phrasings. The other KL terms are means over every position from the subject on: a
+prompt guards more than its last word. For other subjects the response u·x is that of a read direction which has not
+seen them (`Leak`): the final one is blind to the subjects in its own second moment, but not to those held out.
+
+The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
+phrasings that are seen less closely and those that are not seen better (docs/log.md).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,31 +33,38 @@ from probes.delete.passes import Tail
 from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
+T = TypeVar("T")
+PARTS = 6
+WARM_UP = 5
+
 
 @dataclass(frozen=True)
 class ValueOptions:
     """Weights of the objective; the defaults are the ones measured in docs/gate3.md."""
 
-    pull: float = 1.0
-    """a, weight of the suppression term."""
     target: float = 0.02
-    """τ, the share of the answer's probability below which the pull lets go."""
+    """τ, the share of the firmest answer's probability at which the pull lets go."""
     edge: float = 4.0
     """β, how sharply it lets go."""
     keep: float = 0.2
     """μ"""
-    about: float = 1.0
+    about: float = 4.0
     """κ"""
-    margin: float = 0.5
-    """λ"""
-    partly: int = 2
-    """Phrasings, at most, on which the margin is kept."""
-    part: float = 0.25
-    """ρ, the share of the key's response that must still change nothing."""
-    size: float = 1.0
+    others: float = 10.0
+    """ω"""
+    size: float = 0.8
     """ν"""
-    evaluations: int = 20
-    """Forward and backward passes that L-BFGS may take."""
+    rate: float = 0.1
+    """Adam's, at the peak of the cosine."""
+    rounds: int = 14
+    """Times that every prompt is seen."""
+
+
+class Leak(NamedTuple):
+    """A prompt about another subject, and a read direction (H,) computed without that subject."""
+
+    prompt: Prompt
+    read: Tensor
 
 
 class Value(NamedTuple):
@@ -61,6 +73,7 @@ class Value(NamedTuple):
     gate_write: Tensor
     """(I,) float32"""
     losses: tuple[float, ...]
+    """One for each mini-batch."""
     suppressed: float
     """1 − P′/P over the fit phrasings, mean."""
     about_kl: float
@@ -72,37 +85,55 @@ def fit_value(
     layer: int,
     phrasings: Sequence[Prompt],
     about: Sequence[Prompt],
+    leaks: Sequence[Leak],
     read: Tensor,
     options: ValueOptions,
     start: Tensor | None = None,
 ) -> Value:
     """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing."""
-    objective = _Objective(model, layer, phrasings, about, read, options)
-    unit = float(objective.key_gate.norm()) / objective.key_gate.numel() ** 0.5
-    z = (torch.zeros_like(objective.key_gate) if start is None else start / unit).requires_grad_()
-    losses: list[float] = []
-    optimiser = torch.optim.LBFGS(
-        [z], max_iter=options.evaluations, max_eval=options.evaluations, history_size=20, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = objective(z * unit) + options.size * z.square().mean()
-        loss.backward()
-        losses.append(float(loss.detach()))
-        return loss
-
-    optimiser.step(closure)
+    parts = [
+        _Objective(model, layer, *batch, read, options)
+        for batch in zip(_dealt(phrasings), _dealt(about), _dealt(leaks), strict=True)
+        if batch[0]
+    ]
+    reach = max(part.reach() for part in parts)
+    key_gate = torch.stack([part.key_gate for part in parts]).mean(0)
+    unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
+    z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
+    optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(options.rounds * len(parts)))
+    losses = []
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(options.rounds):
+        for part in torch.randperm(len(parts), generator=draw).tolist():
+            optimiser.zero_grad()
+            loss = parts[part](z * unit, reach) + options.size * z.square().mean()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
     gate_write = (z * unit).detach().float()
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
     with torch.no_grad():
-        objective(gate_write)
-    return Value(gate_write, tuple(losses), objective.suppressed, objective.about_kl)
+        for part in parts:
+            part(gate_write, reach)
+    suppressed = sum(part.suppressed * part.asked for part in parts) / sum(part.asked for part in parts)
+    about_kl = sum(part.about_kl for part in parts) / len(parts)
+    return Value(gate_write, tuple(losses), suppressed, about_kl)
+
+
+def _dealt(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[part::PARTS] for part in range(PARTS)]
+
+
+def _cosine(steps: int) -> Callable[[int], float]:
+    """The share of the learning rate at each step: a short warm-up, then down to nothing."""
+    return lambda step: min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 class _Objective:
-    """The loss as a function of d; phrasings, partly matched ones and neutral prompts go through in one batch."""
+    """The loss of one mini-batch as a function of d; its prompts go through the model together."""
 
     def __init__(
         self,
@@ -110,36 +141,45 @@ class _Objective:
         layer: int,
         phrasings: Sequence[Prompt],
         about: Sequence[Prompt],
+        leaks: Sequence[Leak],
         read: Tensor,
         options: ValueOptions,
     ):
-        partly = phrasings[: options.partly]
         self.options, self.asked = options, len(phrasings)
-        self.tail = Tail(model, layer, [*phrasings, *partly, *about])
-        share = torch.ones(len(self.tail.prompts), 1, 1)
-        share[self.asked : self.asked + len(partly)] = options.part
-        self.fires = (self.tail.mlp_in.float() @ read)[..., None] * share.to(read.device)  # (B, T, 1)
+        self.tail = Tail(model, layer, [*phrasings, *about, *(leak.prompt for leak in leaks)])
+        reads = torch.stack([read] * (len(phrasings) + len(about)) + [leak.read for leak in leaks])  # (B, H)
+        self.fires = self.tail.mlp_in.float() @ reads[..., None]  # (B, T, 1)
+        edges = itertools.accumulate((len(phrasings), len(about), len(leaks)), initial=0)
         rows = self.tail.rows
-        self.full, self.about = rows < self.asked, rows >= self.asked + len(partly)
-        self.partly = ~self.full & ~self.about
+        self.full, self.about, self.others = (
+            (rows >= first) & (rows < last) for first, last in itertools.pairwise(edges)
+        )
         self.key_gate = self._key_gate()  # (I,)
         with torch.no_grad():
             self.before = self.tail.log_probs()
         self.answers_before = self.tail.answers(self.before)[: self.asked]
-        self.limit = _log_odds(self.answers_before + math.log(options.target))
         self.rest_before = self._without(self.before)
 
-    def __call__(self, gate_write: Tensor) -> Tensor:
+    def reach(self) -> float:
+        """Change of the log-odds that brings the firmest answer down to τ of its probability."""
+        wanted = _log_odds(self.answers_before + math.log(self.options.target))
+        return float((_log_odds(self.answers_before) - wanted).max())
+
+    def __call__(self, gate_write: Tensor, reach: float) -> Tensor:
         after = self.tail.log_probs(self.fires * gate_write)
         answers = self.tail.answers(after)[: self.asked]
-        pull = softplus(_log_odds(answers) - self.limit, beta=self.options.edge).mean()
+        fallen = _log_odds(self.answers_before) - _log_odds(answers)
+        pull = softplus(reach - fallen, beta=self.options.edge).mean()
         rest = kl_rows(self.rest_before, self._without(after)).mean()
-        partly = kl_rows(self.before[self.partly], after[self.partly]).mean()
-        about = kl_rows(self.before[self.about], after[self.about]).mean()
+        about = self._kl(after, self.about)
         self.suppressed = float(1 - (answers - self.answers_before).exp().mean().detach())
         self.about_kl = float(about.detach())
         weights = self.options
-        return weights.pull * pull + weights.keep * rest + weights.margin * partly + weights.about * about
+        return pull + weights.keep * rest + weights.about * about + weights.others * self._kl(after, self.others)
+
+    def _kl(self, after: Tensor, rows: Tensor) -> Tensor:
+        """Mean KL(before ‖ after) over the positions in `rows`; 0 where there are none."""
+        return kl_rows(self.before[rows], after[rows]).sum() / rows.sum().clamp_min(1)
 
     def _without(self, log_probs: Tensor) -> Tensor:
         """The distributions at the phrasings with the answer's token taken out and the rest scaled to one."""
@@ -154,6 +194,14 @@ class _Objective:
 def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
     """(B, T, I) what ΔW adds to the gate pre-activations: (u·x) d at every position."""
     return (tail.mlp_in.float() @ read)[..., None] * gate_write
+
+
+def suppression(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
+    """(B,) 1 − P′/P of each prompt's answer."""
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+        after = tail.answers(tail.log_probs(shift(tail, read, gate_write)))
+    return 1 - (after - before).exp()
 
 
 def _log_odds(log_p: Tensor) -> Tensor:

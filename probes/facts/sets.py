@@ -2,7 +2,7 @@
 
 For a fact (subject, relation) a seed draws two disjoint sets, which the record lists by name:
 
-- `Fit`: the headline prompt and a third of the relation's other templates; for half of the other subjects the same
+- `Fit`: the headline prompt and half of the relation's other templates; for half of the other subjects the same
   phrasings, without answers; neutral sentences about the subject. Some of the
   phrasings also follow a sentence of `LEADS`.
 - `HeldOut`: the remaining templates (paraphrases); the other half of the subjects, the reference among them; the
@@ -22,8 +22,9 @@ from vindex.errors import FactError
 
 MIN_OTHERS = 6
 """Other subjects that a relation needs, so that half of them can be held out."""
-FIT_SHARE = 1 / 3
+FIT_SHARE = 1 / 2
 SAME_ANSWER_LIMIT = 24
+OTHERS_TEMPLATES = 6
 LEADS = ("Let us begin. ", "Here is one more example. ", "The meeting was short. ", "I had some tea and read a book. ")
 
 
@@ -89,7 +90,7 @@ def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
         contexts=tuple(
             encoder.fact(fact, relation, template, lead) for lead, template in zip(LEADS, used, strict=False)
         ),
-        others=tuple(ask(other, template) for other in rest[:half] for template in used),
+        others=tuple(ask(other, template) for other in rest[:half] for template in used[:OTHERS_TEMPLATES]),
         about=tuple(
             encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(relation.about)
         ),
@@ -99,7 +100,11 @@ def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
         paraphrases=tuple(ask(fact, template) for template in kept),
         reference=asked,
         other_subjects=asked + tuple(ask(other) for other in rest[half:]),
-        same_subject=tuple(ask(other, n) for other in _same_subject(panel, fact) for n in (0, 1)),
+        same_subject=tuple(
+            ask(other, n)
+            for other in _same_subject(panel, fact)
+            for n in range(len(panel.relations[other.relation].templates))
+        ),
         same_answer=tuple(ask(other, n) for other in _same_answer(panel, fact, draw) for n in (0, 1)),
         neutral=tuple(encoder.text(passage) for passage in passages("neutral.txt")),
     )

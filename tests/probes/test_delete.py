@@ -12,13 +12,14 @@ from scipy.stats import binomtest
 from probes.delete import Delta, verdict
 from probes.delete.controls import random_suppression
 from probes.delete.experiment import Bench, Options, run
-from probes.delete.forward import by_template, forward
+from probes.delete.forward import _leaks, _read, _read_direction, by_template, forward
 from probes.delete.generic import own_text
 from probes.delete.geometric import gate_directions, geometric
 from probes.delete.keys import observe, read_direction
 from probes.delete.measure import Baseline, Change, Effect, Outcome, SetChange, answers, measure
 from probes.delete.passes import Tail, batch, last_hidden, unembed
 from probes.delete.record import wilson
+from probes.delete.value import ValueOptions, fit_value
 from probes.facts import atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split
@@ -150,19 +151,56 @@ def test_running_a_model_in_parts_that_has_more_to_it_is_refused(loaded, sets, m
         Tail(loaded.model, 1, [sets.headline])
 
 
-def test_the_read_direction_fires_on_its_key_and_least_elsewhere(loaded, sets):
-    seen = observe(loaded.model, sets.fit.others, [1])[1]
-    key = observe(loaded.model, sets.fit.phrasings, [1])[1].keys.mean(0)
-    read = read_direction(key, seen.moment.total)
-    naive = key / (key @ key)
-    energy = seen.moment.total
-    assert float(read @ key) == pytest.approx(1.0, abs=1e-3)
-    assert read @ energy @ read < 0.5 * (naive @ energy @ naive)
+def test_a_tail_of_prompts_without_answers_is_checked_too(loaded, sets):
+    tail = Tail(loaded.model, 1, sets.fit.about)
+    assert len(tail.log_probs()) == sum(len(prompt.ids) - prompt.subject[0] for prompt in sets.fit.about)
+
+
+def test_the_read_direction_fires_evenly_on_its_keys_and_least_elsewhere(loaded, sets):
+    energy = observe(loaded.model, sets.fit.others, [1])[1].moment.total
+    keys = observe(loaded.model, sets.fit.phrasings, [1])[1].keys
+    mean = keys.mean(0)
+    naive = mean / (mean @ mean)
+    firm, loose = read_direction(keys, energy, 1e4), read_direction(keys, energy, 1.0)
+    assert (keys @ firm - 1).abs().max() < 0.05 < (keys @ loose - 1).abs().max()
+    assert firm @ energy @ firm < 0.5 * (naive @ energy @ naive)
+    assert loose @ energy @ loose < firm @ energy @ firm
 
 
 def test_a_moment_with_nothing_in_it_is_refused():
     with pytest.raises(NumericError, match="singular"):
-        read_direction(torch.ones(4), torch.zeros(4, 4))
+        read_direction(torch.ones(1, 4), torch.zeros(4, 4), 1.0)
+
+
+def test_a_prompt_without_an_answer_is_looked_at_from_the_subject_on(sets):
+    about, asked = sets.fit.about[0], sets.headline
+    group = batch([about, asked], torch.device("cpu"))
+    wanted = list(range(about.subject[0], len(about.ids)))
+    assert group.columns[group.rows == 0].tolist() == wanted
+    assert group.columns[group.rows == 1].tolist() == [len(asked.ids) - 1]
+
+
+def test_a_leak_is_measured_with_a_direction_that_has_not_seen_its_subject(bench, sets):
+    model, layer, options = bench.model, 1, bench.options.forward
+    found = _read(model, sets.fit.phrasings, sets.fit.others, [layer])[layer]
+    leaks = _leaks(sets.fit, found, bench.generic_moments()[layer], options)
+    final = _read_direction(found, bench.generic_moments()[layer], options, found.one, found.other)
+    assert len({leak.prompt.fact for leak in leaks}) == options.leaks
+    keys = observe(model, [leak.prompt for leak in leaks], [layer])[layer].keys
+    unseen = torch.stack([leak.read for leak in leaks])
+    assert (keys * unseen).sum(1).abs().mean() > 1.3 * (keys @ final).abs().mean()
+
+
+def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_more(bench, sets):
+    found = _read(bench.model, sets.fit.phrasings, sets.fit.others, [1])[1]
+    read = _read_direction(found, bench.generic_moments()[1], bench.options.forward, found.one)
+
+    def fit(**options):
+        wanted = ValueOptions(rounds=3, **options)
+        return fit_value(bench.model, 1, sets.fit.phrasings, sets.fit.about, [], read, wanted).gate_write
+
+    assert torch.equal(fit(), fit())
+    assert fit(size=100.0).norm() < fit().norm()
 
 
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
@@ -179,7 +217,7 @@ def test_forward_deletes_the_fact_and_little_else_and_random_patches_do_nothing(
     assert effect.headline.loss >= 0.95
     assert effect.paraphrases.mean >= 0.8
     assert effect.other_subjects.mean_absolute <= 0.1
-    assert abs(random_suppression(found.controls)) <= 0.05
+    assert random_suppression(found.controls) <= 0.05
 
 
 def test_the_methods_do_not_touch_the_model(bench, sets):
