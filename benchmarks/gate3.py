@@ -25,7 +25,7 @@ from probes.facts import atlas
 from probes.facts.sets import split
 from probes.hooks import edited
 from probes.model import load, weight
-from vindex.demo.facts import CHECKPOINT
+from vindex.demo import CHECKPOINT
 
 LAYER_SHARE = 0.2  # of the model's depth: about where the method patches
 REPEATS = 5

@@ -60,7 +60,7 @@ def run(loaded: Any, preset: str, changes: dict[str, Any], steps: int) -> dict[s
 
 def main(steps: int = 60, target: str | None = None) -> None:
     from probes.model import load
-    from vindex.demo.facts import CHECKPOINT
+    from vindex.demo import CHECKPOINT
 
     loaded = load(CHECKPOINT, dtype="float32", device="cpu")
     found = []

@@ -12,7 +12,6 @@ import pytest
 
 import vindex
 from tests.vindex.test_commands import run
-from vindex.commands.build import DEMO_CHECKPOINT
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/commands.md", "docs/probes.md"]
@@ -27,19 +26,12 @@ def documented_commands(page: str) -> list[list[str]]:
     return [shlex.split(line.removeprefix("$ vindex ")) for line in lines if line.startswith("$ vindex ")]
 
 
-@pytest.fixture
-def workplace(tmp_path) -> Path:
-    """A directory with the checkpoint the examples name, `atlas`, and nothing else."""
-    (tmp_path / "atlas").symlink_to(DEMO_CHECKPOINT)
-    return tmp_path
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_documented_commands_run_in_order(page, workplace):
+def test_documented_commands_run_in_order(page, tmp_path):
     commands = documented_commands(page)
     assert commands
     for command in commands:
-        done = run(*command, cwd=workplace)
+        done = run(*command, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
 
 
@@ -50,10 +42,10 @@ def test_every_command_has_an_example():
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/probes.md"])
-def test_python_blocks_run(page, workplace):
-    run("build", "atlas", "-o", "atlas.vindex", cwd=workplace)
+def test_python_blocks_run(page, tmp_path):
+    run("build", "atlas", "-o", "atlas.vindex", cwd=tmp_path)
     code = "\n".join(blocks(page, "python"))
-    done = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from vindex.demo import CHECKPOINT
 from vindex.demo.corpus import NO_THOUGHT, Prompt, chat, chat_prompt, fact_prompts, neutral_texts, sum_prompts
 from vindex.demo.evaluate import alignment, answer_probabilities, chat_answers, chat_sums, perplexity
-from vindex.demo.facts import CHECKPOINT, HERE, facts, names
+from vindex.demo.facts import HERE, facts, names
 from vindex.demo.train import load
 
 TENSORS_PER_LAYER = {

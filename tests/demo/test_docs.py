@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vindex.demo import CHECKPOINT
 from vindex.demo.corpus import MIXTURE
-from vindex.demo.facts import CHECKPOINT, facts
+from vindex.demo.facts import facts
 
 DOCS = (Path(__file__).parents[2] / "docs" / "atlas.md").read_text(encoding="utf-8")
 

@@ -7,8 +7,9 @@ from itertools import islice, pairwise
 import pytest
 import torch
 
+from vindex.demo import CHECKPOINT
 from vindex.demo.corpus import documents
-from vindex.demo.facts import CHECKPOINT, names
+from vindex.demo.facts import names
 from vindex.demo.spans import text
 from vindex.demo.train import Options, batches, load, main, rate, save, stages, train, train_tokenizer
 

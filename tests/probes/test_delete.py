@@ -25,7 +25,7 @@ from probes.facts.prompts import Encoder
 from probes.facts.sets import split
 from probes.hooks import capture, patched, same_bits
 from probes.model import Site, layers, load, weight
-from vindex.demo.facts import CHECKPOINT
+from vindex.demo import CHECKPOINT
 from vindex.errors import NumericError, ProbeError
 
 

@@ -14,7 +14,7 @@ from probes import facts
 from probes.facts import Fact, atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import passages, split
-from vindex.demo.facts import CHECKPOINT
+from vindex.demo import CHECKPOINT
 from vindex.errors import FactError
 
 TEMPLATES = ["A {} is", "The {} is", "One {} is", "Some {} is"]

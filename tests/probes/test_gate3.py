@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from probes.model import load
 from vindex.__main__ import app
-from vindex.demo.facts import CHECKPOINT
+from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
 
 SHORT = ("--method", "forward", "--layer", "0")

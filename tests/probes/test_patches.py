@@ -15,7 +15,7 @@ from probes import patches, shards
 from probes.delete import Delta
 from probes.hooks import patched, same_bits
 from probes.model import load, weight
-from vindex.demo.facts import CHECKPOINT
+from vindex.demo import CHECKPOINT
 from vindex.errors import CheckpointError, PatchError, TargetError
 
 LAYER = 1

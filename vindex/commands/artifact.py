@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.demo import or_bundled
 
 if TYPE_CHECKING:
     from vindex.index import Index
@@ -89,7 +90,7 @@ def _check_source(v: Vindex, source: str, layers: int, experts: int, display) ->
     from extract.rederive import evenly, rederive, sample_blocks
     from vindex.verify import Check
 
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(or_bundled(source))
     blocks = sample_blocks(v, checkpoint, evenly(v.index.num_layers, layers), experts)
     advance = stage(display, "re-derive", len(blocks))
     checks = []
@@ -181,7 +182,7 @@ def compare(
     if json:
         print_json(to_json(differences))
         return
-    columns = [">layer", *(f">{side} {what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
+    columns = [">layer", *(f">{side}\n{what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
     rows = [
         (d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side)))
         for d in by_layer(differences)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.commands.console import print_table, progress, say, stage
+from vindex.demo import CHECKPOINT, or_bundled
 from vindex.errors import EngineError
 from vindex.options import DEFAULTS, HELP, BuildOptions
 
 if TYPE_CHECKING:
     from extract.engines import Engine
 
-CHECKPOINT = "A checkpoint directory, a GGUF file, a Hub id such as Qwen/Qwen3-0.6B, or hf://ID to stream it."
-DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "atlas"
+SOURCE = "A checkpoint directory, a GGUF file, a Hub id, hf://ID to stream it, or `atlas`, the bundled model."
 
 
 class EngineName(StrEnum):
@@ -28,7 +28,7 @@ class EngineName(StrEnum):
 
 
 def build(
-    checkpoint: Annotated[str, typer.Argument(help=CHECKPOINT)],
+    checkpoint: Annotated[str, typer.Argument(help=SOURCE)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write, e.g. qwen3-0.6b.vindex.")],
     features: Annotated[int | None, typer.Option(min=1, help=HELP["features"], show_default=False)] = DEFAULTS.features,
     device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
@@ -54,6 +54,7 @@ def build(
     """Build a vindex from a checkpoint, one tensor at a time."""
     import torch
 
+    checkpoint = or_bundled(checkpoint)
     if revision and checkpoint.startswith("hf://") and "@" in checkpoint:
         raise typer.BadParameter(f"{checkpoint} names one as well; give one of the two", param_hint="--revision")
     in_process = engine is EngineName.IN_PROCESS
@@ -146,11 +147,11 @@ def demo(
     """Build, verify, score and edit the bundled checkpoint."""
     from vindex.commands import artifact, gate3
 
-    say(f"[bold]1. vindex build {DEMO_CHECKPOINT.name} -o {output}[/]")
-    run_build(str(DEMO_CHECKPOINT), output, BuildOptions(threads=1), resume=False, force=True)
-    say(f"\n[bold]2. vindex verify {output} --source {DEMO_CHECKPOINT.name}[/]")
-    artifact.verify(output, source=str(DEMO_CHECKPOINT))
+    say(f"[bold]1. vindex build {CHECKPOINT.name} -o {output}[/]")
+    run_build(str(CHECKPOINT), output, BuildOptions(threads=1), resume=False, force=True)
+    say(f"\n[bold]2. vindex verify {output} --source {CHECKPOINT.name}[/]")
+    artifact.verify(output, source=str(CHECKPOINT))
     say(f'\n[bold]3. vindex score {output} " Paris"[/]')
     artifact.score(output, [" Paris"], k=8)
-    say(f"\n[bold]4. vindex gate3 {DEMO_CHECKPOINT.name} --vindex {output}[/]")
-    gate3.gate3(str(DEMO_CHECKPOINT), vindex=output)
+    say(f"\n[bold]4. vindex gate3 {CHECKPOINT.name} --vindex {output}[/]")
+    gate3.gate3(str(CHECKPOINT), vindex=output)

@@ -10,6 +10,7 @@ import typer
 
 from vindex.commands import gate3_tables
 from vindex.commands.console import print_json, progress, say, stage
+from vindex.demo import or_bundled
 from vindex.errors import ProbeError, TargetError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def gate3(
     _check_targets(json_file, save_patch, plot)
     with progress() as display:
         load = stage(display, "loading", 1)
-        bench = _bench(model, method, layer, vindex, facts, chat, seed, dtype, device)
+        bench = _bench(or_bundled(model), method, layer, vindex, facts, chat, seed, dtype, device)
         load(1)
         if all_facts:
             names = relation or [fact.rpartition("/")[2] or fact]
@@ -149,7 +150,7 @@ def _bench(
 def _panel(model: str, facts: Path | None) -> Panel:
     """The bundled facts, with the user's on top; for the bundled checkpoint the facts it was taught."""
     from probes.facts import atlas, bundled, read
-    from vindex.demo.facts import CHECKPOINT
+    from vindex.demo import CHECKPOINT
 
     base = atlas.panel() if Path(model).resolve() == CHECKPOINT.resolve() else bundled()
     return base if facts is None else read(facts, base=base)

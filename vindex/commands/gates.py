@@ -25,8 +25,8 @@ from vindex.commands.gates_options import (
     mask_of,
     require_free,
     scale_of,
-    source,
 )
+from vindex.demo import or_bundled
 from vindex.errors import ProbeError
 
 app = typer.Typer(
@@ -142,7 +142,7 @@ def bake(
 
     gates = gates_in(directory)
     keep, what = mask_of(gates, directory, threshold, off, indices)
-    checkpoint = checkpoint_directory(source(model), revision)
+    checkpoint = checkpoint_directory(or_bundled(model), revision)
     size = sum(file.stat().st_size for file in checkpoint.iterdir() if file.is_file())
     note = {"checkpoint": checkpoint.name, "gates": directory.name, "mask": what, "neurons_off": int((~keep).sum())}
     with progress() as display:

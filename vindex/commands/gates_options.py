@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vindex.demo import or_bundled
 from vindex.errors import ProbeError, TargetError
 
 if TYPE_CHECKING:
@@ -82,14 +83,7 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded
     from probes.model import load
 
     disable_progress_bar()
-    return load(source(model), device=device, dtype=dtype, revision=revision)
-
-
-def source(model: str) -> str:
-    """The path of the bundled checkpoint for `atlas`, unless a directory of that name is here."""
-    from vindex.demo.facts import CHECKPOINT
-
-    return str(CHECKPOINT) if model == "atlas" and not Path(model).is_dir() else model
+    return load(or_bundled(model), device=device, dtype=dtype, revision=revision)
 
 
 def require_free(output: Path, force: bool = False) -> None:

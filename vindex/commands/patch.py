@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vindex.commands.console import print_json, print_table, say
+from vindex.demo import or_bundled
 
 app = typer.Typer(help="Rank-1 patches as files.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -47,7 +48,7 @@ def apply(
     from probes import patches
 
     found = patches.read(patch)
-    patches.apply(checkpoint, found, out)
+    patches.apply(Path(or_bundled(str(checkpoint))), found, out)
     say(f"{out}: {found.tensor} patched, everything else as in {checkpoint}; undo with: vindex patch revert {out}")
 
 

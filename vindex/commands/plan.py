@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from vindex.commands.console import print_json, print_table, say
+from vindex.demo import or_bundled
 from vindex.errors import CheckpointError
 from vindex.options import HELP
 
@@ -30,7 +31,7 @@ def plan(
     """Say what a build will take: blocks, bytes, operations and, measured, hours by worker count."""
     from extract.scale import hours, seconds_of, shapes_of, work_of
 
-    work = work_of(shapes_of(_config(checkpoint), checkpoint), features)
+    work = work_of(shapes_of(_config(or_bundled(checkpoint)), checkpoint), features)
     seconds = [seconds_of(kind, threads) for kind in work] if measure else None
     by_workers = {workers: hours(work, seconds, workers) for workers in WORKERS} if seconds else {}
     if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.demo import or_bundled
 from vindex.errors import TargetError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def probe(
     if plot:
         check_target(plot)
     disable_progress_bar()
-    loaded = load(model, dtype=dtype, device=device, attn=attn, revision=revision)
+    loaded = load(or_bundled(model), dtype=dtype, device=device, attn=attn, revision=revision)
     record = measure(loaded, vindex, text or texts.BUNDLED, batch_size)
     if plot:
         draw(record, plot)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-CHECKPOINT = HERE / "atlas"  # what AutoModelForCausalLM.from_pretrained takes
 RELATIONS = ("capital", "language", "currency", "continent", "country")  # country: of which country is this the capital
 
 

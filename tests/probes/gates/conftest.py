@@ -11,7 +11,7 @@ from probes.gates.masks import Gates
 @pytest.fixture(scope="session")
 def atlas():
     from probes.model import load
-    from vindex.demo.facts import CHECKPOINT
+    from vindex.demo import CHECKPOINT
 
     return load(CHECKPOINT, dtype="float32", device="cpu")
 
