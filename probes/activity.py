@@ -127,7 +127,7 @@ def moments(values: Tensor, weights: Tensor, scratch: Tensor) -> Moments:
     return Moments(mean, weights @ torch.sub(values, mean, out=scratch).square_() / (count - 1))
 
 
-def shuffled_variance(one: Moments, other: Moments, n: int) -> Tensor:
+def shuffled_variance(one: Moments, other: Moments, n: int | Tensor) -> Tensor:
     """Expected unbiased variance of one_t · other_π(t) over uniformly random permutations π of n tokens: (I,).
 
     From E (Σ_t one_t other_π(t))² of Hoeffding 1951: v₁v₂(n − 2)/n + m₁²v₂ + m₂²v₁, with means m and variances v.

@@ -93,7 +93,7 @@ def sparsity(fired: Sequence[Fired], dropped: Tensor) -> Sparsity:
 class Spread(NamedTuple):
     """Of the neurons of G experts over the pairs at which each fires."""
 
-    count: Tensor
+    times: Tensor
     """(G, 1) float: n_e."""
     mean: Tensor
     """(G, I)."""
@@ -102,13 +102,13 @@ class Spread(NamedTuple):
 
     def varying(self) -> Spread:
         """Without the experts that fire at one token only."""
-        several = self.count[:, 0] > 1
-        return Spread(self.count[several], self.mean[several], self.squares[several])
+        several = self.times[:, 0] > 1
+        return Spread(self.times[several], self.mean[several], self.squares[several])
 
     @property
     def variance(self) -> Tensor:
         """(G, I), unbiased."""
-        return self.squares / (self.count - 1)
+        return self.squares / (self.times - 1)
 
 
 def spread(values: Tensor, expert: Tensor) -> Spread:
@@ -129,8 +129,8 @@ def temperature(fired: Sequence[Fired], sink: Tensor) -> Temperature:
     up = [spread(part.up, part.expert).varying() for part in fired]
     shuffled = [
         one._replace(
-            squares=(one.count - 1)
-            * shuffled_variance(Moments(one.mean, one.variance), Moments(other.mean, other.variance), one.count)
+            squares=(one.times - 1)
+            * shuffled_variance(Moments(one.mean, one.variance), Moments(other.mean, other.variance), one.times)
         )
         for one, other in zip(silu, up, strict=True)
     ]
@@ -141,12 +141,12 @@ def temperature(fired: Sequence[Fired], sink: Tensor) -> Temperature:
 def pooled(spreads: Sequence[Spread]) -> float:
     """Variance within experts: every neuron with weight n_e - 1."""
     squares = sum(float(part.squares.double().sum()) for part in spreads)
-    return squares / sum(float((part.count - 1).sum()) * part.mean.shape[1] for part in spreads)
+    return squares / sum(float((part.times - 1).sum()) * part.mean.shape[1] for part in spreads)
 
 
 def wide_variance(spreads: Sequence[Spread], tokens: int, neurons: int) -> float:
     """Mean over all the layer's neurons of the unbiased variance over all tokens, zero where a neuron does not fire."""
-    squares = (part.squares + part.count * (1 - part.count / tokens) * part.mean.square() for part in spreads)
+    squares = (part.squares + part.times * (1 - part.times / tokens) * part.mean.square() for part in spreads)
     return sum(float(part.double().sum()) for part in squares) / (tokens - 1) / neurons
 
 

@@ -85,8 +85,10 @@ class _Observer:
 
     def layer(self, number: int, row: int, sink: Tensor) -> LayerReading:
         if number in self.mixtures:
-            seen = (self.pending[role].reshape(*self.mask.shape, -1) for role in MIXTURE)
-            return read_mixture(self.mixtures[number], *(self.counted(values, row) for values in seen), sink)
+            routed, chosen, weight, output = (
+                self.counted(self.pending[role].reshape(*self.mask.shape, -1), row) for role in MIXTURE
+            )
+            return read_mixture(self.mixtures[number], routed, chosen, weight, output, sink)
         gate, up, hidden = (self.counted(self.pending[role], row).float() for role in DENSE)
         if self.scratch.shape[1:] != hidden.shape or self.scratch.device != hidden.device:
             self.scratch = torch.empty(2, *hidden.shape, device=hidden.device)
