@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.special import betainc
 
+from probes.activity import LayerReading, Sparsity
 from probes.definition import (
     FRAME_DRAWS,
     RELATIVE_THRESHOLDS,
@@ -23,8 +25,11 @@ from probes.definition import (
     TOP,
 )
 from probes.measures import Measure, mean_of, measure
-from probes.readings import Reading, Sparsity
+from probes.readings import Reading
 from probes.segments import segment
+
+FIRING = "; in a mixture over the neurons of the experts that fire"
+WIDE = " as one wide layer"
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,17 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
             samples = [_mean(layer.below_relative[index] for layer in text) for text in found]
             variants[f"|h| < {part:.0%} rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part, 1.0))
     headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
+    if _mixed(readings):
+        for wide in (False, True):
+            samples = [_mean(_weighted_below(layer, wide=wide) for layer in reading.layers) for reading in readings]
+            null = _mean(_weighted_below(layer, wide=wide, null=True) for layer in readings[0].layers)
+            variants[f"|w·h| < {SPARSITY_HEADLINE:g}{WIDE if wide else ''}"] = measure(samples, unit, null=null)
     return Constant(
         "C1",
         "FFN sparsity",
         f"fraction of |h| < {SPARSITY_HEADLINE:g} over layers, neurons and tokens; "
-        "h = silu(gate_proj x) · (up_proj x), float32; null: normal entries of each layer's rms",
+        "h = silu(gate_proj x) · (up_proj x), float32; null: normal entries of each layer's rms"
+        + (FIRING if _mixed(readings) else ""),
         variants.pop(f"|h| < {SPARSITY_HEADLINE:g}"),
         tuple(layer.sparsity.below[headline] for layer in readings[0].layers),
         variants,
@@ -79,11 +90,14 @@ def top_mass(readings: Sequence[Reading], vocabulary: int) -> Constant:
     )
 
 
-def gate_coherence(directions: Sequence[np.ndarray], mean_rows: np.ndarray) -> Constant:
+def gate_coherence(
+    directions: Sequence[np.ndarray], mean_rows: np.ndarray, experts: Sequence[np.ndarray | None] = ()
+) -> Constant:
     """C3: mean over adjacent layers of |cos| between their leading gate directions. Null: random orthonormal frames.
 
     `directions`: per layer (F, H), unit rows, leading first, rows past the weight's rank zero. `mean_rows`: (L, H),
-    mean over neurons of each gate_proj's rows.
+    mean over neurons of each gate_proj's rows. `experts`: per layer (E, H), unit rows, the leading direction of every
+    routed expert, None for a dense layer; `directions` of a mixture are those of all its experts' rows together.
     """
     frames = [frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64) for frame in directions]  # drop zero rows
     width = directions[0].shape[1]
@@ -97,7 +111,8 @@ def gate_coherence(directions: Sequence[np.ndarray], mean_rows: np.ndarray) -> C
         "C3",
         "gate coherence",
         "mean over adjacent layers of |cos| between their leading right singular vectors of gate_proj; "
-        "null: independent random directions",
+        "null: independent random directions"
+        + ("; of a mixture: all its experts' rows together" if any(each is not None for each in experts) else ""),
         mean_of(leading, unit, null=chance, over=over),
         tuple(leading),
         {
@@ -111,6 +126,7 @@ def gate_coherence(directions: Sequence[np.ndarray], mean_rows: np.ndarray) -> C
                 over=over,
             ),
             "mean gate row": mean_of((means[:-1] * means[1:]).sum(1).tolist(), "cos", null=0.0, over=over),
+            **_expert_coherence(experts),
         },
     )
 
@@ -123,18 +139,30 @@ def layer_temperature(readings: Sequence[Reading]) -> Constant:
         return measure(samples, "h²", null=null)
 
     null = _mean(layer.temperature.shuffled for layer in readings[0].layers)
+    variants = {
+        "no_sink": over_texts("no_sink"),
+        "median over neurons": over_texts("median"),
+        "without the SiLU": over_texts("linear"),
+    }
+    if _mixed(readings):
+        for field, name in (("weighted", "of w·h"), ("wide", f"of w·h{WIDE}")):
+            heats = [
+                [
+                    getattr(layer.mixture or layer.temperature, field if layer.mixture else "all_tokens")
+                    for layer in reading.layers
+                ]
+                for reading in readings
+            ]
+            variants[name] = measure([_mean(text) for text in heats], "h²")
     return Constant(
         "C4",
         "layer temperature",
         "mean over layers and neurons of the unbiased variance of h over tokens; "
-        "null: its expectation when silu(gate_proj x) and up_proj x come from different tokens",
+        "null: its expectation when silu(gate_proj x) and up_proj x come from different tokens"
+        + (f"{FIRING}, each neuron over the tokens at which its expert does" if _mixed(readings) else ""),
         over_texts("all_tokens", null),
         tuple(layer.temperature.all_tokens for layer in readings[0].layers),
-        {
-            "no_sink": over_texts("no_sink"),
-            "median over neurons": over_texts("median"),
-            "without the SiLU": over_texts("linear"),
-        },
+        variants,
     )
 
 
@@ -189,6 +217,57 @@ def random_frame_cosine(width: int, count: int) -> float:
     generator = np.random.default_rng(0)
     draws = [np.linalg.qr(generator.standard_normal((width, count)))[0][:count] for _ in range(FRAME_DRAWS)]
     return float(np.mean([np.linalg.svd(head, compute_uv=False).mean() for head in draws]))
+
+
+def _expert_coherence(experts: Sequence[np.ndarray | None]) -> dict[str, Measure]:
+    """C3 of single experts: their leading directions within a layer, and across adjacent layers that are mixtures."""
+    found: dict[str, Measure] = {}
+    frames = [frame.astype(np.float64) for frame in experts if frame is not None]
+    if not frames:
+        return found
+    number, width = frames[0].shape
+    chance = mean_abs_cosine(width)
+    within = [_off_diagonal_mean(np.abs(frame @ frame.T)) for frame in frames]
+    pairs = [
+        np.abs(one.astype(np.float64) @ other.astype(np.float64).T)
+        for one, other in pairwise(experts)
+        if one is not None and other is not None
+    ]
+    if number > 1:
+        found["experts of one layer"] = mean_of(within, "|cos|", null=chance, over="layers")
+    if pairs:
+        over = "layer pairs"
+        found["experts of adjacent layers"] = mean_of([float(p.mean()) for p in pairs], "|cos|", null=chance, over=over)
+        found["nearest expert"] = mean_of(
+            [float(p.max(1).mean()) for p in pairs], "|cos|", null=nearest_cosine(width, number), over=over
+        )
+    return found
+
+
+def nearest_cosine(width: int, number: int) -> float:
+    """E of |cos| of a random direction with the nearest of `number` others: ∫ 1 − F(x)^number dx, F that of one |cos|.
+
+    cos² of random directions in H dimensions is Beta(1/2, (H − 1)/2).
+    """
+    cosine = np.linspace(0, 1, 20_001)
+    return float(np.trapezoid(1 - betainc(0.5, (width - 1) / 2, cosine**2) ** number, cosine))
+
+
+def _off_diagonal_mean(square: np.ndarray) -> float:
+    return float(square[~np.eye(len(square), dtype=bool)].mean())
+
+
+def _mixed(readings: Sequence[Reading]) -> bool:
+    return any(layer.mixture for layer in readings[0].layers)
+
+
+def _weighted_below(layer: LayerReading, *, wide: bool, null: bool = False) -> float:
+    """Share of |w·h| below the headline's threshold, where it fires or in the wide layer; its null; dense: of |h|."""
+    mixture = layer.mixture
+    rms = mixture.rms if mixture else layer.sparsity.rms
+    below = mixture.below if mixture else layer.sparsity.below[SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)]
+    share = _gaussian_below(SPARSITY_HEADLINE, rms) if null else below
+    return 1 - mixture.active * (1 - share) if mixture and wide else share
 
 
 def _mean_principal_cosine(one: np.ndarray, other: np.ndarray) -> float:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from probes.model import Site, locate, weight
+from probes.model import EXPERT_ROLES, Site, locate, weight
 from vindex.errors import PatchError, ProbeError
 
 Edit = Callable[[Tensor], Tensor]
@@ -141,18 +141,20 @@ def _attach(
 ) -> RemovableHandle:
     module, side = locate(model, site)
 
+    position = EXPERT_ROLES.get(site.role, 0)
+
     def act(value: Any) -> Any:
-        """Apply the action to a tensor, or to the first entry of a tuple; None leaves all as it is."""
+        """Apply the action to a tensor, or to one entry of a tuple; None leaves all as it is."""
         fired.add(site)
-        first = value[0] if isinstance(value, tuple) and value else value
-        if not isinstance(first, Tensor):
+        entry = value[position] if isinstance(value, tuple) and len(value) > position else value
+        if not isinstance(entry, Tensor):
             raise ProbeError(
-                f"{_label(site)}: {side} of {type(module).__name__} is no tensor but {type(first).__name__}"
+                f"{_label(site)}: {side} of {type(module).__name__} is no tensor but {type(entry).__name__}"
             )
-        new = action(site, first)
+        new = action(site, entry)
         if new is None:
             return None
-        return (new, *value[1:]) if isinstance(value, tuple) else new
+        return (*value[:position], new, *value[position + 1 :]) if isinstance(value, tuple) else new
 
     if side == "output":
         return module.register_forward_hook(lambda _module, _args, output: act(output))

@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from probes.model import Loaded, layers
+from probes.experts import count, gate_weights
+from probes.model import Loaded, Mixture, ffns
 from vindex.checksums import sha256_of
 from vindex.errors import CheckpointError, ProbeError
 
@@ -33,12 +34,14 @@ def weights_sha256(loaded: Loaded, advance: Callable[[int], object] = lambda cou
 
 def require_match(loaded: Loaded, vindex: Any, digests: Mapping[str, str]) -> None:
     """Raise ProbeError unless `vindex` was built from the weight files `digests` describes."""
-    dense = layers(loaded.model)
-    rows, columns = dense[0].gate_proj.weight.shape
+    found = ffns(loaded.model)
+    mixture = next((ffn for ffn in found if isinstance(ffn, Mixture)), None)
+    rows, columns = next(gate_weights(mixture or found[0])).shape
     index = vindex.index
     for what, theirs, ours in (
-        ("num_layers", index.num_layers, len(dense)),
+        ("num_layers", index.num_layers, len(found)),
         ("hidden_size", index.hidden_size, columns),
+        ("num_experts", index.num_experts, count(mixture) if mixture else None),
         ("intermediate_size", index.intermediate_size, rows),
     ):
         if theirs != ours:

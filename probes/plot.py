@@ -126,7 +126,7 @@ def _spectra(spectra: Mapping[str, Any]) -> tuple[Line, ...]:
         entry = spectra[projection]
         lines.append(_curve(projection, entry["var"]["64"], colour))
         if projection == "gate_proj":  # the floor is the same for a shape and its transpose
-            lines.append(_level("floor", entry["marchenko_pastur"]["64"], len(entry["squared_norm"])))
+            lines.append(_floor(entry["marchenko_pastur"]["64"], len(entry["squared_norm"])))
     return tuple(lines)
 
 
@@ -137,6 +137,11 @@ def _curve(label: str, y: Sequence[float], colour: str, *, shift: float = 0.0, d
 
 def _level(label: str, value: float, count: int) -> Line:
     return Line(f"{label} {value:.3g}", (value, value), (0, count - 1), QUIET, dashed=True)
+
+
+def _floor(level: float | Sequence[float], count: int) -> Line:
+    """One level, or a curve where dense layers and mixtures have weights of different shapes."""
+    return _level("floor", level, count) if isinstance(level, float) else _curve("floor", level, QUIET, dashed=True)
 
 
 def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path) -> None:

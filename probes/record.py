@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata, resources
@@ -17,10 +17,12 @@ import numpy as np
 import orjson
 
 from probes import definition
+from probes.activity import MixtureReading
 from probes.constants import Constant
 from probes.definition import SPECTRUM_RANKS, STAGE_THRESHOLD
+from probes.experts import count, gate_weights
 from probes.measures import Measure
-from probes.model import Loaded, layers
+from probes.model import Loaded, Mixture, ffns
 from probes.readings import Reading
 from probes.segments import segment
 from probes.spectrum import Spectrum, floor
@@ -63,19 +65,32 @@ def libraries() -> dict[str, str]:
 
 def _model(loaded: Loaded, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
     model, config = loaded.model, loaded.model.config
-    first = layers(model)[0]
+    found = ffns(model)
+    mixtures = [ffn for ffn in found if isinstance(ffn, Mixture)]
+    rows, columns = next(gate_weights((mixtures or found)[0])).shape
     return {
         "name": loaded.name,
         "revision": loaded.revision,
         "weights_sha256": dict(weights_sha256),
         "architecture": type(model).__name__,
-        "num_layers": len(layers(model)),
-        "hidden_size": first.gate_proj.weight.shape[1],
-        "intermediate_size": first.gate_proj.weight.shape[0],
+        "num_layers": len(found),
+        "hidden_size": columns,
+        "intermediate_size": rows,
+        **(_mixture(mixtures, config) if mixtures else {}),
         "vocab_size": config.vocab_size,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "attn_implementation": config._attn_implementation,
+    }
+
+
+def _mixture(mixtures: Sequence[Mixture], config: Any) -> dict[str, Any]:
+    shared = mixtures[0].shared
+    return {
+        "num_experts": count(mixtures[0]),
+        "top_k": config.num_experts_per_tok,
+        "shared_intermediate_size": None if shared is None else shared.gate_proj.weight.shape[0],
+        "mixture_layers": [mixture.number for mixture in mixtures],
     }
 
 
@@ -101,6 +116,7 @@ def _measure(measure: Measure) -> dict[str, Any]:
 def _layers(reading: Reading) -> dict[str, Any]:
     """Per-layer curves of one text: each a list of L values, or L lists."""
     rows = reading.layers
+    mixed = any(row.mixture for row in rows)
     return {
         "sinks": [row.sinks for row in rows],
         "sparsity": {field: [getattr(row.sparsity, field) for row in rows] for field in rows[0].sparsity._fields},
@@ -110,8 +126,24 @@ def _layers(reading: Reading) -> dict[str, Any]:
         "temperature": {
             field: [getattr(row.temperature, field) for row in rows] for field in rows[0].temperature._fields
         },
+        **(
+            {"experts": [row.mixture and _experts(row.mixture, len(reading.top_mass)) for row in rows]} if mixed else {}
+        ),
         "adjacent_cka": np.diagonal(reading.similarity.debiased.cpu().numpy(), offset=1),
         "top_mass": reading.top_mass,
+    }
+
+
+def _experts(mixture: MixtureReading, tokens: int) -> dict[str, Any]:
+    """The reading, with the share of experts that fired beside that of routers that choose k at random."""
+    experts = len(mixture.load)
+    shares = np.array(mixture.load) / sum(mixture.load)
+    return {
+        **mixture._asdict(),
+        "fired": float(np.mean(np.array(mixture.load) > 0)),
+        "fired_null": 1 - (1 - mixture.top_k / experts) ** tokens,
+        "largest_share": float(shares.max()),
+        "effective": float(np.exp(-sum(share * math.log(share) for share in shares if share))),
     }
 
 
@@ -135,11 +167,14 @@ def _spectra(geometry: Geometry) -> dict[str, Any]:
 
 
 def _projection(spectra: tuple[Spectrum, ...]) -> dict[str, Any]:
-    shape = spectra[0].shape
+    shapes = [spectrum.shape for spectrum in spectra]
+    floors = {shape: floor(shape) for shape in set(shapes)}
+    by_rank = {str(rank): [floors[shape][place] for shape in shapes] for place, rank in enumerate(SPECTRUM_RANKS)}
     return {
-        "shape": shape,
+        "shape": shapes[0] if len(floors) == 1 else None,
+        **({"shapes": shapes} if len(floors) > 1 else {}),
         "var": {str(rank): [spectrum.share(rank) for spectrum in spectra] for rank in SPECTRUM_RANKS},
-        "marchenko_pastur": {str(rank): value for rank, value in zip(SPECTRUM_RANKS, floor(shape), strict=True)},
+        "marchenko_pastur": {rank: each[0] if len(floors) == 1 else each for rank, each in by_rank.items()},
         "squared_norm": [spectrum.energy for spectrum in spectra],
         "singular_values": [spectrum.singular_values for spectrum in spectra],
     }

@@ -10,17 +10,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probes import constants, readings, texts
 from probes.constants import Constant
 from probes.definition import DIRECTIONS, SPECTRUM_RANKS, TOKENS
-from probes.model import Layer, Loaded, layers
+from probes.experts import count, down_weights, gate_weights
+from probes.model import Layer, Loaded, Mixture, ffns
 from probes.readings import Reading
-from probes.spectrum import Spectrum, given, leading
+from probes.spectrum import Spectrum, given, leading, leading_read
 from probes.texts import ProbeText
 from vindex.errors import ProbeError
 
@@ -38,6 +41,8 @@ class Geometry(NamedTuple):
     """(L, H): mean over neurons of gate_proj's rows."""
     gate: tuple[Spectrum, ...]
     down: tuple[Spectrum, ...]
+    experts: tuple[np.ndarray | None, ...]
+    """Per layer (E, H), the leading direction of every routed expert's gate_proj; None for a dense layer."""
 
 
 class Results(NamedTuple):
@@ -66,12 +71,12 @@ def run(
 
     `vindex` is an open vindex of the same model (see `probes.match`). `on_text` and `on_layer` are told of progress.
     """
-    dense = layers(loaded.model)
-    if len(dense) < 2:
+    found = ffns(loaded.model)
+    if len(found) < 2:
         raise ProbeError("the model has one layer; C3 and C5 compare adjacent layers and need at least two")
     probe_texts = encode(loaded, names)
     taken = read_texts(loaded.model, probe_texts, batch_size=batch_size, on_text=on_text)
-    geometry = from_weights(dense, on_layer) if vindex is None else from_vindex(dense, vindex, on_layer)
+    geometry = from_weights(found, on_layer) if vindex is None else from_vindex(found, vindex, on_layer)
     return Results(probe_texts, taken, geometry, measure(taken, geometry, loaded.model.config.vocab_size))
 
 
@@ -101,26 +106,37 @@ def measure(taken: Sequence[Reading], geometry: Geometry, vocabulary: int) -> tu
     return (
         constants.ffn_sparsity(taken),
         constants.top_mass(taken, vocabulary),
-        constants.gate_coherence(geometry.directions, geometry.mean_rows),
+        constants.gate_coherence(geometry.directions, geometry.mean_rows, geometry.experts),
         constants.layer_temperature(taken),
         constants.circuit_stages(taken),
     )
 
 
-def from_weights(dense: Sequence[Layer], on_layer: Advance = nothing) -> Geometry:
-    """Directions and spectra by exact eigendecomposition of each weight's residual-side Gram matrix."""
-    directions, gate, down = [], [], []
-    for layer in dense:
-        spectrum, reads = leading(layer.gate_proj.weight, DIRECTIONS, side=1)
+def from_weights(found: Sequence[Layer | Mixture], on_layer: Advance = nothing, vindex: Any = None) -> Geometry:
+    """Directions and spectra by exact eigendecomposition of each weight's residual-side Gram matrix.
+
+    The experts of a mixture count as one weight, and their own leading directions come from `vindex` when it is given.
+    """
+    directions, gate, down, experts = [], [], [], []
+    for ffn in found:
+        spectrum, reads = leading(gate_weights(ffn), DIRECTIONS, side=1)
         gate.append(spectrum)
         directions.append(reads.astype(np.float32))
-        down.append(leading(layer.down_proj.weight, DIRECTIONS, side=0)[0])
+        down.append(leading(down_weights(ffn), DIRECTIONS, side=0)[0])
+        experts.append(_experts(ffn, vindex) if isinstance(ffn, Mixture) else None)
         on_layer(1)
-    return Geometry("weights", tuple(directions), _mean_rows(dense), tuple(gate), tuple(down))
+    source = "weights" if vindex is None else f"weights; each expert's leading direction from vindex {vindex.id}"
+    return Geometry(source, tuple(directions), _mean_rows(found), tuple(gate), tuple(down), tuple(experts))
 
 
-def from_vindex(dense: Sequence[Layer], vindex: Any, on_layer: Advance = nothing) -> Geometry:
-    """Directions and spectra from an open vindex; only each weight's norm is taken from the weights."""
+def from_vindex(found: Sequence[Layer | Mixture], vindex: Any, on_layer: Advance = nothing) -> Geometry:
+    """Directions and spectra from an open vindex; only each weight's norm is taken from the weights.
+
+    A mixture's vindex knows the experts one by one and not what they are together, which the weights then say.
+    """
+    dense = [ffn for ffn in found if isinstance(ffn, Layer)]
+    if len(dense) < len(found):
+        return from_weights(found, on_layer, vindex)
     needed = min(max(SPECTRUM_RANKS), *dense[0].gate_proj.weight.shape)
     if vindex.index.num_feats < needed:
         raise ProbeError(
@@ -133,8 +149,21 @@ def from_vindex(dense: Sequence[Layer], vindex: Any, on_layer: Advance = nothing
         down.append(given(layer.down_proj.weight, vindex.singular_values[1, layer.number]))
         on_layer(1)
     directions = tuple(np.asarray(vindex.gate[layer.number], dtype=np.float32) for layer in dense)
-    return Geometry(f"vindex {vindex.id}", directions, _mean_rows(dense), tuple(gate), tuple(down))
+    none = (None,) * len(dense)
+    return Geometry(f"vindex {vindex.id}", directions, _mean_rows(dense), tuple(gate), tuple(down), none)
 
 
-def _mean_rows(dense: Sequence[Layer]) -> np.ndarray:
-    return np.stack([layer.gate_proj.weight.double().mean(0).cpu().numpy() for layer in dense])
+def _experts(mixture: Mixture, vindex: Any) -> np.ndarray:
+    """(E, H): the leading direction of every routed expert."""
+    if vindex is not None:
+        return np.asarray(vindex.layer(mixture.number).gate[: count(mixture), 0], dtype=np.float32)
+    return np.stack([leading_read(weight) for weight in islice(gate_weights(mixture), count(mixture))])
+
+
+def _mean_rows(found: Sequence[Layer | Mixture]) -> np.ndarray:
+    return np.stack([_mean_row(ffn).cpu().numpy() for ffn in found])
+
+
+def _mean_row(ffn: Layer | Mixture) -> Tensor:
+    sums = [(weight.double().mean(0), len(weight)) for weight in gate_weights(ffn)]
+    return torch.stack([mean * rows for mean, rows in sums]).sum(0) / sum(rows for _, rows in sums)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from probes import suite
+from probes.activity import moments, shuffled_variance, sink_tokens, sparsity, temperature
 from probes.definition import RELATIVE_THRESHOLDS, SPARSITY_THRESHOLDS
 from probes.hooks import capture, edited
 from probes.model import load, sites
-from probes.readings import moments, read, shuffled_variance, sink_tokens, sparsity, temperature, top_mass
+from probes.readings import read, top_mass
 from vindex.errors import ProbeError
 
 IDS = torch.randint(0, 256, (3, 64), generator=torch.Generator().manual_seed(0))

@@ -79,7 +79,7 @@ def probe(
 def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_size: int) -> dict[str, Any]:
     """The record of one run, with a progress bar for each stage."""
     from probes import match, record, suite
-    from probes.model import layers
+    from probes.model import ffns
 
     suite.encode(loaded, names)  # a bad text is told before any work
     opened = _open(directory)
@@ -94,7 +94,7 @@ def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_
             vindex=opened,
             batch_size=batch_size,
             on_text=stage(display, "texts", len(names)),
-            on_layer=stage(display, "weights", len(layers(loaded.model))),
+            on_layer=stage(display, "weights", len(ffns(loaded.model))),
         )
     return record.build(loaded, results, digests)
 
@@ -116,8 +116,34 @@ def print_record(record: Mapping[str, Any]) -> None:
         caption=f"mean and interval: over {len(texts)} text{'s' * (len(texts) > 1)}; C3 over adjacent layers. "
         + _sinks(record),
     )
+    if record["model"].get("num_experts"):
+        print_routing(record)
     print_spectra(record["spectra"])
     print_published(record)
+
+
+def print_routing(record: Mapping[str, Any]) -> None:
+    """Which experts fired in the headline text, over the mixture layers."""
+    model, text = record["model"], record["texts"][0]
+    found = [layer for layer in record["layers"][0]["experts"] if layer]
+    experts, top_k = model["num_experts"], model["top_k"]
+    rows = []
+    for name, key, null in (
+        ("share of experts that fired", "fired", found[0]["fired_null"]),
+        ("most frequent expert's share of firings", "largest_share", 1 / experts),
+        ("effective experts (exp of entropy)", "effective", experts),
+    ):
+        values = [layer[key] for layer in found]
+        cells = (sum(values) / len(values), min(values), max(values), null)
+        rows.append((name, *(_number(float(value)) for value in cells)))
+    shared = model["shared_intermediate_size"]
+    print_table(
+        f"Routing in {Path(text['name']).stem}: {experts} experts, top {top_k}{', and a shared one' if shared else ''}",
+        ["", ">mean", ">lowest", ">highest", ">uniform"],
+        rows,
+        caption=f"over {len(found)} mixture layers of {model['num_layers']}; uniform: routers that choose at random. "
+        f"Recomputed FFN outputs differ by at most {max(layer['mismatch'] for layer in found):.0e} of their norm.",
+    )
 
 
 def print_spectra(spectra: Mapping[str, Any]) -> None:
@@ -125,17 +151,32 @@ def print_spectra(spectra: Mapping[str, Any]) -> None:
     rows = []
     for projection in ("gate_proj", "down_proj"):
         entry = spectra[projection]
-        for rank, values in entry["var"].items():
-            mean = sum(values) / len(values)
-            floor = entry["marchenko_pastur"][rank]
-            cells = (mean, min(values), max(values), floor)
-            rows.append((projection, "×".join(map(str, entry["shape"])), f"var@{rank}", *(f"{v:.3f}" for v in cells)))
+        for shape, layers in _shapes(entry).items():
+            for rank, every in entry["var"].items():
+                floor = entry["marchenko_pastur"][rank]
+                values = [every[layer] for layer in layers]
+                cells = (
+                    sum(values) / len(values),
+                    min(values),
+                    max(values),
+                    floor[layers[0]] if entry["shape"] is None else floor,
+                )
+                rows.append((projection, "×".join(map(str, shape)), f"var@{rank}", *(f"{v:.3f}" for v in cells)))
     print_table(
         f"Spectra (from {spectra['source']}): share of ‖W‖² in the leading singular values",
         ["weight", "shape", "", ">mean", ">lowest", ">highest", ">random floor"],
         rows,
         caption="over layers; floor: Marchenko–Pastur, a random matrix of this shape",
     )
+
+
+def _shapes(entry: Mapping[str, Any]) -> dict[tuple[int, ...], list[int]]:
+    """The layers of each shape: one, unless dense layers and mixtures differ."""
+    shapes = entry.get("shapes") or [entry["shape"]] * len(entry["squared_norm"])
+    found: dict[tuple[int, ...], list[int]] = {}
+    for layer, shape in enumerate(shapes):
+        found.setdefault(tuple(shape), []).append(layer)
+    return found
 
 
 def print_published(record: Mapping[str, Any]) -> None:
