@@ -46,7 +46,7 @@ class ForwardOptions:
     """Other subjects that the value must leave alone: those on which a direction that has not seen them fires most."""
     trials: int = 2
     """Layers tried before the choice."""
-    trial_rounds: int = 3
+    trial_rounds: int = 2
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)

@@ -48,15 +48,15 @@ class ValueOptions:
     """β, how sharply it lets go."""
     keep: float = 0.2
     """μ"""
-    about: float = 4.0
+    about: float = 60.0
     """κ"""
-    others: float = 10.0
+    others: float = 45.0
     """ω"""
-    size: float = 0.8
+    size: float = 1.8
     """ν"""
     rate: float = 0.1
     """Adam's, at the peak of the cosine."""
-    rounds: int = 14
+    rounds: int = 10
     """Times that every prompt is seen."""
 
 

@@ -41,6 +41,12 @@ class Relation:
     question: str
     reference: tuple[str, ...] = ()
     about: tuple[str, ...] = ABOUT
+    fit_templates: tuple[str, ...] = ()
+    """More phrasings, which are never held out; numbered after `templates`."""
+
+    @property
+    def all_templates(self) -> tuple[str, ...]:
+        return self.templates + self.fit_templates
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,10 @@ def _relation(record: dict[str, Any], where: str) -> Relation:
             f"{where}: relation {name!r} needs a list of at least {MIN_TEMPLATES} templates (and no subject)"
         )
     _check_templates(templates, where)
+    fit_templates = record.get("fit_templates", [])
+    if not isinstance(fit_templates, list):
+        raise FactError(f"{where}: fit_templates is {fit_templates!r}, expected a list of templates")
+    _check_templates(fit_templates, where)
     question = _text(record, "question", where) if "question" in record else templates[0]
     about = record.get("about", list(ABOUT))
     if not isinstance(about, list) or not about:
@@ -155,7 +165,7 @@ def _relation(record: dict[str, Any], where: str) -> Relation:
     reference = record.get("reference", [])
     if not isinstance(reference, list) or not all(isinstance(subject, str) for subject in reference):
         raise FactError(f"{where}: reference is {reference!r}, expected a list of subjects")
-    return Relation(name, tuple(templates), question, tuple(reference), tuple(about))
+    return Relation(name, tuple(templates), question, tuple(reference), tuple(about), tuple(fit_templates))
 
 
 def _check_templates(templates: list[Any], where: str) -> None:

@@ -45,7 +45,7 @@ class Encoder(NamedTuple):
 
     def fact(self, fact: Fact, relation: Relation, template: int, lead: str = "") -> Prompt:
         """The prompt that asks for `fact` with the relation's template of that number, after the sentence `lead`."""
-        text = lead + relation.templates[template]
+        text = lead + relation.all_templates[template]
         name = f"{fact.name}#{template}" + (" after a sentence" if lead else "")
         before, asked = self._lead(relation.question, fact.subject)
         whole = before + text.replace("{}", fact.subject)

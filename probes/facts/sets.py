@@ -2,8 +2,8 @@
 
 For a fact (subject, relation) a seed draws two disjoint sets, which the record lists by name:
 
-- `Fit`: the headline prompt and half of the relation's other templates; for half of the other subjects the same
-  phrasings, without answers; neutral sentences about the subject. Some of the
+- `Fit`: the headline prompt, a third of the relation's other templates, and those that are for fitting only; for half
+  of the other subjects some of the same phrasings, without answers; neutral sentences about the subject. Some of the
   phrasings also follow a sentence of `LEADS`.
 - `HeldOut`: the remaining templates (paraphrases); the other half of the subjects, the reference among them; the
   subject's other facts; facts of other subjects that have the same answer; neutral text.
@@ -22,7 +22,7 @@ from vindex.errors import FactError
 
 MIN_OTHERS = 6
 """Other subjects that a relation needs, so that half of them can be held out."""
-FIT_SHARE = 1 / 2
+FIT_SHARE = 1 / 3
 SAME_ANSWER_LIMIT = 24
 OTHERS_TEMPLATES = 6
 LEADS = ("Let us begin. ", "Here is one more example. ", "The meeting was short. ", "I had some tea and read a book. ")
@@ -121,7 +121,8 @@ def _templates(relation: Relation, draw: random.Random) -> tuple[list[int], list
     rest = list(range(1, len(relation.templates)))
     draw.shuffle(rest)
     seen = max(1, round(FIT_SHARE * len(rest)))
-    return [0, *sorted(rest[:seen])], sorted(rest[seen:])
+    fit_only = range(len(relation.templates), len(relation.all_templates))
+    return [0, *sorted(rest[:seen]), *fit_only], sorted(rest[seen:])
 
 
 def _reference(relation: Relation, others: list[Fact], draw: random.Random) -> Fact:
