@@ -67,6 +67,14 @@ def test_every_reference_and_relation_of_the_bundled_panel_exists(panel):
         (json.dumps({"relation": "color", "templates": TEMPLATES, "about": []}), r"facts.jsonl:3: about is \[\]"),
         (json.dumps({"relation": "color", "templates": TEMPLATES, "reference": "cat"}), r"facts.jsonl:3: reference is"),
         (
+            json.dumps({"relation": "color", "templates": TEMPLATES, "fit_templates": "A {} is"}),
+            r"facts.jsonl:3: fit_templates is 'A {} is', expected a list of templates",
+        ),
+        (
+            json.dumps({"relation": "color", "templates": TEMPLATES, "fit_templates": ["A cat is"]}),
+            r"facts.jsonl:3: template 'A cat is': expected text with one {}",
+        ),
+        (
             '{"subject": "dog", "relation": "kind", "answer": "animal", "answer_ids": "7"}',
             r"facts.jsonl:3: answer_ids is '7', expected a list of token ids",
         ),
@@ -182,6 +190,19 @@ def test_same_answer_prompts_neither_ask_for_the_fact_nor_give_it_away(tokenizer
     panel = facts.read(path)
     drawn = split(panel, panel.find("France/city"), Encoder(tokenizer))
     assert {prompt.fact for prompt in drawn.held_out.same_answer} == {"Louvre/city"}
+
+
+def test_templates_for_fitting_only_are_all_seen_and_never_held_out(tokenizer):
+    panel = facts.bundled()
+    relation = panel.relations["capital"]
+    assert relation.fit_templates and not set(relation.fit_templates) & set(relation.templates)
+    for seed in range(3):
+        drawn = split(panel, panel.find("France/capital"), Encoder(tokenizer), seed)
+        seen = {prompt.text for prompt in drawn.fit.phrasings}
+        assert {template.replace("{}", "France") for template in relation.fit_templates} <= seen
+        held = {prompt.text for prompt in drawn.held_out.paraphrases}
+        assert held < {template.replace("{}", "France") for template in relation.templates}
+        assert len(held) == len(relation.templates) - (len(seen) - len(relation.fit_templates))
 
 
 def test_another_seed_draws_other_sets(tokenizer):
