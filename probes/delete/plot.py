@@ -18,6 +18,7 @@ NAMES = {
     "same_subject": "other facts\nof the subject",
     "same_answer": "other facts\nwith the answer",
 }
+HEADROOM = 1.15
 
 
 def one(record: dict[str, Any], path: Path) -> None:
@@ -65,7 +66,7 @@ def all_facts(record: dict[str, Any], path: Path) -> None:
     axis.axvline(0, color=BEFORE, linewidth=0.8)
     axis.set_xlim(-0.35, 1.15)
     axis.set_xlabel("share of P(answer) lost")
-    axis.set_title(f"{record['model']['name']}: every known fact deleted by {method}", fontsize=10)
+    axis.set_title(f"{record['model']['name']}: {len(record['facts'])} facts deleted by {method}", fontsize=10)
     axis.legend(
         loc="upper center", bbox_to_anchor=(0.5, -1.1 / (0.24 * len(facts) + 1.6)), ncols=4, fontsize=7, frameon=False
     )
@@ -101,8 +102,9 @@ def _scan(axis: Any, scan: list[dict[str, Any]], chosen: int) -> None:
         right = axis.twinx()
         right.plot([c["layer"] for c in tried], [c["withheld_kl"] for c in tried], "D", color=AFTER)
         right.set_ylabel("trial: KL on withheld subjects (nats)", fontsize=8, color=AFTER)
-        right.set_ylim(bottom=0)
-    axis.set_ylim(bottom=0)
+        right.set_ylim(0, HEADROOM * max(candidate["withheld_kl"] for candidate in tried))
+    axis.set_ylim(0, HEADROOM * max(candidate["leakage"] for candidate in scan))
+    axis.set_xticks(layers)
     axis.set_title(f"layer scan on the fit set: layer {chosen} chosen", fontsize=9)
 
 
