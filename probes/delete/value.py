@@ -23,7 +23,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ from probes.delete.passes import Tail
 from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
-T = TypeVar("T")
 PARTS = 6
 WARM_UP = 5
 
@@ -91,10 +90,10 @@ def fit_value(
     start: Tensor | None = None,
 ) -> Value:
     """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing."""
+    count = min(PARTS, len(phrasings))
     parts = [
-        _Objective(model, layer, *batch, read, options)
-        for batch in zip(_dealt(phrasings), _dealt(about), _dealt(leaks), strict=True)
-        if batch[0]
+        _Objective(model, layer, phrasings[n::count], about[n::count], leaks[n::count], read, options)
+        for n in range(count)
     ]
     reach = max(part.reach() for part in parts)
     key_gate = torch.stack([part.key_gate for part in parts]).mean(0)
@@ -121,10 +120,6 @@ def fit_value(
     suppressed = sum(part.suppressed * part.asked for part in parts) / sum(part.asked for part in parts)
     about_kl = sum(part.about_kl for part in parts) / len(parts)
     return Value(gate_write, tuple(losses), suppressed, about_kl)
-
-
-def _dealt(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[part::PARTS] for part in range(PARTS)]
 
 
 def _cosine(steps: int) -> Callable[[int], float]:
