@@ -47,6 +47,7 @@ class ForwardOptions:
     trials: int = 2
     """Layers tried before the choice."""
     trial_rounds: int = 2
+    """`ValueOptions.rounds` of a trial."""
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)

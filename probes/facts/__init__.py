@@ -9,8 +9,8 @@ A facts file is JSON lines of two kinds, in any order except that a relation com
 A template holds `{}` once, for the subject, and ends right before the answer; the answer follows after one space. The
 first template is the headline prompt, the others are paraphrases. `question` is what a user asks in the chat template;
 `reference` names the subject whose answer must survive (the first that is not the deleted one); `about` are
-neutral sentences on such subjects, which ask for nothing that the panel asks. `answer_ids` on a fact,
-when given, must be the tokens that the tokenizer makes of the answer.
+neutral sentences on such subjects, which ask for nothing that the panel asks; `fit_templates` are more phrasings, never
+held out. `answer_ids` on a fact, when given, must be the tokens that the tokenizer makes of the answer.
 
 The bundled panel (`panel.jsonl`): 117 countries × capital, language, currency, continent, and 317 facts of other
 relations. `Panel` reads, `prompts` encodes, `sets` splits into what a method may see and what it may not.

@@ -25,6 +25,7 @@ MIN_OTHERS = 6
 FIT_SHARE = 1 / 3
 SAME_ANSWER_LIMIT = 24
 OTHERS_TEMPLATES = 6
+"""Phrasings, at most, in which the other subjects of `Fit` are asked."""
 LEADS = ("Let us begin. ", "Here is one more example. ", "The meeting was short. ", "I had some tea and read a book. ")
 
 
