@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.synthetic import QWEN3_8B, real_spectrum, write_tokenizer
+from benchmarks.synthetic import QWEN3_8B, qwen3_config, real_spectrum, write_tokenizer
 from tests.hub_server import Bytes, HubServer
 
 CHUNK = 1 << 20
@@ -90,18 +90,7 @@ def repository(layers: int) -> dict:
     shards["ends"] = ends | {"model.norm.weight": (hidden,)}
     files: dict = {f"model-{name}.safetensors": Synthetic(name, tensors) for name, tensors in shards.items()}
     weight_map = {tensor: f"model-{name}.safetensors" for name, tensors in shards.items() for tensor in tensors}
-    config = {
-        "model_type": "qwen3",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": neurons,
-        "vocab_size": vocabulary,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rope_theta": 1e6,
-        "tie_word_embeddings": False,
-    }
+    config = qwen3_config(layers, hidden, neurons, vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
         write_tokenizer(Path(scratch) / "tokenizer.json", vocabulary)
         files["tokenizer.json"] = Bytes((Path(scratch) / "tokenizer.json").read_bytes(), large=False)

@@ -36,6 +36,22 @@ def real_looking_weight(neurons: int, hidden: int, seed: int = 0) -> torch.Tenso
     return ((left * real_spectrum(hidden)) @ right.T).bfloat16().float()
 
 
+def qwen3_config(layers: int, hidden: int, neurons: int, vocabulary: int) -> dict:
+    """config.json of a dense, untied Qwen3 of these shapes."""
+    return {
+        "model_type": "qwen3",
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": neurons,
+        "vocab_size": vocabulary,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+    }
+
+
 def write_checkpoint(directory: Path, shapes: Shapes, layers: int) -> Path:
     """A Qwen3 checkpoint in bfloat16, a shard for each layer, untied. Nothing larger than one shard is in memory.
 
@@ -72,18 +88,7 @@ def write_checkpoint(directory: Path, shapes: Shapes, layers: int) -> Path:
     _save(directory, "model-norm.safetensors", shards)
     weight_map = {tensor: file for shard in shards for tensor, file in shard.items()}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    config = {
-        "model_type": "qwen3",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": neurons,
-        "vocab_size": vocabulary,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rope_theta": 1e6,
-        "tie_word_embeddings": False,
-    }
+    config = qwen3_config(layers, hidden, neurons, vocabulary)
     (directory / "config.json").write_text(json.dumps(config))
     write_tokenizer(directory / "tokenizer.json", vocabulary)
     return directory
