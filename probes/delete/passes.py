@@ -104,7 +104,8 @@ def part(model: nn.Module, start: int, stop: int) -> Callable[..., Tensor]:
     kinds = getattr(whole.config, "layer_types", None)
     if kinds is not None:
         piece.config.layer_types = kinds[start:stop]
-    return lambda **inputs: piece(**inputs, use_cache="past_key_values" in inputs).last_hidden_state
+    # without a cache it must make none of its own: that would have room for the piece's number of layers only
+    return lambda **inputs: piece(**inputs, use_cache=inputs.get("past_key_values") is not None).last_hidden_state
 
 
 def unembed(model: nn.Module, hidden: Tensor) -> Tensor:

@@ -203,6 +203,14 @@ def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_mo
     assert fit(size=100.0).norm() < fit().norm()
 
 
+def test_a_tail_of_prompts_that_all_begin_with_the_subject_needs_no_cache(loaded, sets):
+    model, prompt = loaded.model, sets.headline._replace(subject=(0,))
+    with torch.no_grad():
+        wanted = unembed(model, last_hidden(model, torch.tensor([prompt.ids])))[0, -1]
+        found = Tail(model, 0, [prompt]).log_probs()[0]
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
     one = own_text(loaded.model, loaded.tokenizer, 128)
     assert one == own_text(loaded.model, loaded.tokenizer, 128)
