@@ -1,6 +1,6 @@
 """The forward method: key and value from forward and backward passes, on the fit prompts alone.
 
-1. Site: the subject's last token, in a layer of the first quarter of the model but not of its first tenth, where the
+1. Site: the subject's last token, in a layer of the first quarter of the model but not of its first sixth, where the
    token is read rather than the subject and every change is felt everywhere.
 2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
    fires on the other half, which it never saw (root mean square over their positions, both ways).
@@ -38,15 +38,19 @@ SUBJECTS_SHARE = 5.0
 class ForwardOptions:
     """Free choices of the method; they go into the record."""
 
-    subjects_weight: float = 5.0
-    """Weight of the other subjects' inputs beside generic text in A."""
-    evenness: float = 300.0
+    subjects_weight: float = 15.0
+    """w, of the other subjects' inputs beside generic text in A."""
+    about_weight: float = 40.0
+    """w′, of the subject's keys in neutral sentences."""
+    evenness: float = 600.0
     """How firmly every key of the deleted subject must get a response of 1, against the energy on what A has seen."""
-    leaks: int = 10
+    leaks: int = 16
     """Other subjects that the value must leave alone: those on which a direction that has not seen them fires most."""
+    leak_margin: float = 1.7
+    """How many times as strongly as that the value may fire on them: those held out may lie nearer."""
     trials: int = 2
     """Layers tried before the choice."""
-    trial_rounds: int = 2
+    trial_rounds: int = 1
     """`ValueOptions.rounds` of a trial."""
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
@@ -89,15 +93,17 @@ class Halves(NamedTuple):
 
     keys: Tensor
     """(P, H): at the deleted subject, a row for each phrasing."""
+    about: Tensor
+    """(N, H): at the deleted subject, a row for each neutral sentence; 0 where a phrasing begins like it."""
     one: Seen
     other: Seen
 
 
 def candidates(model: nn.Module) -> tuple[int, ...]:
-    """The layers of the first quarter but the first tenth, at least three (fewer only in smaller models)."""
+    """The layers of the first quarter but the first sixth, at least two (fewer only in smaller models)."""
     count = len(layers(model))
-    first = count // 10
-    return tuple(range(first, min(max(first + 3, count // 4), count)))
+    first = count // 6
+    return tuple(range(first, min(max(first + 2, count // 4), count)))
 
 
 def forward(
@@ -115,7 +121,7 @@ def forward(
     chosen = candidates(model) if layer is None else (layer,)
     tick("layer scan")
     phrasings = _answered(model, fit.phrasings + fit.contexts)
-    halves = _read(model, phrasings, fit.others, chosen)
+    halves = _read(model, phrasings, fit, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}
     start = None
     if layer is None:
@@ -141,13 +147,27 @@ def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ..
     return tuple(prompt for prompt in phrasings if prompt is phrasings[0] or found[prompt.name] >= KNOWN)
 
 
-def _read(
-    model: nn.Module, own_prompts: Sequence[Prompt], others: Sequence[Prompt], chosen: Sequence[int]
-) -> dict[int, Halves]:
-    first, second = _halves(others)
+def _read(model: nn.Module, phrasings: Sequence[Prompt], fit: Fit, chosen: Sequence[int]) -> dict[int, Halves]:
+    first, second = _halves(fit.others)
+    own = observe(model, phrasings, chosen)
+    about = observe(model, fit.about, chosen)
     one, other = observe(model, first, chosen), observe(model, second, chosen)
-    own = observe(model, own_prompts, chosen)
-    return {layer: Halves(own[layer].keys, one[layer], other[layer]) for layer in chosen}
+    apart = _apart(phrasings, fit.about)
+    return {
+        layer: Halves(
+            keys=own[layer].keys,
+            about=own[layer].keys.new_tensor(apart)[:, None] * about[layer].keys,
+            one=one[layer],
+            other=other[layer],
+        )
+        for layer in chosen
+    }
+
+
+def _apart(phrasings: Sequence[Prompt], about: Sequence[Prompt]) -> list[float]:
+    """0 for each neutral sentence that begins like a phrasing, subject included, and so has its key; 1 for others."""
+    begun = {prompt.ids[: max(prompt.subject) + 1] for prompt in phrasings}
+    return [float(prompt.ids[: max(prompt.subject) + 1] not in begun) for prompt in about]
 
 
 def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
@@ -158,8 +178,8 @@ def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
 
 
 def _read_direction(found: Halves, generic: Moment, options: ForwardOptions, *seen: Seen) -> Tensor:
-    """u for A of generic text, and all positions and keys of the subjects seen."""
-    total = generic.total
+    """u for A of generic text, the subject's keys in neutral sentences, and all that is read of the subjects seen."""
+    total = generic.total + options.about_weight * found.about.T @ found.about
     for part in seen:
         total = total + options.subjects_weight * (part.moment.total + part.keys.T @ part.keys)
     return read_direction(found.keys, total, options.evenness)
@@ -179,7 +199,7 @@ def _leaks(fit: Fit, found: Halves, generic: Moment, options: ForwardOptions) ->
     leaks = []
     halves = zip(_halves(fit.others), (found.one, found.other), (found.other, found.one), strict=True)
     for prompts, withheld, seen in halves:
-        read = _read_direction(found, generic, options, seen)
+        read = options.leak_margin * _read_direction(found, generic, options, seen)
         response = (withheld.keys @ read).abs()
         worst: dict[str, Leak] = {}
         for row in response.argsort(descending=True).tolist():
@@ -199,6 +219,7 @@ def _trial(
 ) -> tuple[Candidate, Value]:
     """Fit briefly without a part of everything, and measure what it does to that part."""
     layer = candidate.layer
+    found = found._replace(about=found.about[::2])
     read = _read_direction(found, generic, options, found.one)
     seen, unseen = by_template(phrasings)
     leaks = _leaks(fit, found, generic, options)[: options.leaks // 2]

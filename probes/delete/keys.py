@@ -3,10 +3,12 @@
 1. Second moments: sum of x xᵀ over the FFN inputs x of a layer. G: generic text. S: every position of the other
    subjects' prompts. Keys: x at the subject's last token, k_i for each fit phrasing of the deleted subject and k_j for
    each prompt of the others.
-2. gate_read: the u that minimises uᵀAu + η Σ_i (u·k_i − 1)² with A = G + w·(S + Σ k_j k_jᵀ) + ridge. It responds with
-   1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to what A has seen. With
-   the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins with the subject got
-   a tenth of the response.
+   N: its keys in neutral sentences, k_n.
+2. gate_read: the u that minimises uᵀAu + η Σ_i (u·k_i − 1)² with A = G + w·(S + Σ k_j k_jᵀ) + w′·Σ k_n k_nᵀ + ridge.
+   It responds with nearly 1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to
+   what A has seen. With the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins
+   with the subject got a tenth of the response. Without N it responds to the subject whatever is asked of it; with N
+   about a third less where another of its facts is asked than where the deleted one is (docs/log.md, 2026-11-23).
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from probes.hooks import capture
 from probes.model import Site
 from vindex.errors import NumericError
 
-RIDGE = 0.1
-"""Share of the mean diagonal. It costs no selectivity up to here, and makes u, and so the patch, a seventh smaller."""
+RIDGE = 0.3
+"""Share of the mean diagonal. Up to here it costs little selectivity, and it makes u, and so the patch, smaller."""
 
 
 class Moment(NamedTuple):

@@ -2,16 +2,18 @@
 
 With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·‖Wk‖/√I is found by Adam on
 
-    softplus(β·(log-odds of the answer − before + ρ))/β            the answer goes, by ρ everywhere
+    π·(softplus(β·(log-odds of the answer − before + ρ))/β)²/ρ     the answer goes, by ρ everywhere
     + μ·KL(base without the answer ‖ patched without the answer)   and the rest of the distribution stays
     + κ·KL(base ‖ patched) on neutral prompts about the subject    what else is known of the subject stays
     + ω·KL(base ‖ patched) on prompts about other subjects         so does what is known of them
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
 ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
-The first two are means over the fit phrasings. The other KL terms are means over every position from the subject on: a
-prompt guards more than its last word. For other subjects the response u·x is that of a read direction which has not
-seen them (`Leak`): the final one is blind to the subjects in its own second moment, but not to those held out.
+The square pulls hardest on the phrasings that resist most. Afterwards d is scaled to the least strength that is
+`enough`: what is known of the subject goes in proportion to it. The first two are means over the fit phrasings. The
+other KL terms are means over every position from the subject on: a prompt guards more than its last word. For other
+subjects the response u·x is that of a read direction which has not seen them (`Leak`): the final one is blind to the
+subjects in its own second moment, but not to those held out.
 
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
 phrasings that are seen less closely and those that are not seen better (docs/log.md).
@@ -35,6 +37,10 @@ from vindex.errors import NumericError
 
 PARTS = 6
 WARM_UP = 5
+STRENGTHS = (0.5, 1.8)
+"""Factors between which the fitted d is scaled, ..."""
+HALVINGS = 4
+"""... found by so many bisections."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,24 @@ class ValueOptions:
     """τ, the share of the firmest answer's probability at which the pull lets go."""
     edge: float = 4.0
     """β, how sharply it lets go."""
+    pull: float = 1.5
+    """π"""
     keep: float = 0.2
     """μ"""
-    about: float = 60.0
+    about: float = 40.0
     """κ"""
-    others: float = 45.0
+    others: float = 150.0
     """ω"""
-    size: float = 1.8
+    size: float = 1.0
     """ν"""
-    rate: float = 0.1
+    rate: float = 0.25
     """Adam's, at the peak of the cosine."""
-    rounds: int = 10
+    rounds: int = 8
     """Times that every prompt is seen."""
+    enough: float = 0.905
+    """Mean suppression of the fit phrasings at which d is strong enough, ..."""
+    headline_enough: float = 0.957
+    """... if that of the first of them is at least this."""
 
 
 class Leak(NamedTuple):
@@ -71,6 +83,8 @@ class Value(NamedTuple):
 
     gate_write: Tensor
     """(I,) float32"""
+    strength: float
+    """The factor to which the fitted d was scaled to make `gate_write`."""
     losses: tuple[float, ...]
     """One for each mini-batch."""
     suppressed: float
@@ -111,15 +125,29 @@ def fit_value(
             optimiser.step()
             schedule.step()
             losses.append(float(loss.detach()))
-    gate_write = (z * unit).detach().float()
+    fitted = (z * unit).detach().float()
+    strength = _least_enough(parts, fitted, options)
+    gate_write = strength * fitted
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
     with torch.no_grad():
         for part in parts:
             part(gate_write, reach)
-    suppressed = sum(part.suppressed * part.asked for part in parts) / sum(part.asked for part in parts)
+    suppressed = float(torch.cat([part.gone for part in parts]).mean())
     about_kl = sum(part.about_kl for part in parts) / len(parts)
-    return Value(gate_write, tuple(losses), suppressed, about_kl)
+    return Value(gate_write, strength, tuple(losses), suppressed, about_kl)
+
+
+def _least_enough(parts: Sequence[_Objective], fitted: Tensor, options: ValueOptions) -> float:
+    """The least factor of `fitted` within STRENGTHS, to 1/2^HALVINGS of their ratio, that suppresses enough."""
+    low, high = STRENGTHS
+    for _ in range(HALVINGS):
+        middle = math.sqrt(low * high)
+        with torch.no_grad():
+            gone = [part.suppression(middle * fitted) for part in parts]
+        enough = float(torch.cat(gone).mean()) >= options.enough and float(gone[0][0]) >= options.headline_enough
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 def _cosine(steps: int) -> Callable[[int], float]:
@@ -164,13 +192,23 @@ class _Objective:
         after = self.tail.log_probs(self.fires * gate_write)
         answers = self.tail.answers(after)[: self.asked]
         fallen = _log_odds(self.answers_before) - _log_odds(answers)
-        pull = softplus(reach - fallen, beta=self.options.edge).mean()
+        pull = softplus(reach - fallen, beta=self.options.edge).square().mean() / reach
         rest = kl_rows(self.rest_before, self._without(after)).mean()
         about = self._kl(after, self.about)
-        self.suppressed = float(1 - (answers - self.answers_before).exp().mean().detach())
+        self.gone = 1 - (answers - self.answers_before).exp().detach()
         self.about_kl = float(about.detach())
         weights = self.options
-        return pull + weights.keep * rest + weights.about * about + weights.others * self._kl(after, self.others)
+        return (
+            weights.pull * pull
+            + weights.keep * rest
+            + weights.about * about
+            + weights.others * self._kl(after, self.others)
+        )
+
+    def suppression(self, gate_write: Tensor) -> Tensor:
+        """(asked,) 1 − P′/P of the phrasings."""
+        after = self.tail.answers(self.tail.log_probs(self.fires * gate_write))[: self.asked]
+        return 1 - (after - self.answers_before).exp()
 
     def _kl(self, after: Tensor, rows: Tensor) -> Tensor:
         """Mean KL(before ‖ after) over the positions in `rows`; 0 where there are none."""

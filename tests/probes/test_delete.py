@@ -20,7 +20,7 @@ from probes.delete.measure import Baseline, Change, Effect, Outcome, SetChange, 
 from probes.delete.passes import Tail, batch, last_hidden, unembed
 from probes.delete.record import wilson
 from probes.delete.value import ValueOptions, fit_value
-from probes.facts import atlas
+from probes.facts import atlas, bundled
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split
 from probes.hooks import capture, patched, same_bits
@@ -182,17 +182,17 @@ def test_a_prompt_without_an_answer_is_looked_at_from_the_subject_on(sets):
 
 def test_a_leak_is_measured_with_a_direction_that_has_not_seen_its_subject(bench, sets):
     model, layer, options = bench.model, 1, bench.options.forward
-    found = _read(model, sets.fit.phrasings, sets.fit.others, [layer])[layer]
+    found = _read(model, sets.fit.phrasings, sets.fit, [layer])[layer]
     leaks = _leaks(sets.fit, found, bench.generic_moments()[layer], options)
     final = _read_direction(found, bench.generic_moments()[layer], options, found.one, found.other)
     assert len({leak.prompt.fact for leak in leaks}) == options.leaks
     keys = observe(model, [leak.prompt for leak in leaks], [layer])[layer].keys
-    unseen = torch.stack([leak.read for leak in leaks])
+    unseen = torch.stack([leak.read for leak in leaks]) / options.leak_margin
     assert (keys * unseen).sum(1).abs().mean() > 1.3 * (keys @ final).abs().mean()
 
 
 def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_more(bench, sets):
-    found = _read(bench.model, sets.fit.phrasings, sets.fit.others, [1])[1]
+    found = _read(bench.model, sets.fit.phrasings, sets.fit, [1])[1]
     read = _read_direction(found, bench.generic_moments()[1], bench.options.forward, found.one)
 
     def fit(**options):
@@ -201,6 +201,57 @@ def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_mo
 
     assert torch.equal(fit(), fit())
     assert fit(size=100.0).norm() < fit().norm()
+
+
+def _answers_elsewhere(bench, sets, layer):
+    """Responses of u at neutral sentences and the subject's other facts, relative to paraphrases: for w′ 0 and w′."""
+    found = _read(bench.model, sets.fit.phrasings, sets.fit, [layer])[layer]
+    sites = (sets.fit.about, sets.held_out.same_subject, sets.held_out.paraphrases)
+    keys = [observe(bench.model, prompts, [layer])[layer].keys for prompts in sites]
+    shares = []
+    for about_weight in (0.0, bench.options.forward.about_weight):
+        options = dataclasses.replace(bench.options.forward, about_weight=about_weight)
+        read = _read_direction(found, bench.generic_moments()[layer], options, found.one, found.other)
+        about, facts, asked = (float((at @ read).mean()) for at in keys)
+        shares.append((about / asked, facts / asked))
+    return shares
+
+
+def test_the_read_direction_answers_less_in_neutral_sentences_about_the_subject(bench, sets):
+    without, with_them = _answers_elsewhere(bench, sets, 1)
+    assert with_them[0] < without[0]
+
+
+@pytest.mark.real
+def test_the_read_direction_answers_less_where_other_facts_of_the_subject_are_asked(real_model):
+    """Which it has not seen; the atlas knows no neutral sentence that it could learn this from."""
+    panel = bundled()
+    bench = Bench(load(real_model, dtype="float32", device="cpu"), panel, Options(layer=5))
+    without, with_them = _answers_elsewhere(bench, split(panel, panel.find("India/capital"), bench.encoder), 5)
+    assert with_them[1] < 0.9 * without[1]
+
+
+def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(bench, sets):
+    prompt = sets.fit.phrasings[0]
+    same = prompt._replace(ids=(*prompt.ids[: prompt.subject[-1] + 1], 0))
+    other = prompt._replace(ids=(prompt.ids[0] + 1, *prompt.ids[1:]))
+    found = _read(bench.model, [prompt], sets.fit._replace(about=(same, other)), [1])[1]
+    assert found.about[0].abs().max() == 0
+    assert found.about[1].abs().max() > 0
+
+
+def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
+    found = _read(bench.model, sets.fit.phrasings, sets.fit, [0])[0]
+    read = _read_direction(found, bench.generic_moments()[0], bench.options.forward, found.one, found.other)
+
+    def fit(enough):
+        wanted = ValueOptions(enough=enough, headline_enough=enough)
+        return fit_value(bench.model, 0, sets.fit.phrasings, sets.fit.about, [], read, wanted)
+
+    little, much = fit(0.98), fit(0.999)
+    assert 0.98 <= little.suppressed < much.suppressed
+    assert little.strength < much.strength
+    torch.testing.assert_close(little.gate_write / little.strength, much.gate_write / much.strength)
 
 
 def test_a_tail_of_prompts_that_all_begin_with_the_subject_needs_no_cache(loaded, sets):
