@@ -6,8 +6,8 @@
    fires on the other half, which it never saw (root mean square over their positions, both ways).
 3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects, of the neutral prompts
    and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it should leave the
-   first two alone and suppress the third. The layer that does best is chosen; a
-   deeper one must do better by a fifth.
+   first two alone and suppress the third. The layer that does best is chosen; a deeper one
+   must do better by a fifth.
 4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
 """
 
@@ -134,7 +134,7 @@ def forward(
             scan[index], trials[index] = _trial(
                 model, phrasings, fit, scan[index], halves[index], generic[index], options
             )
-        layer = min(sorted(trials), key=lambda index: scan[index].harm * DEEPER ** (index - min(trials)))
+        layer = min(trials, key=lambda index: scan[index].harm * DEEPER ** (index - min(trials)))
         start = trials[layer].gate_write
     tick(f"value in layer {layer}")
     found = halves[layer]
