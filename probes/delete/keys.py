@@ -1,8 +1,8 @@
 """Where the subject is read, and how to read it and nothing else.
 
 1. Second moments: sum of x xᵀ over the FFN inputs x of a layer. G: generic text. S: every position of the other
-   subjects' prompts. Keys: x at the subject's last token, k_i for each fit phrasing of the deleted subject, k_n for each
-   neutral sentence about it and k_j for each prompt of the others.
+   subjects' prompts. Keys: x at the subject's last token, k_i for each fit phrasing of the deleted subject, k_n for
+   each neutral sentence about it and k_j for each prompt of the others.
 2. gate_read: the u that minimises uᵀAu + η Σ_i (u·k_i − 1)² with A = G + w·(S + Σ k_j k_jᵀ) + w′·Σ k_n k_nᵀ + ridge.
    It responds with nearly 1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to
    what A has seen. With the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins
