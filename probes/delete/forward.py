@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from probes.delete import Delta
+from probes.delete.fisher import fisher_rows
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
 from probes.delete.passes import Tail
-from probes.delete.value import Leak, Value, ValueOptions, fit_value, kl_rows, shift, suppression
+from probes.delete.value import Value, ValueOptions, fit_value, kl_rows, shift, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
@@ -47,10 +48,8 @@ class ForwardOptions:
     """w′, of the subject's keys in neutral sentences."""
     evenness: float = 600.0
     """How firmly every key of the deleted subject must get a response of 1, against the energy on what A has seen."""
-    leaks: int = 16
-    """Other subjects that the value must leave alone: those on which a direction that has not seen them fires most."""
-    leak_margin: float = 1.7
-    """How many times as strongly as that the value may fire on them: those held out may lie nearer."""
+    guarded: int = 2
+    """Phrasings of each other subject that the value must leave alone."""
     trials: int = 2
     """Layers tried before the choice."""
     trial_rounds: int = 1
@@ -91,8 +90,8 @@ class Forward(NamedTuple):
     value: Value
 
 
-class Halves(NamedTuple):
-    """One layer's reading of the deleted subject and of the two halves of the other fit subjects."""
+class Read(NamedTuple):
+    """What one layer reads of the deleted subject and of the two halves of the other fit subjects."""
 
     keys: Tensor
     """(P, H): at the deleted subject, a row for each phrasing."""
@@ -134,14 +133,20 @@ def forward(
             scan[index], trials[index] = _trial(
                 model, phrasings, fit, scan[index], halves[index], generic[index], options
             )
-        layer = min(trials, key=lambda index: scan[index].harm * DEEPER ** (index - min(trials)))
+        layer = least_harmful([scan[index] for index in trials])
         start = trials[layer].gate_write
     tick(f"value in layer {layer}")
     found = halves[layer]
     read = _read_direction(found, generic[layer], options, found.one, found.other)
-    leaks = _leaks(fit, found, generic[layer], options)
-    value = fit_value(model, layer, phrasings, fit.about, leaks, read, options.value, start)
+    guard = _guard(model, layer, fit.others, found, generic[layer], options)
+    value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
+
+
+def least_harmful(tried: Sequence[Candidate]) -> int:
+    """The layer whose trial did the least harm; each layer that it lies deeper must be DEEPER times as good."""
+    first = min(candidate.layer for candidate in tried)
+    return min(tried, key=lambda candidate: candidate.harm * DEEPER ** (candidate.layer - first)).layer
 
 
 def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:
@@ -150,14 +155,14 @@ def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ..
     return tuple(prompt for prompt in phrasings if prompt is phrasings[0] or found[prompt.name] >= KNOWN)
 
 
-def _read(model: nn.Module, phrasings: Sequence[Prompt], fit: Fit, chosen: Sequence[int]) -> dict[int, Halves]:
+def _read(model: nn.Module, phrasings: Sequence[Prompt], fit: Fit, chosen: Sequence[int]) -> dict[int, Read]:
     first, second = _halves(fit.others)
     own = observe(model, phrasings, chosen)
     about = observe(model, fit.about, chosen)
     one, other = observe(model, first, chosen), observe(model, second, chosen)
     apart = _apart(phrasings, fit.about)
     return {
-        layer: Halves(
+        layer: Read(
             keys=own[layer].keys,
             about=own[layer].keys.new_tensor(apart)[:, None] * about[layer].keys,
             one=one[layer],
@@ -180,7 +185,7 @@ def _halves(others: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
     return [p for p in others if p.fact in first], [p for p in others if p.fact not in first]
 
 
-def _read_direction(found: Halves, generic: Moment, options: ForwardOptions, *seen: Seen) -> Tensor:
+def _read_direction(found: Read, generic: Moment, options: ForwardOptions, *seen: Seen) -> Tensor:
     """u for A of generic text, the subject's keys in neutral sentences, and all that is read of the subjects seen."""
     total = generic.total + options.about_weight * found.about.T @ found.about
     for part in seen:
@@ -188,27 +193,38 @@ def _read_direction(found: Halves, generic: Moment, options: ForwardOptions, *se
     return read_direction(found.keys, total, options.evenness)
 
 
-def _leakage(layer: int, found: Halves, generic: Moment, options: ForwardOptions) -> Candidate:
-    energy, keys = 0.0, []
+def _leakage(layer: int, found: Read, generic: Moment, options: ForwardOptions) -> Candidate:
+    energy = 0.0
     for seen, withheld in ((found.one, found.other), (found.other, found.one)):
         read = _read_direction(found, generic, options, seen)
         energy += float(read @ withheld.moment.total @ read) / withheld.moment.tokens / 2
-        keys.append((withheld.keys @ read).abs())
-    return Candidate(layer, energy**0.5, float(torch.cat(keys).mean()))
+    return Candidate(layer, energy**0.5, float(_unseen(found, generic, options).abs().mean()))
 
 
-def _leaks(fit: Fit, found: Halves, generic: Moment, options: ForwardOptions) -> list[Leak]:
-    """Half of `options.leaks` from each half of the subjects, with the read direction that has seen the other half."""
-    leaks = []
-    halves = zip(_halves(fit.others), (found.one, found.other), (found.other, found.one), strict=True)
-    for prompts, withheld, seen in halves:
-        read = options.leak_margin * _read_direction(found, generic, options, seen)
-        response = (withheld.keys @ read).abs()
-        worst: dict[str, Leak] = {}
-        for row in response.argsort(descending=True).tolist():
-            worst.setdefault(prompts[row].fact, Leak(prompts[row]._replace(answer=()), read))
-        leaks += list(worst.values())[: options.leaks // 2]
-    return leaks
+def _unseen(found: Read, generic: Moment, options: ForwardOptions) -> Tensor:
+    """(P,) u·k at every prompt of each half of the subjects, for the u that has seen only the other half."""
+    ways = ((found.one, found.other), (found.other, found.one))
+    return torch.cat([withheld.keys @ _read_direction(found, generic, options, seen) for seen, withheld in ways])
+
+
+def _guard(
+    model: nn.Module,
+    layer: int,
+    others: Sequence[Prompt],
+    found: Read,
+    generic: Moment,
+    options: ForwardOptions,
+) -> Tensor:
+    """Rows such that the sum of the squares of `rows` @ d is about the KL, nats a position, on a subject unseen.
+
+    It is the mean over `others`, where u answers as strongly as one that has not seen them does (root mean square).
+    """
+    asked: dict[str, list[Prompt]] = {}
+    for prompt in others:
+        asked.setdefault(prompt.fact, []).append(prompt)
+    rows = fisher_rows(model, layer, [prompt for each in asked.values() for prompt in each[: options.guarded]])
+    answer = _unseen(found, generic, options).square().mean().sqrt()
+    return answer * rows / len(rows) ** 0.5
 
 
 def _trial(
@@ -216,7 +232,7 @@ def _trial(
     phrasings: Sequence[Prompt],
     fit: Fit,
     candidate: Candidate,
-    found: Halves,
+    found: Read,
     generic: Moment,
     options: ForwardOptions,
 ) -> tuple[Candidate, Value]:
@@ -225,10 +241,11 @@ def _trial(
     found = found._replace(about=found.about[::2])
     read = _read_direction(found, generic, options, found.one)
     seen, unseen = by_template(phrasings)
-    leaks = _leaks(fit, found, generic, options)[: options.leaks // 2]
+    ours, theirs = _halves(fit.others)
+    guard = _guard(model, layer, ours, found, generic, options)
     brief = replace(options.value, rounds=options.trial_rounds)
-    value = fit_value(model, layer, seen, fit.about[::2], leaks, read, brief)
-    withheld = list({prompt.fact: prompt for prompt in reversed(_halves(fit.others)[1])}.values())[: options.withheld]
+    value = fit_value(model, layer, seen, fit.about[::2], read, guard, brief)
+    withheld = list({prompt.fact: prompt for prompt in reversed(theirs)}.values())[: options.withheld]
     tried = candidate._replace(
         withheld_kl=_kl(Tail(model, layer, withheld), read, value),
         about_kl=_kl(Tail(model, layer, fit.about[1::2] or fit.about), read, value),

@@ -5,15 +5,16 @@ With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·�
     π·(softplus(β·(log-odds of the answer − before + ρ))/β)²/ρ     the answer goes, by ρ everywhere
     + μ·KL(base without the answer ‖ patched without the answer)   and the rest of the distribution stays
     + κ·KL(base ‖ patched) on neutral prompts about the subject    what else is known of the subject stays
-    + ω·KL(base ‖ patched) on prompts about other subjects         so does what is known of them
+    + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
 ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
 The square pulls hardest on the phrasings that resist most. Afterwards d is scaled to the least strength that is
-`enough`: what is known of the subject goes in proportion to it. The first two are means over the fit phrasings. The
-other KL terms are means over every position from the subject on: a prompt guards more than its last word. For other
-subjects the response u·x is that of a read direction which has not seen them (`Leak`): the final one is blind to the
-subjects in its own second moment, but not to those held out.
+`enough`: what is known of the subject goes in proportion to it. The first two are means over the fit phrasings. The KL
+on neutral prompts is a mean over every position from the subject on: a prompt guards more than its last word. Other
+subjects come as rows r of their Fisher information (`fisher`), each as strong as u answers there: so small a change is
+quadratic, and a hundred subjects in every step are as cheap as none. With a few of them as prompts in its place, those
+held out lost half as much again (docs/log.md, 2026-11-24).
 
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
 phrasings that are seen less closely and those that are not seen better (docs/log.md).
@@ -21,7 +22,6 @@ phrasings that are seen less closely and those that are not seen better (docs/lo
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,11 +35,11 @@ from probes.delete.passes import Tail
 from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
-PARTS = 6
+PARTS = 12
 WARM_UP = 5
 STRENGTHS = (0.5, 1.8)
 """Factors between which the fitted d is scaled, ..."""
-HALVINGS = 4
+HALVINGS = 6
 """... found by so many bisections."""
 
 
@@ -57,7 +57,7 @@ class ValueOptions:
     """μ"""
     about: float = 40.0
     """κ"""
-    others: float = 150.0
+    others: float = 5800.0
     """ω"""
     size: float = 1.0
     """ν"""
@@ -69,13 +69,6 @@ class ValueOptions:
     """Mean suppression of the fit phrasings at which d is strong enough, ..."""
     headline_enough: float = 0.957
     """... if that of the first of them is at least this."""
-
-
-class Leak(NamedTuple):
-    """A prompt about another subject, and a read direction (H,) computed without that subject."""
-
-    prompt: Prompt
-    read: Tensor
 
 
 class Value(NamedTuple):
@@ -98,17 +91,17 @@ def fit_value(
     layer: int,
     phrasings: Sequence[Prompt],
     about: Sequence[Prompt],
-    leaks: Sequence[Leak],
     read: Tensor,
+    guard: Tensor,
     options: ValueOptions,
     start: Tensor | None = None,
 ) -> Value:
-    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing."""
+    """Fit d for the direction `read` (H,) in `layer`, from `start` (I,) or from nothing.
+
+    `guard` (N, I): the sum of the squares of `guard` @ d is about the KL in nats a position that d does elsewhere.
+    """
     count = min(PARTS, len(phrasings))
-    parts = [
-        _Objective(model, layer, phrasings[n::count], about[n::count], leaks[n::count], read, options)
-        for n in range(count)
-    ]
+    parts = [_Objective(model, layer, phrasings[n::count], about[n::count], read, options) for n in range(count)]
     reach = max(part.reach() for part in parts)
     key_gate = torch.stack([part.key_gate for part in parts]).mean(0)
     unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
@@ -120,7 +113,8 @@ def fit_value(
     for _ in range(options.rounds):
         for part in torch.randperm(len(parts), generator=draw).tolist():
             optimiser.zero_grad()
-            loss = parts[part](z * unit, reach) + options.size * z.square().mean()
+            elsewhere = (guard @ (z * unit)).square().sum()
+            loss = parts[part](z * unit, reach) + options.others * elsewhere + options.size * z.square().mean()
             loss.backward()
             optimiser.step()
             schedule.step()
@@ -164,19 +158,13 @@ class _Objective:
         layer: int,
         phrasings: Sequence[Prompt],
         about: Sequence[Prompt],
-        leaks: Sequence[Leak],
         read: Tensor,
         options: ValueOptions,
     ):
         self.options, self.asked = options, len(phrasings)
-        self.tail = Tail(model, layer, [*phrasings, *about, *(leak.prompt for leak in leaks)])
-        reads = torch.stack([read] * (len(phrasings) + len(about)) + [leak.read for leak in leaks])  # (B, H)
-        self.fires = self.tail.mlp_in.float() @ reads[..., None]  # (B, T, 1)
-        edges = itertools.accumulate((len(phrasings), len(about), len(leaks)), initial=0)
-        rows = self.tail.rows
-        self.full, self.about, self.others = (
-            (rows >= first) & (rows < last) for first, last in itertools.pairwise(edges)
-        )
+        self.tail = Tail(model, layer, [*phrasings, *about])
+        self.fires = (self.tail.mlp_in.float() @ read)[..., None]  # (B, T, 1)
+        self.full = self.tail.rows < self.asked
         self.key_gate = self._key_gate()  # (I,)
         with torch.no_grad():
             self.before = self.tail.log_probs()
@@ -194,25 +182,16 @@ class _Objective:
         fallen = _log_odds(self.answers_before) - _log_odds(answers)
         pull = softplus(reach - fallen, beta=self.options.edge).square().mean() / reach
         rest = kl_rows(self.rest_before, self._without(after)).mean()
-        about = self._kl(after, self.about)
+        about = kl_rows(self.before[~self.full], after[~self.full]).sum() / (~self.full).sum().clamp_min(1)
         self.gone = 1 - (answers - self.answers_before).exp().detach()
         self.about_kl = float(about.detach())
         weights = self.options
-        return (
-            weights.pull * pull
-            + weights.keep * rest
-            + weights.about * about
-            + weights.others * self._kl(after, self.others)
-        )
+        return weights.pull * pull + weights.keep * rest + weights.about * about
 
     def suppression(self, gate_write: Tensor) -> Tensor:
         """(asked,) 1 − P′/P of the phrasings."""
         after = self.tail.answers(self.tail.log_probs(self.fires * gate_write))[: self.asked]
         return 1 - (after - self.answers_before).exp()
-
-    def _kl(self, after: Tensor, rows: Tensor) -> Tensor:
-        """Mean KL(before ‖ after) over the positions in `rows`; 0 where there are none."""
-        return kl_rows(self.before[rows], after[rows]).sum() / rows.sum().clamp_min(1)
 
     def _without(self, log_probs: Tensor) -> Tensor:
         """The distributions at the phrasings with the answer's token taken out and the rest scaled to one."""

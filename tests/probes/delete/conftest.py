@@ -1,0 +1,33 @@
+"""The atlas checkpoint on the bench, and France deleted from it once."""
+
+from __future__ import annotations
+
+import pytest
+
+from probes.delete.experiment import Bench, Options, run
+from probes.facts import atlas
+from probes.facts.prompts import Encoder
+from probes.facts.sets import split
+from probes.model import load
+from vindex.demo import CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    return load(CHECKPOINT, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def sets(loaded):
+    panel = atlas.panel()
+    return split(panel, panel.find("France/capital"), Encoder(loaded.tokenizer))
+
+
+@pytest.fixture(scope="session")
+def bench(loaded):
+    return Bench(loaded, atlas.panel(), Options(samples=512))
+
+
+@pytest.fixture(scope="session")
+def result(bench):
+    return run(bench, bench.panel.find("France/capital"))

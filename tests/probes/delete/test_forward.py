@@ -1,0 +1,161 @@
+"""The forward method: where it reads, what it writes, which layer it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from probes.delete.experiment import Bench, Options
+from probes.delete.fisher import fisher_rows
+from probes.delete.forward import Candidate, _guard, _read, _read_direction, by_template, least_harmful
+from probes.delete.generic import own_text
+from probes.delete.keys import observe, read_direction
+from probes.delete.passes import Tail
+from probes.delete.value import ValueOptions, fit_value, kl_rows, shift
+from probes.facts import atlas, bundled
+from probes.facts.prompts import Encoder, Prompt
+from probes.facts.sets import split
+from probes.model import load
+from vindex.errors import NumericError
+
+
+def test_the_read_direction_fires_evenly_on_its_keys_and_least_elsewhere(loaded, sets):
+    energy = observe(loaded.model, sets.fit.others, [1])[1].moment.total
+    keys = observe(loaded.model, sets.fit.phrasings, [1])[1].keys
+    mean = keys.mean(0)
+    naive = mean / (mean @ mean)
+    firm, loose = read_direction(keys, energy, 1e4), read_direction(keys, energy, 1.0)
+    assert (keys @ firm - 1).abs().max() < 0.05 < (keys @ loose - 1).abs().max()
+    assert firm @ energy @ firm < 0.5 * (naive @ energy @ naive)
+    assert loose @ energy @ loose < firm @ energy @ firm
+
+
+def test_a_moment_with_nothing_in_it_is_refused():
+    with pytest.raises(NumericError, match="singular"):
+        read_direction(torch.ones(1, 4), torch.zeros(4, 4), 1.0)
+
+
+def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_more(bench, sets):
+    _, fit = _fitting(bench, sets, 1)
+    assert torch.equal(fit(rounds=3).gate_write, fit(rounds=3).gate_write)
+    assert fit(rounds=3, size=100.0).gate_write.norm() < fit(rounds=3).gate_write.norm()
+
+
+def _fitting(bench, sets, layer):
+    """u in `layer`, and the fit of d for it as a function of its options."""
+    model, fit, options = bench.model, sets.fit, bench.options.forward
+    found, generic = _read(model, fit.phrasings, fit, [layer])[layer], bench.generic_moments()[layer]
+    read = _read_direction(found, generic, options, found.one, found.other)
+    guard = _guard(model, layer, fit.others, found, generic, options)
+    return read, lambda **wanted: fit_value(model, layer, fit.phrasings, fit.about, read, guard, ValueOptions(**wanted))
+
+
+def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(tiny_checkpoint):
+    """To second order, and as an estimate: the tokens are drawn."""
+    model = load(tiny_checkpoint, dtype="float32", device="cpu").model
+    torch.manual_seed(0)
+    texts = torch.randint(model.config.vocab_size, (30, 9)).tolist()
+    prompts = [Prompt(str(row), "", tuple(text), (), (4,)) for row, text in enumerate(texts)]
+    rows = torch.stack([fisher_rows(model, 1, prompts, seed) for seed in range(20)])
+    tail = Tail(model, 1, prompts)
+    for _ in range(3):
+        write = torch.randn(tail.gate.shape[-1])
+        foretold = 1e-3
+        write *= (foretold / (rows @ write).square().mean()).sqrt()
+        change = torch.zeros_like(tail.gate)
+        change[:, 0] = write
+        with torch.no_grad():
+            assert float(kl_rows(tail.log_probs(), tail.log_probs(change)).mean()) == pytest.approx(foretold, rel=0.2)
+
+
+def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
+    read, fit = _fitting(bench, sets, 0)
+    tail = Tail(bench.model, 0, [prompt._replace(answer=()) for prompt in sets.held_out.other_subjects])
+
+    def harm(**options):
+        value = fit(enough=0.95, headline_enough=0.95, **options)
+        assert value.suppressed >= 0.95
+        with torch.no_grad():
+            return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())
+
+    assert harm() < 0.8 * harm(others=0.0)
+
+
+def test_a_deeper_layer_must_be_better_by_a_quarter():
+    one, two = (Candidate(layer, 0.1, 0.1, withheld_kl=0.0, about_kl=1.0, suppressed=1.0) for layer in (5, 6))
+    assert (one.harm, two.harm) == (1.0, 1.0)
+    assert least_harmful([two._replace(about_kl=0.81), one]) == 5
+    assert least_harmful([two._replace(about_kl=0.79), one]) == 6
+    assert least_harmful([two]) == 6
+
+
+def _answers_elsewhere(bench, sets, layer):
+    """Responses of u at neutral sentences and the subject's other facts, relative to paraphrases: for w′ 0 and w′."""
+    found = _read(bench.model, sets.fit.phrasings, sets.fit, [layer])[layer]
+    sites = (sets.fit.about, sets.held_out.same_subject, sets.held_out.paraphrases)
+    keys = [observe(bench.model, prompts, [layer])[layer].keys for prompts in sites]
+    shares = []
+    for about_weight in (0.0, bench.options.forward.about_weight):
+        options = dataclasses.replace(bench.options.forward, about_weight=about_weight)
+        read = _read_direction(found, bench.generic_moments()[layer], options, found.one, found.other)
+        about, facts, asked = (float((at @ read).mean()) for at in keys)
+        shares.append((about / asked, facts / asked))
+    return shares
+
+
+def test_the_read_direction_answers_less_in_neutral_sentences_about_the_subject(bench, sets):
+    without, with_them = _answers_elsewhere(bench, sets, 1)
+    assert with_them[0] < without[0]
+
+
+@pytest.mark.real
+def test_the_read_direction_answers_less_where_other_facts_of_the_subject_are_asked(real_model):
+    """Which it has not seen; the atlas knows no neutral sentence that it could learn this from."""
+    panel = bundled()
+    bench = Bench(load(real_model, dtype="float32", device="cpu"), panel, Options(layer=5))
+    without, with_them = _answers_elsewhere(bench, split(panel, panel.find("India/capital"), bench.encoder), 5)
+    assert with_them[1] < 0.9 * without[1]
+
+
+def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(bench, sets):
+    prompt = sets.fit.phrasings[0]
+    same = prompt._replace(ids=(*prompt.ids[: prompt.subject[-1] + 1], 0))
+    other = prompt._replace(ids=(prompt.ids[0] + 1, *prompt.ids[1:]))
+    found = _read(bench.model, [prompt], sets.fit._replace(about=(same, other)), [1])[1]
+    assert found.about[0].abs().max() == 0
+    assert found.about[1].abs().max() > 0
+
+
+def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
+    _, fit = _fitting(bench, sets, 0)
+    little, much = (fit(enough=enough, headline_enough=enough) for enough in (0.98, 0.999))
+    assert 0.98 <= little.suppressed < much.suppressed
+    assert little.strength < much.strength
+    torch.testing.assert_close(little.gate_write / little.strength, much.gate_write / much.strength)
+
+
+def test_own_text_is_seeded_and_of_the_length_asked(loaded):
+    one = own_text(loaded.model, loaded.tokenizer, 128)
+    assert one == own_text(loaded.model, loaded.tokenizer, 128)
+    assert one != own_text(loaded.model, loaded.tokenizer, 128, seed=1)
+    assert sum(map(len, one)) == pytest.approx(128, abs=len(one))
+
+
+def test_the_layer_scan_is_kept_and_says_which_layers_were_tried(result):
+    scan = result.methods["forward"].found.scan
+    tried = [candidate for candidate in scan if candidate.withheld_kl is not None]
+    assert len(tried) >= 2
+    assert result.methods["forward"].delta.layer in {candidate.layer for candidate in tried}
+
+
+def test_a_trial_withholds_whole_templates_and_never_the_headline(loaded):
+    panel = atlas.panel()
+    fit = split(panel, panel.find("France/capital"), Encoder(loaded.tokenizer)).fit
+    seen, unseen = by_template(fit.phrasings + fit.contexts)
+    assert fit.phrasings[0] in seen
+    assert unseen
+    assert not {prompt.template for prompt in seen} & {prompt.template for prompt in unseen}
+    assert len(seen) + len(unseen) == len(fit.phrasings + fit.contexts)
+    assert by_template(fit.phrasings[:1]) == ([fit.phrasings[0]], [fit.phrasings[0]])
