@@ -24,7 +24,7 @@ from probes.delete import Delta
 from probes.delete.fisher import fisher_rows
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
-from probes.delete.passes import Tail
+from probes.delete.passes import Tail, check_parts
 from probes.delete.value import Value, ValueOptions, fit_value, kl_rows, shift, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
@@ -122,6 +122,7 @@ def forward(
     """
     chosen = candidates(model) if layer is None else (layer,)
     tick("layer scan")
+    check_parts(model, chosen[-1], fit.phrasings[0])
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}
@@ -238,6 +239,7 @@ def _trial(
 ) -> tuple[Candidate, Value]:
     """Fit briefly without a part of everything, and measure what it does to that part."""
     layer = candidate.layer
+    options = replace(options, guarded=1)
     found = found._replace(about=found.about[::2])
     read = _read_direction(found, generic, options, found.one)
     seen, unseen = by_template(phrasings)
@@ -246,10 +248,11 @@ def _trial(
     brief = replace(options.value, rounds=options.trial_rounds)
     value = fit_value(model, layer, seen, fit.about[::2], read, guard, brief)
     withheld = list({prompt.fact: prompt for prompt in reversed(theirs)}.values())[: options.withheld]
+    asked = Tail(model, layer, unseen)
     tried = candidate._replace(
         withheld_kl=_kl(Tail(model, layer, withheld), read, value),
         about_kl=_kl(Tail(model, layer, fit.about[1::2] or fit.about), read, value),
-        suppressed=float(suppression(Tail(model, layer, unseen), read, value.gate_write).mean()),
+        suppressed=float(suppression(asked, read, value.gate_write, asked.answers(asked.log_probs())).mean()),
     )
     return tried, value
 

@@ -145,7 +145,6 @@ class Tail:
         self._rest = part(model, layer + 1, len(layers(model)))
         self._past = self._keys_and_values(seen[Site("residual", layer)])
         self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (seen[at][:, self._start :] for at in sites)
-        self._check()
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (B, T, I) to the gate.
@@ -209,17 +208,18 @@ class Tail:
             cache.update(keys, values, index)
         return cache
 
-    def _check(self) -> None:
-        """An architecture that does more than its layers and its final norm cannot be run in parts."""
-        model: Any = self.model
-        prompt = self.prompts[0]
-        with torch.no_grad():
-            ids = torch.tensor([prompt.ids], device=self._device)
-            whole = model(ids, use_cache=False).logits[0, self._answer_rows.columns[0]].float().softmax(-1)
-            parts = self.log_probs()[0].exp()
-        gap = float((whole - parts).abs().max())
-        if not gap < PARTS_TOLERANCE:
-            raise ProbeError(
-                f"{type(self.model).__name__}: run in parts it gives other probabilities than whole (by {gap:.2g}); "
-                "the forward method supports models like Qwen3, Qwen2, Llama and Mistral"
-            )
+
+def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
+    """An architecture that does more than its layers and its final norm cannot be run in parts: ProbeError."""
+    whole: Any = model
+    tail = Tail(model, layer, [prompt])
+    with torch.no_grad():
+        ids = torch.tensor([prompt.ids], device=device_of(model))
+        together = whole(ids, use_cache=False).logits[0, -1].float().softmax(-1)
+        parts = tail.log_probs()[0].exp()
+    gap = float((together - parts).abs().max())
+    if not gap < PARTS_TOLERANCE:
+        raise ProbeError(
+            f"{type(model).__name__}: run in parts it gives other probabilities than whole (by {gap:.2g}); "
+            "the forward method supports models like Qwen3, Qwen2, Llama and Mistral"
+        )

@@ -61,11 +61,11 @@ class ValueOptions:
     """ω"""
     size: float = 1.0
     """ν"""
-    rate: float = 0.25
+    rate: float = 0.45
     """Adam's, at the peak of the cosine."""
-    rounds: int = 8
+    rounds: int = 12
     """Times that every prompt is seen."""
-    enough: float = 0.905
+    enough: float = 0.935
     """Mean suppression of the fit phrasings at which d is strong enough, ..."""
     headline_enough: float = 0.957
     """... if that of the first of them is at least this."""
@@ -120,7 +120,7 @@ def fit_value(
             schedule.step()
             losses.append(float(loss.detach()))
     fitted = (z * unit).detach().float()
-    strength = _least_enough(parts, fitted, options)
+    strength = _least_enough(Tail(model, layer, phrasings), read, fitted, options)
     gate_write = strength * fitted
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
@@ -132,14 +132,15 @@ def fit_value(
     return Value(gate_write, strength, tuple(losses), suppressed, about_kl)
 
 
-def _least_enough(parts: Sequence[_Objective], fitted: Tensor, options: ValueOptions) -> float:
+def _least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ValueOptions) -> float:
     """The least factor of `fitted` within STRENGTHS, to 1/2^HALVINGS of their ratio, that suppresses enough."""
     low, high = STRENGTHS
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
     for _ in range(HALVINGS):
         middle = math.sqrt(low * high)
-        with torch.no_grad():
-            gone = [part.suppression(middle * fitted) for part in parts]
-        enough = float(torch.cat(gone).mean()) >= options.enough and float(gone[0][0]) >= options.headline_enough
+        gone = suppression(tail, read, middle * fitted, before)
+        enough = float(gone.mean()) >= options.enough and float(gone[0]) >= options.headline_enough
         low, high = (low, middle) if enough else (middle, high)
     return high
 
@@ -188,11 +189,6 @@ class _Objective:
         weights = self.options
         return weights.pull * pull + weights.keep * rest + weights.about * about
 
-    def suppression(self, gate_write: Tensor) -> Tensor:
-        """(asked,) 1 − P′/P of the phrasings."""
-        after = self.tail.answers(self.tail.log_probs(self.fires * gate_write))[: self.asked]
-        return 1 - (after - self.answers_before).exp()
-
     def _without(self, log_probs: Tensor) -> Tensor:
         """The distributions at the phrasings with the answer's token taken out and the rest scaled to one."""
         return log_probs[self.full].scatter(1, self.tail.targets[self.full, None], -1e4).log_softmax(-1)
@@ -208,10 +204,9 @@ def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
     return (tail.mlp_in.float() @ read)[..., None] * gate_write
 
 
-def suppression(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
-    """(B,) 1 − P′/P of each prompt's answer."""
+def suppression(tail: Tail, read: Tensor, gate_write: Tensor, before: Tensor) -> Tensor:
+    """(B,) 1 − P′/P of each prompt's answer; `before` (B,) is log P."""
     with torch.no_grad():
-        before = tail.answers(tail.log_probs())
         after = tail.answers(tail.log_probs(shift(tail, read, gate_write)))
     return 1 - (after - before).exp()
 

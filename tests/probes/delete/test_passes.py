@@ -7,7 +7,7 @@ import torch
 
 from probes.delete import Delta
 from probes.delete.measure import answers
-from probes.delete.passes import Tail, batch, last_hidden, unembed
+from probes.delete.passes import Tail, batch, check_parts, last_hidden, unembed
 from probes.facts import atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split
@@ -59,10 +59,10 @@ def test_running_a_model_in_parts_that_has_more_to_it_is_refused(loaded, sets, m
 
     monkeypatch.setattr(loaded.model, "forward", scaled)
     with pytest.raises(ProbeError, match="run in parts it gives other probabilities"):
-        Tail(loaded.model, 1, [sets.headline])
+        check_parts(loaded.model, 1, sets.headline)
 
 
-def test_a_tail_of_prompts_without_answers_is_checked_too(loaded, sets):
+def test_a_tail_of_prompts_without_answers_looks_from_the_subject_on(loaded, sets):
     tail = Tail(loaded.model, 1, sets.fit.about)
     assert len(tail.log_probs()) == sum(len(prompt.ids) - prompt.subject[0] for prompt in sets.fit.about)
 
