@@ -8,7 +8,8 @@
    and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it should leave the
    first two alone and suppress the third. The layer that does best is chosen; a deeper one
    must do better by a fifth.
-4. Key (`keys`) from all of the fit set and value (`value`) in full. The result is a `Delta`; the model is not touched.
+4. Key (`keys`) from all of the fit set, guard (`fisher`) from every other subject in it, and value (`value`) in full.
+   The result is a `Delta`; the model is not touched.
 """
 
 from __future__ import annotations
