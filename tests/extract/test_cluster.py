@@ -241,10 +241,26 @@ def test_usage_of_the_options(checkpoint, tmp_path, monkeypatch):
     assert str(missing) == "--engine dask: distributed is not installed; pip install 'vindex[dask]'"
 
 
+SLOW_BUILD = """
+import time
+from vindex import writer
+from vindex.__main__ import main
+
+finish = writer.Writer.finish_block
+
+def slowly(*arguments):
+    finish(*arguments)
+    time.sleep(0.2)  # the journal is written behind: without this the build may be over before it shows
+
+writer.Writer.finish_block = slowly
+main()
+"""
+
+
 def test_ctrl_c_is_one_line_and_can_be_resumed(tmp_path):
     """The terminal sends SIGINT to every process of the group: workers must not answer."""
-    source, target = write_checkpoint(tmp_path / "m", layers=320, hidden=96, neurons=320), tmp_path / "v"
-    command = [sys.executable, "-m", "vindex", "build", str(source), "-o", str(target), "--features", "8"]
+    source, target = write_checkpoint(tmp_path / "m", layers=80, hidden=96, neurons=320), tmp_path / "v"
+    command = [sys.executable, "-c", SLOW_BUILD, "build", str(source), "-o", str(target), "--features", "8"]
     running = subprocess.Popen(
         [*command, "--engine", "dask", "--workers", "2"], start_new_session=True, stderr=subprocess.PIPE, text=True
     )
