@@ -4,7 +4,7 @@ A gate change d at a subject's tokens moves the distribution at every later posi
 from the unchanged model is ½ dᵀFd, F = E[g gᵀ], g the gradient of log p(token), the token drawn from the model itself.
 A rank-1 patch d uᵀ does that to another subject with strength u·k, so that its harm there is (u·k)² · ½ dᵀFd: the read
 direction makes the first factor small, the value the second (the two factors of K-FAC, Martens & Grosse 2015). One
-backward pass gives a g for every prompt of a batch, so that a hundred subjects cost no more than a few steps of a fit.
+backward pass gives a g for every prompt of a batch: a hundred prompts cost about as much as fifteen steps of a fit.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@
    fires on the other half, which it never saw (root mean square over their positions, both ways).
 3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects, of the neutral prompts
    and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it should leave the
-   first two alone and suppress the third. The layer that does best is chosen; a deeper one
-   must do better by a fifth.
+   first two alone and suppress the third. The layer that does best is chosen; a deeper one must do better by a fifth.
 4. Key (`keys`) from all of the fit set, guard (`fisher`) from every other subject in it, and value (`value`) in full.
    The result is a `Delta`; the model is not touched.
 """
@@ -196,17 +195,17 @@ def _read_direction(found: Read, generic: Moment, options: ForwardOptions, *seen
 
 
 def _leakage(layer: int, found: Read, generic: Moment, options: ForwardOptions) -> Candidate:
-    energy = 0.0
-    for seen, withheld in ((found.one, found.other), (found.other, found.one)):
-        read = _read_direction(found, generic, options, seen)
+    energy, answers_there = 0.0, []
+    for read, withheld in _crossed(found, generic, options):
         energy += float(read @ withheld.moment.total @ read) / withheld.moment.tokens / 2
-    return Candidate(layer, energy**0.5, float(_unseen(found, generic, options).abs().mean()))
+        answers_there.append((withheld.keys @ read).abs())
+    return Candidate(layer, energy**0.5, float(torch.cat(answers_there).mean()))
 
 
-def _unseen(found: Read, generic: Moment, options: ForwardOptions) -> Tensor:
-    """(P,) u·k at every prompt of each half of the subjects, for the u that has seen only the other half."""
+def _crossed(found: Read, generic: Moment, options: ForwardOptions) -> list[tuple[Tensor, Seen]]:
+    """Each half of the subjects, after the u that has seen only the other half."""
     ways = ((found.one, found.other), (found.other, found.one))
-    return torch.cat([withheld.keys @ _read_direction(found, generic, options, seen) for seen, withheld in ways])
+    return [(_read_direction(found, generic, options, seen), withheld) for seen, withheld in ways]
 
 
 def _guard(
@@ -225,7 +224,8 @@ def _guard(
     for prompt in others:
         asked.setdefault(prompt.fact, []).append(prompt)
     rows = fisher_rows(model, layer, [prompt for each in asked.values() for prompt in each[: options.guarded]])
-    answer = _unseen(found, generic, options).square().mean().sqrt()
+    unseen = torch.cat([withheld.keys @ read for read, withheld in _crossed(found, generic, options)])
+    answer = unseen.square().mean().sqrt()
     return answer * rows / len(rows) ** 0.5
 
 

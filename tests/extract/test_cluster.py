@@ -270,7 +270,7 @@ def test_ctrl_c_is_one_line_and_can_be_resumed(tmp_path):
     os.killpg(running.pid, signal.SIGINT)
     try:
         said = running.communicate(timeout=15)[1]
-    except subprocess.TimeoutExpired:  # seen twice on busy cores: the first was lost, and the build went on
+    except subprocess.TimeoutExpired:  # seen once in the whole suite, not understood (docs/log.md, 2026-11-24)
         os.killpg(running.pid, signal.SIGINT)
         said = running.communicate(timeout=30)[1]
     assert running.returncode == 130
