@@ -13,8 +13,8 @@ The square pulls hardest on the phrasings that resist most. Afterwards d is scal
 `enough`: what is known of the subject goes in proportion to it. The first two are means over the fit phrasings. The KL
 on neutral prompts is a mean over every position from the subject on: a prompt guards more than its last word. Other
 subjects come as rows r of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen:
-so small a change is quadratic, and a hundred prompts in every step are as cheap as none. With a few of them as prompts in
-its place, subjects held out lost two fifths more (docs/log.md, 2026-11-24).
+so small a change is quadratic, and a hundred prompts in every step are as cheap as none. With a few of them as prompts
+in its place, subjects held out lost two fifths more (docs/log.md, 2026-11-24).
 
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
 phrasings that are seen less closely and those that are not seen better (docs/log.md).
