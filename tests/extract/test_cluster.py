@@ -259,20 +259,20 @@ main()
 
 def test_ctrl_c_is_one_line_and_can_be_resumed(tmp_path):
     """The terminal sends SIGINT to every process of the group: workers must not answer."""
-    source, target = write_checkpoint(tmp_path / "m", layers=160, hidden=96, neurons=320), tmp_path / "v"
+    source, target = write_checkpoint(tmp_path / "m", layers=40, hidden=96, neurons=320), tmp_path / "v"
     command = [sys.executable, "-c", SLOW_BUILD, "build", str(source), "-o", str(target), "--features", "8"]
     running = subprocess.Popen(
-        [*command, "--engine", "dask", "--workers", "2"], start_new_session=True, stderr=subprocess.PIPE, text=True
+        [*command, "--engine", "dask", "--workers", "2"],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
     )
     journal = tmp_path / "v.partial" / "journal.jsonl"
     while running.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
         time.sleep(0.02)
     os.killpg(running.pid, signal.SIGINT)
-    try:
-        said = running.communicate(timeout=15)[1]
-    except subprocess.TimeoutExpired:  # seen once in the whole suite, not understood (docs/log.md, 2026-11-24)
-        os.killpg(running.pid, signal.SIGINT)
-        said = running.communicate(timeout=30)[1]
+    said = running.communicate(timeout=30)[1]
     assert running.returncode == 130
     assert "Traceback" not in said and "distributed" not in said
     assert said.strip().splitlines()[-1].startswith("stopped; what is finished is kept in")
