@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from extract.provenance import library_versions
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, poison
+from tests.vindex.test_commands import start
 from vindex.__main__ import app
 from vindex.errors import CheckpointError, EngineError, NumericError, TargetError
 from vindex.format import GATE, SIGMA
@@ -261,13 +261,7 @@ def test_ctrl_c_is_one_line_and_can_be_resumed(tmp_path):
     """The terminal sends SIGINT to every process of the group: workers must not answer."""
     source, target = write_checkpoint(tmp_path / "m", layers=40, hidden=96, neurons=320), tmp_path / "v"
     command = [sys.executable, "-c", SLOW_BUILD, "build", str(source), "-o", str(target), "--features", "8"]
-    running = subprocess.Popen(
-        [*command, "--engine", "dask", "--workers", "2"],
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
-    )
+    running = start([*command, "--engine", "dask", "--workers", "2"], start_new_session=True)
     journal = tmp_path / "v.partial" / "journal.jsonl"
     while running.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
         time.sleep(0.02)

@@ -25,7 +25,7 @@ def run(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
 
 
-def start(command: list) -> subprocess.Popen:
+def start(command: list, *, start_new_session: bool = False) -> subprocess.Popen:
     """Start a process that Ctrl-C reaches, even where these tests run in the background and ignore it themselves."""
     return subprocess.Popen(
         [str(word) for word in command],
@@ -33,6 +33,7 @@ def start(command: list) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=start_new_session,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
