@@ -4,9 +4,10 @@
    token is read rather than the subject and every change is felt everywhere.
 2. Scan, for every such layer: leakage, how strongly a read direction computed with one half of the fit subjects still
    fires on the other half, which it never saw (root mean square over their positions, both ways).
-3. Trial, for the layers that leak least: fit the value briefly, with one half of the subjects, of the neutral prompts
-   and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it should leave the
-   first two alone and suppress the third. The layer that does best is chosen; a deeper one must do better by a fifth.
+3. Trial, for the layers that leak least, the shallowest first: fit the value briefly, with one half of the subjects, of
+   the neutral prompts and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it
+   should leave the first two alone and suppress the third. The first layer that does so well enough is chosen, else
+   the one that does best; a deeper one must do better by a fifth.
 4. Key (`keys`) from all of the fit set, guard (`fisher`) from every other subject in it, and value (`value`) in full.
    The result is a `Delta`; the model is not touched.
 """
@@ -25,7 +26,7 @@ from probes.delete.fisher import fisher_rows
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
 from probes.delete.passes import Tail, check_parts
-from probes.delete.value import Value, ValueOptions, fit_value, kl_rows, shift, suppression
+from probes.delete.value import Value, ValueOptions, fit_value, moved, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
@@ -51,9 +52,11 @@ class ForwardOptions:
     guarded: int = 2
     """Phrasings of each other subject that the value must leave alone."""
     trials: int = 2
-    """Layers tried before the choice."""
-    trial_rounds: int = 1
-    """`ValueOptions.rounds` of a trial."""
+    """Layers tried, at most, before the choice."""
+    harmless: float = 0.15
+    """Harm of a trial up to which no deeper layer is tried."""
+    trial_steps: int = 12
+    """`ValueOptions.steps` of a trial."""
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)
@@ -129,11 +132,13 @@ def forward(
     start = None
     if layer is None:
         trials: dict[int, Value] = {}
-        for index in sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]:
+        for index in sorted(sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]):
             tick(f"trial in layer {index}")
             scan[index], trials[index] = _trial(
                 model, phrasings, fit, scan[index], halves[index], generic[index], options
             )
+            if scan[index].harm <= options.harmless:
+                break
         layer = least_harmful([scan[index] for index in trials])
         start = trials[layer].gate_write
     tick(f"value in layer {layer}")
@@ -246,14 +251,13 @@ def _trial(
     seen, unseen = by_template(phrasings)
     ours, theirs = _halves(fit.others)
     guard = _guard(model, layer, ours, found, generic, options)
-    brief = replace(options.value, rounds=options.trial_rounds)
+    brief = replace(options.value, steps=options.trial_steps)
     value = fit_value(model, layer, seen, fit.about[::2], read, guard, brief)
     withheld = list({prompt.fact: prompt for prompt in reversed(theirs)}.values())[: options.withheld]
-    asked = Tail(model, layer, unseen)
     tried = candidate._replace(
-        withheld_kl=_kl(Tail(model, layer, withheld), read, value),
-        about_kl=_kl(Tail(model, layer, fit.about[1::2] or fit.about), read, value),
-        suppressed=float(suppression(asked, read, value.gate_write, asked.answers(asked.log_probs())).mean()),
+        withheld_kl=moved(Tail(model, layer, withheld), read, value.gate_write),
+        about_kl=moved(Tail(model, layer, fit.about[1::2] or fit.about), read, value.gate_write),
+        suppressed=float(suppression(Tail(model, layer, unseen), read, value.gate_write).mean()),
     )
     return tried, value
 
@@ -264,9 +268,3 @@ def by_template(phrasings: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]
     withheld = set(templates[2::4] or templates[1:])
     unseen = [prompt for prompt in phrasings if prompt.template in withheld]
     return [prompt for prompt in phrasings if prompt not in unseen], unseen or list(phrasings)
-
-
-def _kl(tail: Tail, read: Tensor, value: Value) -> float:
-    """Mean KL(before ‖ after) in nats at the positions of the prompts' answers, or of all their words."""
-    with torch.no_grad():
-        return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())

@@ -143,19 +143,20 @@ class Tail:
         with torch.no_grad(), capture(model, sites) as seen:
             part(model, 0, layer + 1)(input_ids=self._ids, attention_mask=self._mask, position_ids=self._positions)
         self._rest = part(model, layer + 1, len(layers(model)))
-        self._past = self._keys_and_values(seen[Site("residual", layer)])
         self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (seen[at][:, self._start :] for at in sites)
+        self._past, self._unchanged = self._run_once(seen[Site("residual", layer)])
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (B, T, I) to the gate.
 
         T counts the columns from the subject on.
         """
-        hidden = self.residual
-        if change is not None:
-            activation: Any = self.at.mlp.act_fn
-            gate = (self.gate + change).to(self.gate.dtype)
-            hidden = hidden + (self.at.down_proj(activation(gate) * self.up) - self.mlp_out)
+        if change is None:
+            with torch.no_grad():
+                return unembed(self.model, self._unchanged)
+        activation: Any = self.at.mlp.act_fn
+        gate = (self.gate + change).to(self.gate.dtype)
+        hidden = self.residual + (self.at.down_proj(activation(gate) * self.up) - self.mlp_out)
         after = self._rest(
             inputs_embeds=hidden,
             attention_mask=self._mask,
@@ -181,20 +182,22 @@ class Tail:
             positions[row, left:] = torch.arange(width - left, device=self._device)
         return ids, mask, positions
 
-    def _keys_and_values(self, residual: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-        """Layer number, keys and values of the columns before the subject, for every layer after the patched one."""
-        if not self._start:
-            return []
+    def _run_once(self, residual: Tensor) -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
+        """Layer number, keys and values of the columns before the subject, for every layer after the patched one.
+
+        And the last layer's residual stream (N, H) at the answer positions, where nothing is changed.
+        """
         cache = DynamicCache()
         with torch.no_grad():
-            self._rest(
+            after = self._rest(
                 inputs_embeds=residual, attention_mask=self._mask, position_ids=self._positions, past_key_values=cache
             )
         stored: Any = cache.layers
-        return [
+        past = [
             (index, stored[index].keys[..., : self._start, :], stored[index].values[..., : self._start, :])
             for index in range(self.at.number + 1, len(layers(self.model)))
         ]
+        return past if self._start else [], after[self.rows, self._start + self.columns]
 
     def _cache(self) -> Any:
         """A cache that holds the columns before the subject; a pass appends to it, so each gets its own."""
@@ -216,7 +219,7 @@ def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
     with torch.no_grad():
         ids = torch.tensor([prompt.ids], device=device_of(model))
         together = whole(ids, use_cache=False).logits[0, -1].float().softmax(-1)
-        parts = tail.log_probs()[0].exp()
+        parts = tail.log_probs(torch.zeros_like(tail.gate))[0].exp()
     gap = float((together - parts).abs().max())
     if not gap < PARTS_TOLERANCE:
         raise ProbeError(

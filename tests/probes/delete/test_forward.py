@@ -9,11 +9,11 @@ import torch
 
 from probes.delete.experiment import Bench, Options
 from probes.delete.fisher import fisher_rows
-from probes.delete.forward import Candidate, _guard, _read, _read_direction, by_template, least_harmful
+from probes.delete.forward import Candidate, _guard, _read, _read_direction, by_template, forward, least_harmful
 from probes.delete.generic import own_text
 from probes.delete.keys import observe, read_direction
 from probes.delete.passes import Tail
-from probes.delete.value import ValueOptions, fit_value, kl_rows, shift
+from probes.delete.value import ValueOptions, fit_value, kl_rows, moved
 from probes.facts import atlas, bundled
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import split
@@ -39,8 +39,8 @@ def test_a_moment_with_nothing_in_it_is_refused():
 
 def test_the_value_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_more(bench, sets):
     _, fit = _fitting(bench, sets, 1)
-    assert torch.equal(fit(rounds=3).gate_write, fit(rounds=3).gate_write)
-    assert fit(rounds=3, size=100.0).gate_write.norm() < fit(rounds=3).gate_write.norm()
+    assert torch.equal(fit(steps=12).gate_write, fit(steps=12).gate_write)
+    assert fit(steps=12, size=100.0).gate_write.norm() < fit(steps=12).gate_write.norm()
 
 
 def _fitting(bench, sets, layer):
@@ -77,8 +77,7 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     def harm(**options):
         value = fit(enough=0.95, headline_enough=0.95, **options)
         assert value.suppressed >= 0.95
-        with torch.no_grad():
-            return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, value.gate_write))).mean())
+        return moved(tail, read, value.gate_write)
 
     assert harm() < 0.8 * harm(others=0.0)
 
@@ -143,11 +142,17 @@ def test_own_text_is_seeded_and_of_the_length_asked(loaded):
     assert sum(map(len, one)) == pytest.approx(128, abs=len(one))
 
 
-def test_the_layer_scan_is_kept_and_says_which_layers_were_tried(result):
+def test_the_layer_scan_is_kept_and_the_patched_layer_was_tried(result):
     scan = result.methods["forward"].found.scan
-    tried = [candidate for candidate in scan if candidate.withheld_kl is not None]
-    assert len(tried) >= 2
-    assert result.methods["forward"].delta.layer in {candidate.layer for candidate in tried}
+    assert len(scan) >= 2
+    assert result.methods["forward"].delta.layer in {c.layer for c in scan if c.withheld_kl is not None}
+
+
+@pytest.mark.parametrize(("harmless", "tried"), [(float("inf"), [0]), (-1.0, [0, 1])])
+def test_layers_are_tried_from_the_first_until_one_is_harmless(bench, sets, harmless, tried):
+    options = dataclasses.replace(bench.options.forward, harmless=harmless, value=ValueOptions(steps=1))
+    scan = forward(bench.model, sets.fit, bench.generic_moments(), options).scan
+    assert [candidate.layer for candidate in scan if candidate.withheld_kl is not None] == tried
 
 
 def test_a_trial_withholds_whole_templates_and_never_the_headline(loaded):

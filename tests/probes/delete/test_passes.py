@@ -27,6 +27,8 @@ def test_a_tail_gives_what_the_whole_model_gives(loaded, chat, layer):
     with torch.no_grad():
         whole = unembed(loaded.model, last_hidden(loaded.model, group.ids)[group.rows, group.columns])
         torch.testing.assert_close(tail.log_probs(), whole, atol=1e-4, rtol=1e-4)
+        unchanged = torch.zeros_like(tail.gate)
+        torch.testing.assert_close(tail.log_probs(unchanged), whole, atol=1e-4, rtol=1e-4)
         direct = loaded.model(torch.tensor([prompts[0].ids])).logits[0, -1].log_softmax(-1)
         torch.testing.assert_close(tail.log_probs()[0], direct, atol=1e-4, rtol=1e-4)
 
