@@ -67,9 +67,9 @@ class ValueOptions:
     """Adam's, at the peak of the cosine."""
     steps: int = 144
     """Of Adam, a mini-batch each: with PARTS of those every prompt is seen eight times."""
-    enough: float = 0.935
+    enough: float = 0.955
     """Mean suppression of the fit phrasings but the most stubborn eighth at which d is strong enough, ..."""
-    headline_enough: float = 0.953
+    headline_enough: float = 0.965
     """... if that of the first of them is at least this."""
 
 
