@@ -1,15 +1,22 @@
-"""How much a gate change at a subject moves what the model says next: Fisher information, sampled.
+"""How much a gate change at a subject moves what the model says next: Fisher information, sampled and crossed.
 
 A gate change d at a subject's tokens moves the distribution at every later position; to second order the KL divergence
 from the unchanged model is ½ dᵀFd, F = E[g gᵀ], g the gradient of log p(token), the token drawn from the model itself.
 A rank-1 patch d uᵀ does that to another subject with strength u·k, so that its harm there is (u·k)² · ½ dᵀFd: the read
-direction makes the first factor small, the value the second (the two factors of K-FAC, Martens & Grosse 2015). One
-backward pass gives a g for every prompt of a batch: a hundred prompts cost about as much as fifteen steps of a fit.
+direction makes the first factor small, the value the second (the two factors of K-FAC, Martens & Grosse 2015).
+
+1. g = s ⊙ q: s, how far down_proj's input moves with the gate (act′(gate) ⊙ up), and q, the gradient with respect to
+   that input. One backward pass gives both for every prompt of a batch.
+2. A hundred g leave most of the I dimensions free: a d fitted to avoid them avoided those alone, at a five-hundredth of
+   the harm that other draws of the same prompts showed. So each q also goes with the s of `MIXED` prompts drawn at
+   random, as if the two were independent: F is then about E[s sᵀ] ⊙ E[q qᵀ], which has far more directions
+   (docs/log.md, 2026-11-25).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +26,35 @@ from probes.facts.prompts import Prompt
 
 CHUNK = 24
 """Prompts in one backward pass; bounds the memory that activations take."""
+MIXED = 12
+"""Other prompts whose gate slope each gradient is combined with."""
 
 
-def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: int = 0) -> Tensor:
-    """(P, I) one row r a prompt; the mean of (r·d)² is the mean KL in nats a position that d (I,) does at the subject.
+def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: int = 0, mixed: int = MIXED) -> Tensor:
+    """((1 + mixed)·P, I) rows r; the mean of (r·d)² is the mean KL in nats a position that d (I,) does at the subject.
 
     d adds to the gate pre-activations of `layer` at the subject's tokens. Positions: all from the subject on.
     """
     draw = torch.Generator().manual_seed(seed)
-    rows, positions = [], 0
+    slopes, gradients, positions = [], [], 0
     for first in range(0, len(prompts), CHUNK):
         tail = Tail(model, layer, [prompt._replace(answer=()) for prompt in prompts[first : first + CHUNK]])
-        write = torch.zeros(len(tail.prompts), tail.gate.shape[-1], device=tail.gate.device, requires_grad=True)
-        log_probs = tail.log_probs(_at_subjects(tail)[..., None] * write[:, None])
+        at = _at_subjects(tail)[..., None]
+        activation: Any = tail.at.mlp.act_fn
+        gate = tail.gate.detach().requires_grad_()
+        gated = activation(gate)
+        (slope,) = torch.autograd.grad(gated.sum(), gate)
+        write = torch.zeros(len(at), gate.shape[-1], device=gate.device, requires_grad=True)
+        log_probs = tail.log_probs_of((gated.detach() * tail.up + at * write[:, None]).to(gate.dtype))
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=draw).to(log_probs.device)
         # tokens drawn independently: the sum's square has the sum of the positions' Fisher matrices as expectation
         (gradient,) = torch.autograd.grad(log_probs.gather(1, drawn).sum(), write)
-        rows.append(gradient)
+        gradients.append(gradient)
+        slopes.append((at * slope * tail.up).sum(1) / at.sum(1))
         positions += len(log_probs)
-    return torch.cat(rows) * (len(prompts) / positions / 2) ** 0.5
+    slope, gradient = torch.cat(slopes), torch.cat(gradients)
+    pairs = [slope, *(slope[torch.randint(len(slope), (len(slope),), generator=draw)] for _ in range(mixed))]
+    return torch.cat([each * gradient for each in pairs]) * (len(prompts) / positions / 2) ** 0.5
 
 
 def _at_subjects(tail: Tail) -> Tensor:

@@ -156,7 +156,11 @@ class Tail:
                 return unembed(self.model, self._unchanged)
         activation: Any = self.at.mlp.act_fn
         gate = (self.gate + change).to(self.gate.dtype)
-        hidden = self.residual + (self.at.down_proj(activation(gate) * self.up) - self.mlp_out)
+        return self.log_probs_of(activation(gate) * self.up)
+
+    def log_probs_of(self, down_in: Tensor) -> Tensor:
+        """The same for another input of down_proj, (B, T, I)."""
+        hidden = self.residual + (self.at.down_proj(down_in) - self.mlp_out)
         after = self._rest(
             inputs_embeds=hidden,
             attention_mask=self._mask,

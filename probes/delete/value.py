@@ -49,7 +49,7 @@ STUBBORN = 8
 class ValueOptions:
     """Weights of the objective; the defaults are the ones measured in docs/gate3.md."""
 
-    target: float = 0.02
+    target: float = 0.05
     """τ, the share of the firmest answer's probability at which the pull lets go."""
     edge: float = 4.0
     """β, how sharply it lets go."""
@@ -59,7 +59,7 @@ class ValueOptions:
     """μ"""
     about: float = 40.0
     """κ"""
-    others: float = 5800.0
+    others: float = 4000.0
     """ω"""
     size: float = 1.0
     """ν"""

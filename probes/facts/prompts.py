@@ -4,7 +4,9 @@
    and the template begins the assistant's answer.
 2. Prompt and prompt + " " + answer are tokenised apart. The first must be a prefix of the second; the rest are the
    answer's tokens. A facts file that states `answer_ids` is held to them.
-3. The subject's last token is found by character offsets, once for every time the subject is mentioned.
+3. The subject's last token is found by character offsets, once for every time the subject is mentioned. Where that is
+   the first token of all, the next one is taken: a first token is an attention sink, which after a few layers says next
+   to nothing of itself, and neither reading nor writing there reaches the subject (docs/log.md, 2026-11-25).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Prompt(NamedTuple):
     ids: tuple[int, ...]
     answer: tuple[int, ...]
     subject: tuple[int, ...]
-    """Positions in `ids` of the subject's last token, one per mention."""
+    """Positions in `ids` where the subject is read, one per mention: its last token, or the one after the first."""
 
     @property
     def fact(self) -> str:
@@ -98,5 +100,6 @@ class Encoder(NamedTuple):
 
 
 def _last_token(spans: list[tuple[int, int]], end: int) -> int:
-    """Index of the last token that covers a character before `end`; special tokens have empty spans."""
-    return max(index for index, (start, stop) in enumerate(spans) if start < end and stop > start)
+    """Index of the last token that covers a character before `end`, but 1 for 0; special tokens have empty spans."""
+    last = max(index for index, (start, stop) in enumerate(spans) if start < end and stop > start)
+    return last if last or len(spans) == 1 else 1

@@ -55,10 +55,8 @@ def _fitting(bench, sets, layer):
 def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(tiny_checkpoint):
     """To second order, and as an estimate: the tokens are drawn."""
     model = load(tiny_checkpoint, dtype="float32", device="cpu").model
-    torch.manual_seed(0)
-    texts = torch.randint(model.config.vocab_size, (30, 9)).tolist()
-    prompts = [Prompt(str(row), "", tuple(text), (), (4,)) for row, text in enumerate(texts)]
-    rows = torch.stack([fisher_rows(model, 1, prompts, seed) for seed in range(20)])
+    prompts = _random_prompts(model)
+    rows = torch.stack([fisher_rows(model, 1, prompts, seed, mixed=0) for seed in range(20)])
     tail = Tail(model, 1, prompts)
     for _ in range(3):
         write = torch.randn(tail.gate.shape[-1])
@@ -68,6 +66,26 @@ def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(
         change[:, 0] = write
         with torch.no_grad():
             assert float(kl_rows(tail.log_probs(), tail.log_probs(change)).mean()) == pytest.approx(foretold, rel=0.2)
+
+
+def test_crossed_rows_foretell_harm_that_the_drawn_gradients_alone_do_not_see(tiny_checkpoint):
+    """A change made to avoid a sample of gradients avoids that sample, not what it is a sample of."""
+    model = load(tiny_checkpoint, dtype="float32", device="cpu").model
+    prompts = _random_prompts(model)
+    drawn, crossed = (fisher_rows(model, 1, prompts, mixed=mixed) for mixed in (0, 12))
+    unseen = torch.cat([fisher_rows(model, 1, prompts, seed, mixed=0) for seed in range(1, 12)])
+    torch.manual_seed(0)
+    write = torch.randn(drawn.shape[1])
+    write -= drawn.T @ torch.linalg.lstsq(drawn.T, write[:, None], driver="gelsd").solution[:, 0]
+    foretold, crossed_foretold, really = ((rows @ write).square().mean() for rows in (drawn, crossed, unseen))
+    assert foretold < 0.01 * really
+    assert crossed_foretold > 0.3 * really
+
+
+def _random_prompts(model):
+    torch.manual_seed(0)
+    texts = torch.randint(model.config.vocab_size, (30, 9)).tolist()
+    return [Prompt(str(row), "", tuple(text), (), (4,)) for row, text in enumerate(texts)]
 
 
 def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
