@@ -66,7 +66,7 @@ class Encoder(NamedTuple):
                 f"but the facts file says {list(fact.answer_ids)}; correct answer_ids or leave it out"
             )
         ends = [start + len(fact.subject) for start in starts]
-        return Prompt(name, whole, ids, answer, tuple(_last_token(spans, end) for end in ends))
+        return Prompt(name, whole, ids, answer, tuple(_read_at(spans, end) for end in ends))
 
     def plain(self, text: str, subject: str, name: str) -> Prompt:
         """A prompt about `subject` that asks for nothing in particular."""
@@ -74,7 +74,7 @@ class Encoder(NamedTuple):
         whole = before + text.replace("{}", subject)
         ids, spans = self._tokens(whole)
         starts = [*asked, len(before) + text.index("{}")]
-        return Prompt(name, whole, ids, (), tuple(_last_token(spans, start + len(subject)) for start in starts))
+        return Prompt(name, whole, ids, (), tuple(_read_at(spans, start + len(subject)) for start in starts))
 
     def text(self, text: str) -> tuple[int, ...]:
         """Running text, with the tokenizer's usual special tokens."""
@@ -99,7 +99,7 @@ class Encoder(NamedTuple):
         return tuple(encoded.input_ids), encoded.offset_mapping
 
 
-def _last_token(spans: list[tuple[int, int]], end: int) -> int:
+def _read_at(spans: list[tuple[int, int]], end: int) -> int:
     """Index of the last token that covers a character before `end`, but 1 for 0; special tokens have empty spans."""
     last = max(index for index, (start, stop) in enumerate(spans) if start < end and stop > start)
     return last if last or len(spans) == 1 else 1
