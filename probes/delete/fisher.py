@@ -33,7 +33,8 @@ MIXED = 12
 def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: int = 0, mixed: int = MIXED) -> Tensor:
     """((1 + mixed)·P, I) rows r; the mean of (r·d)² is the mean KL in nats a position that d (I,) does at the subject.
 
-    d adds to the gate pre-activations of `layer` at the subject's tokens. Positions: all from the subject on.
+    d adds to the gate pre-activations of `layer` at the subject's tokens; of several mentions the mean slope counts.
+    Positions: all from the subject on.
     """
     draw = torch.Generator().manual_seed(seed)
     slopes, gradients, positions = [], [], 0
