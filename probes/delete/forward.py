@@ -55,7 +55,7 @@ class ForwardOptions:
     """Layers tried, at most, before the choice."""
     harmless: float = 0.15
     """Harm of a trial up to which no deeper layer is tried."""
-    trial_steps: int = 12
+    trial_steps: int = 9
     """`ValueOptions.steps` of a trial."""
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""

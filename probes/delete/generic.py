@@ -14,7 +14,7 @@ import torch
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import passages
 
-SAMPLE_LENGTH = 32
+SAMPLE_LENGTH = 16
 
 
 def generic_prompts(model: Any, tokenizer: Any, samples: int) -> list[Prompt]:

@@ -10,11 +10,12 @@ With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·�
 
 ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
 The square pulls hardest on the phrasings that resist most. Afterwards d is scaled to the least strength that is
-`enough`: what is known of the subject goes in proportion to it. The first two are means over the fit phrasings. The KL
-on neutral prompts is a mean over every position from the subject on: a prompt guards more than its last word. Other
-subjects come as rows r of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen:
-so small a change is quadratic, and a hundred prompts in every step are as cheap as none. With a few of them as prompts
-in its place, subjects held out lost two fifths more (docs/log.md, 2026-11-24).
+`enough`, as what is known of the subject goes with it, and a little above that where neutral prompts hardly feel it.
+The first two are means over the fit phrasings. The KL on neutral prompts is a mean over every position from the subject
+on: a prompt guards more than its last word. Other subjects come as rows r of their Fisher information (`fisher`), as
+strong as u answers at subjects that it has not seen: so small a change is quadratic, and a hundred prompts in every
+step are as cheap as none. With a few of them as prompts in its place, subjects held out lost two fifths more
+(docs/log.md, 2026-11-24).
 
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
 phrasings that are seen less closely and those that are not seen better (docs/log.md).
@@ -35,11 +36,11 @@ from probes.delete.passes import Tail
 from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
-PARTS = 18
+PARTS = 9
 WARM_UP = 5
 STRENGTHS = (0.5, 1.8)
 """Factors between which the fitted d is scaled, ..."""
-HALVINGS = 7
+HALVINGS = 6
 """... found by so many bisections."""
 STUBBORN = 8
 """One fit phrasing in so many may resist: to be enough for it too costs what else is known of the subject."""
@@ -65,12 +66,16 @@ class ValueOptions:
     """ν"""
     rate: float = 0.45
     """Adam's, at the peak of the cosine."""
-    steps: int = 144
-    """Of Adam, a mini-batch each: with PARTS of those every prompt is seen eight times."""
+    steps: int = 126
+    """Of Adam, a mini-batch each: with PARTS of those every prompt is seen fourteen times."""
     enough: float = 0.955
     """Mean suppression of the fit phrasings but the most stubborn eighth at which d is strong enough, ..."""
     headline_enough: float = 0.965
     """... if that of the first of them is at least this."""
+    spare: float = 0.01
+    """KL in nats a position, on neutral prompts about the subject, up to which d is made stronger than enough, ..."""
+    stronger: float = 1.12
+    """... by at most this factor: what is left of phrasings never seen goes down with it."""
 
 
 class Value(NamedTuple):
@@ -120,14 +125,14 @@ def fit_value(
         schedule.step()
         losses.append(float(loss.detach()))
     fitted = (z * unit).detach().float()
-    asked = Tail(model, layer, phrasings)
+    asked, neutral = Tail(model, layer, phrasings), Tail(model, layer, about)
     strength = _least_enough(asked, read, fitted, options)
+    strength *= _spare(moved(neutral, read, strength * fitted), options)
     gate_write = strength * fitted
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
     suppressed = float(suppression(asked, read, gate_write).mean())
-    about_kl = moved(Tail(model, layer, about), read, gate_write)
-    return Value(gate_write, strength, tuple(losses), suppressed, about_kl)
+    return Value(gate_write, strength, tuple(losses), suppressed, moved(neutral, read, gate_write))
 
 
 def _least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ValueOptions) -> float:
@@ -140,6 +145,12 @@ def _least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ValueOption
         enough = float(yielding.mean()) >= options.enough and float(gone[0]) >= options.headline_enough
         low, high = (low, middle) if enough else (middle, high)
     return high
+
+
+def _spare(about_kl: float, options: ValueOptions) -> float:
+    """How much stronger than enough d may be; the KL on neutral prompts grows with the square of its strength."""
+    room = math.sqrt(options.spare / max(about_kl, 1e-9))
+    return min(max(room, 1.0), options.stronger)
 
 
 def _order(parts: int, steps: int) -> list[int]:
