@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -151,6 +152,15 @@ def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
     assert 0.98 <= little.suppressed < much.suppressed
     assert little.strength < much.strength
     torch.testing.assert_close(little.gate_write / little.strength, much.gate_write / much.strength)
+
+
+def test_the_value_is_made_stronger_than_enough_only_where_neutral_prompts_leave_room(bench, sets):
+    _, fit = _fitting(bench, sets, 0)
+    enough = fit(spare=0.0)
+    spared, most = fit(spare=1.1 * enough.about_kl), fit(spare=math.inf)
+    assert spared.strength == pytest.approx(math.sqrt(1.1) * enough.strength)
+    assert spared.about_kl == pytest.approx(1.1 * enough.about_kl, rel=0.05)
+    assert most.strength == pytest.approx(1.12 * enough.strength)
 
 
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
