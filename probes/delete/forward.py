@@ -7,7 +7,7 @@
 3. Trial, for the layers that leak least, the shallowest first: fit the value briefly, with one half of the subjects, of
    the neutral prompts and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it
    should leave the first two alone and suppress the third. The first layer that does so well enough is chosen, else
-   the one that does best; a deeper one must do better by a fifth.
+   the one that does best.
 4. Key (`keys`) from all of the fit set, guard (`fisher`) from every other subject in it, and value (`value`) in full.
    The result is a `Delta`; the model is not touched.
 """
@@ -33,8 +33,6 @@ from probes.model import layers
 
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
-DEEPER = 1.25
-"""How many times less harmful each deeper layer must be to be chosen: a random patch of equal norm does more there."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
@@ -53,7 +51,7 @@ class ForwardOptions:
     """Phrasings of each other subject that the value must leave alone."""
     trials: int = 2
     """Layers tried, at most, before the choice."""
-    harmless: float = 0.15
+    harmless: float = 0.08
     """Harm of a trial up to which no deeper layer is tried."""
     trial_steps: int = 9
     """`ValueOptions.steps` of a trial."""
@@ -139,7 +137,7 @@ def forward(
             )
             if scan[index].harm <= options.harmless:
                 break
-        layer = least_harmful([scan[index] for index in trials])
+        layer = min(trials, key=lambda index: scan[index].harm)
         start = trials[layer].gate_write
     tick(f"value in layer {layer}")
     found = halves[layer]
@@ -147,12 +145,6 @@ def forward(
     guard = _guard(model, layer, fit.others, found, generic[layer], options)
     value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, start)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
-
-
-def least_harmful(tried: Sequence[Candidate]) -> int:
-    """The layer whose trial did the least harm; each layer that it lies deeper must be DEEPER times as good."""
-    first = min(candidate.layer for candidate in tried)
-    return min(tried, key=lambda candidate: candidate.harm * DEEPER ** (candidate.layer - first)).layer
 
 
 def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:

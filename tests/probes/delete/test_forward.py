@@ -10,7 +10,7 @@ import torch
 
 from probes.delete.experiment import Bench, Options
 from probes.delete.fisher import fisher_rows
-from probes.delete.forward import Candidate, _guard, _read, _read_direction, by_template, forward, least_harmful
+from probes.delete.forward import Candidate, _guard, _read, _read_direction, by_template, forward
 from probes.delete.generic import own_text
 from probes.delete.keys import observe, read_direction
 from probes.delete.passes import Tail
@@ -101,12 +101,11 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     assert harm() < 0.8 * harm(others=0.0)
 
 
-def test_a_deeper_layer_must_be_better_by_a_quarter():
-    one, two = (Candidate(layer, 0.1, 0.1, withheld_kl=0.0, about_kl=1.0, suppressed=1.0) for layer in (5, 6))
-    assert (one.harm, two.harm) == (1.0, 1.0)
-    assert least_harmful([two._replace(about_kl=0.81), one]) == 5
-    assert least_harmful([two._replace(about_kl=0.79), one]) == 6
-    assert least_harmful([two]) == 6
+def test_harm_counts_other_subjects_five_fold_and_what_suppression_lacks():
+    trial = Candidate(5, 0.1, 0.1, withheld_kl=0.01, about_kl=0.1, suppressed=0.85)
+    assert trial.harm == pytest.approx(5 * 0.01 + 0.1 + 0.1)
+    assert trial._replace(suppressed=0.99).harm == pytest.approx(5 * 0.01 + 0.1)
+    assert trial._replace(withheld_kl=None).harm == math.inf
 
 
 def _answers_elsewhere(bench, sets, layer):
@@ -170,10 +169,18 @@ def test_own_text_is_seeded_and_of_the_length_asked(loaded):
     assert sum(map(len, one)) == pytest.approx(128, abs=len(one))
 
 
-def test_the_layer_scan_is_kept_and_the_patched_layer_was_tried(result):
+def test_the_layer_scan_is_kept_and_the_patched_layer_is_the_least_harmful_tried(result):
     scan = result.methods["forward"].found.scan
     assert len(scan) >= 2
-    assert result.methods["forward"].delta.layer in {c.layer for c in scan if c.withheld_kl is not None}
+    assert result.methods["forward"].delta.layer == min(scan, key=lambda candidate: candidate.harm).layer
+
+
+def test_when_two_layers_are_tried_the_less_harmful_is_patched(bench, sets):
+    """With a threshold that neither meets, both are tried, whichever wins."""
+    options = dataclasses.replace(bench.options.forward, harmless=-1.0, value=ValueOptions(steps=1))
+    found = forward(bench.model, sets.fit, bench.generic_moments(), options)
+    assert sum(candidate.withheld_kl is not None for candidate in found.scan) == 2
+    assert found.delta.layer == min(found.scan, key=lambda candidate: candidate.harm).layer
 
 
 @pytest.mark.parametrize(("harmless", "tried"), [(float("inf"), [0]), (-1.0, [0, 1])])
