@@ -76,6 +76,11 @@ class Candidate(NamedTuple):
     """1 − P′/P of the phrasings withheld from the trial, mean."""
 
     @property
+    def tried(self) -> bool:
+        """Whether a trial was made there."""
+        return self.withheld_kl is not None
+
+    @property
     def harm(self) -> float:
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
         if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:

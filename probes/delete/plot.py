@@ -91,18 +91,18 @@ def _bars(axis: Any, name: str, found: dict[str, Any], record: dict[str, Any]) -
 
 
 def _scan(axis: Any, scan: list[dict[str, Any]], chosen: int) -> None:
-    """Leakage of each candidate layer, and harm to withheld subjects where a trial was made."""
+    """Leakage of each candidate layer, and the harm by which the layer is chosen where a trial was made."""
     layers = [candidate["layer"] for candidate in scan]
     axis.plot(layers, [candidate["leakage"] for candidate in scan], "o-", color=BEFORE, label="leakage (RMS of u·x)")
     axis.set_xlabel("layer")
     axis.set_ylabel("leakage to subjects never seen", fontsize=8)
     axis.axvline(chosen, color=ACCENT, linewidth=6, alpha=0.2)
-    tried = [candidate for candidate in scan if candidate["withheld_kl"] is not None]
+    tried = [candidate for candidate in scan if candidate["harm"] is not None]
     if tried:
         right = axis.twinx()
-        right.plot([c["layer"] for c in tried], [c["withheld_kl"] for c in tried], "D", color=AFTER)
-        right.set_ylabel("trial: KL on withheld subjects (nats)", fontsize=8, color=AFTER)
-        right.set_ylim(0, HEADROOM * max(candidate["withheld_kl"] for candidate in tried))
+        right.plot([c["layer"] for c in tried], [c["harm"] for c in tried], "D", color=AFTER)
+        right.set_ylabel("harm of the trial to what was withheld", fontsize=8, color=AFTER)
+        right.set_ylim(0, HEADROOM * max(candidate["harm"] for candidate in tried))
     axis.set_ylim(0, HEADROOM * max(candidate["leakage"] for candidate in scan))
     axis.set_xticks(layers)
     axis.set_title(f"layer scan on the fit set: layer {chosen} chosen", fontsize=9)

@@ -267,7 +267,8 @@ def _answer(bench: Bench, outcome: Outcome) -> dict[str, Any]:
 
 def _scan(found: MethodResult) -> list[dict[str, Any]]:
     if isinstance(found.found, Forward):
-        return [candidate._asdict() for candidate in found.found.scan]
+        scan = found.found.scan
+        return [candidate._asdict() | {"harm": candidate.harm if candidate.tried else None} for candidate in scan]
     return [alignment._asdict() for alignment in found.found.scan]
 
 

@@ -75,7 +75,9 @@ class ValueOptions:
     spare: float = 0.01
     """KL in nats a position, on neutral prompts about the subject, up to which d is made stronger than enough, ..."""
     stronger: float = 1.12
-    """... by at most this factor: what is left of phrasings never seen goes down with it."""
+    """... by at most this factor, since what is left of phrasings never seen goes down with it, ..."""
+    telling: float = 0.001
+    """... unless the KL is below this: prompts that d does not touch say nothing of what else is known."""
 
 
 class Value(NamedTuple):
@@ -149,8 +151,9 @@ def _least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ValueOption
 
 def _spare(about_kl: float, options: ValueOptions) -> float:
     """How much stronger than enough d may be; the KL on neutral prompts grows with the square of its strength."""
-    room = math.sqrt(options.spare / max(about_kl, 1e-9))
-    return min(max(room, 1.0), options.stronger)
+    if not options.telling <= about_kl < options.spare:
+        return 1.0
+    return min(math.sqrt(options.spare / about_kl), options.stronger)
 
 
 def _order(parts: int, steps: int) -> list[int]:

@@ -65,6 +65,8 @@ def test_the_record_has_the_documented_top_level(whole):
     assert all({"result", "reason", "criteria"} <= set(verdict) for verdict in record["verdicts"].values())
     assert set(record["methods"]) == {"forward", "geometric"}
     assert record["layer"] == record["methods"]["forward"]["layer"]
+    tried = [one for one in record["methods"]["forward"]["scan"] if one["harm"] is not None]
+    assert record["layer"] == min(tried, key=lambda one: one["harm"])["layer"]
     shown = {"forward": record["methods"]["forward"]}
     for name, found in shown.items():
         assert {control["kind"] for control in found["controls"]} == {"random", "random_read", "shuffled_write"}, name

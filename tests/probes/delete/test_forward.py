@@ -156,10 +156,16 @@ def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
 def test_the_value_is_made_stronger_than_enough_only_where_neutral_prompts_leave_room(bench, sets):
     _, fit = _fitting(bench, sets, 0)
     enough = fit(spare=0.0)
-    spared, most = fit(spare=1.1 * enough.about_kl), fit(spare=math.inf)
+    kl = enough.about_kl
+    spared, most, told_nothing = (
+        fit(spare=1.1 * kl, telling=kl / 2),
+        fit(spare=2 * kl, telling=kl / 2),
+        fit(telling=2 * kl),
+    )
     assert spared.strength == pytest.approx(math.sqrt(1.1) * enough.strength)
-    assert spared.about_kl == pytest.approx(1.1 * enough.about_kl, rel=0.05)
+    assert spared.about_kl == pytest.approx(1.1 * kl, rel=0.05)
     assert most.strength == pytest.approx(1.12 * enough.strength)
+    assert told_nothing.strength == enough.strength
 
 
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
@@ -179,7 +185,7 @@ def test_when_two_layers_are_tried_the_less_harmful_is_patched(bench, sets):
     """With a threshold that neither meets, both are tried, whichever wins."""
     options = dataclasses.replace(bench.options.forward, harmless=-1.0, value=ValueOptions(steps=1))
     found = forward(bench.model, sets.fit, bench.generic_moments(), options)
-    assert sum(candidate.withheld_kl is not None for candidate in found.scan) == 2
+    assert sum(candidate.tried for candidate in found.scan) == 2
     assert found.delta.layer == min(found.scan, key=lambda candidate: candidate.harm).layer
 
 
@@ -187,7 +193,7 @@ def test_when_two_layers_are_tried_the_less_harmful_is_patched(bench, sets):
 def test_layers_are_tried_from_the_first_until_one_is_harmless(bench, sets, harmless, tried):
     options = dataclasses.replace(bench.options.forward, harmless=harmless, value=ValueOptions(steps=1))
     scan = forward(bench.model, sets.fit, bench.generic_moments(), options).scan
-    assert [candidate.layer for candidate in scan if candidate.withheld_kl is not None] == tried
+    assert [candidate.layer for candidate in scan if candidate.tried] == tried
 
 
 def test_a_trial_withholds_whole_templates_and_never_the_headline(loaded):
