@@ -26,7 +26,7 @@ from probes.delete.fisher import fisher_rows
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
 from probes.delete.passes import Tail, check_parts
-from probes.delete.value import Value, ValueOptions, fit_value, moved, suppression
+from probes.delete.value import PARTS, Value, ValueOptions, fit_value, moved, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.model import layers
@@ -53,8 +53,8 @@ class ForwardOptions:
     """Layers tried, at most, before the choice."""
     harmless: float = 0.08
     """Harm of a trial up to which no deeper layer is tried."""
-    trial_steps: int = 9
-    """`ValueOptions.steps` of a trial."""
+    trial_steps: int = PARTS
+    """`ValueOptions.steps` of a trial: each mini-batch once."""
     withheld: int = 24
     """Other subjects, at most, on which a trial is judged."""
     value: ValueOptions = field(default_factory=ValueOptions)

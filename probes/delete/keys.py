@@ -7,7 +7,7 @@
    It responds with nearly 1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to
    what A has seen. With the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins
    with the subject got a tenth of the response. The k_n take the response where another of its facts is asked from
-   .74 of that to a paraphrase to .63; with all the phrasings of today, from .99 to .93 (docs/log.md, 2026-11-23, -25).
+   .99 of that to a paraphrase to .93 (docs/log.md, 2026-11-25).
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def test_the_read_direction_answers_less_where_other_facts_of_the_subject_are_as
     panel = bundled()
     bench = Bench(load(real_model, dtype="float32", device="cpu"), panel, Options(layer=5))
     without, with_them = _answers_elsewhere(bench, split(panel, panel.find("India/capital"), bench.encoder), 5)
-    assert with_them[1] < 0.95 * without[1]  # .925 of .993; with fewer phrasings it was .63 of .74 (docs/log.md)
+    assert with_them[1] < 0.95 * without[1]  # .925 and .993
 
 
 def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(bench, sets):
