@@ -136,7 +136,7 @@ def run(bench: Bench, fact: Fact) -> FactResult:
 
 def ticks(bench: Bench) -> int:
     """About how many ticks `run` gives for one fact, for a progress bar."""
-    trials = 0 if bench.options.layer is not None else bench.options.forward.trials
+    trials = 1 if bench.options.layer is not None else bench.options.forward.trials
     return 1 + 3 * len(bench.options.methods) + (trials + 2 if "forward" in bench.options.methods else 0)
 
 

@@ -7,7 +7,8 @@
 3. Trial, for the layers that leak least, the shallowest first: fit the value briefly, with one half of the subjects, of
    the neutral prompts and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it
    should leave the first two alone and suppress the third. The first layer that does so well enough is chosen, else
-   the one that does best.
+   the one that does best. Where even there the withheld neutral prompts move much, the rest is done with more care of
+   them (`ForwardOptions.wary`).
 4. Key (`keys`) from all of the fit set, guard (`fisher`) from every other subject in it, and value (`value`) in full.
    The result is a `Delta`; the model is not touched.
 """
@@ -34,7 +35,9 @@ from probes.model import layers
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
 SUBJECTS_SHARE = 5.0
-"""How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
+"""How much worse harm to other subjects is than a phrasing that escapes: `strict` allows them a fifth of that."""
+ABOUT_SHARE = 2.0
+"""The same of harm to what else is known of the subject."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,21 @@ class ForwardOptions:
     subjects_weight: float = 15.0
     """w, of the other subjects' inputs beside generic text in A."""
     about_weight: float = 40.0
-    """w′, of the subject's keys in neutral sentences."""
+    """w′, of the subject's keys in neutral sentences, ..."""
+    wary: float = 0.065
+    """... unless a trial moves withheld ones by more than so many nats: what else is known of such a subject hangs on
+    what is deleted, ..."""
+    wary_weight: float = 150.0
+    """... w′ is this then, ..."""
+    wary_enough: float = 0.94
+    """... `ValueOptions.enough` this, and nothing is added to it."""
     evenness: float = 600.0
     """How firmly every key of the deleted subject must get a response of 1, against the energy on what A has seen."""
     guarded: int = 2
     """Phrasings of each other subject that the value must leave alone."""
     trials: int = 2
     """Layers tried, at most, before the choice."""
-    harmless: float = 0.08
+    harmless: float = 0.12
     """Harm of a trial up to which no deeper layer is tried."""
     trial_steps: int = PARTS
     """`ValueOptions.steps` of a trial: each mini-batch once."""
@@ -85,7 +95,8 @@ class Candidate(NamedTuple):
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
         if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
             return float("inf")
-        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, WANTED - self.suppressed)
+        escaped = max(0.0, WANTED - self.suppressed)
+        return SUBJECTS_SHARE * self.withheld_kl + ABOUT_SHARE * self.about_kl + escaped
 
 
 class Forward(NamedTuple):
@@ -132,24 +143,28 @@ def forward(
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}
-    start = None
-    if layer is None:
-        trials: dict[int, Value] = {}
-        for index in sorted(sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]):
-            tick(f"trial in layer {index}")
-            scan[index], trials[index] = _trial(
-                model, phrasings, fit, scan[index], halves[index], generic[index], options
-            )
-            if scan[index].harm <= options.harmless:
-                break
-        layer = min(trials, key=lambda index: scan[index].harm)
-        start = trials[layer].gate_write
+    trials: dict[int, Value] = {}
+    for index in sorted(sorted(scan, key=lambda index: scan[index].leakage)[: options.trials]):
+        tick(f"trial in layer {index}")
+        scan[index], trials[index] = _trial(model, phrasings, fit, scan[index], halves[index], generic[index], options)
+        if scan[index].harm <= options.harmless:
+            break
+    layer = min(trials, key=lambda index: scan[index].harm)
+    options = _wary(options, scan[layer])
     tick(f"value in layer {layer}")
     found = halves[layer]
     read = _read_direction(found, generic[layer], options, found.one, found.other)
     guard = _guard(model, layer, fit.others, found, generic[layer], options)
-    value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, start)
+    value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, trials[layer].gate_write)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
+
+
+def _wary(options: ForwardOptions, trial: Candidate) -> ForwardOptions:
+    """The options, more careful of what else is known of the subject where the trial did it harm."""
+    if trial.about_kl is None or trial.about_kl <= options.wary:
+        return options
+    value = replace(options.value, enough=options.wary_enough, stronger=1.0)
+    return replace(options, about_weight=options.wary_weight, value=value)
 
 
 def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:

@@ -6,8 +6,8 @@
 2. gate_read: the u that minimises uᵀAu + η Σ_i (u·k_i − 1)² with A = G + w·(S + Σ k_j k_jᵀ) + w′·Σ k_n k_nᵀ + ridge.
    It responds with nearly 1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to
    what A has seen. With the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins
-   with the subject got a tenth of the response. The k_n take the response where another of its facts is asked from
-   .99 of that to a paraphrase to .93 (docs/log.md, 2026-11-25).
+   with the subject got a tenth of the response. The k_n take the response where another of its known facts is
+   asked, beside that to a paraphrase, from .78 to .70 (w′ 40) or .60 (150; docs/log.md, 2026-11-25).
 """
 
 from __future__ import annotations

@@ -101,10 +101,10 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     assert harm() < 0.8 * harm(others=0.0)
 
 
-def test_harm_counts_other_subjects_five_fold_and_what_suppression_lacks():
+def test_harm_counts_other_subjects_five_fold_the_deleted_one_twice_and_what_suppression_lacks():
     trial = Candidate(5, 0.1, 0.1, withheld_kl=0.01, about_kl=0.1, suppressed=0.85)
-    assert trial.harm == pytest.approx(5 * 0.01 + 0.1 + 0.1)
-    assert trial._replace(suppressed=0.99).harm == pytest.approx(5 * 0.01 + 0.1)
+    assert trial.harm == pytest.approx(5 * 0.01 + 2 * 0.1 + 0.1)
+    assert trial._replace(suppressed=0.99).harm == pytest.approx(5 * 0.01 + 2 * 0.1)
     assert trial._replace(withheld_kl=None).harm == math.inf
 
 
@@ -166,6 +166,26 @@ def test_the_value_is_made_stronger_than_enough_only_where_neutral_prompts_leave
     assert spared.about_kl == pytest.approx(1.1 * kl, rel=0.05)
     assert most.strength == pytest.approx(1.12 * enough.strength)
     assert told_nothing.strength == enough.strength
+
+
+def test_where_the_trial_moved_withheld_neutral_sentences_the_fit_is_wary_of_them(bench, sets):
+    def found(wary):
+        options = dataclasses.replace(bench.options.forward, wary=wary, value=ValueOptions(steps=1))
+        return forward(bench.model, sets.fit, bench.generic_moments(), options, layer=1)
+
+    bold, wary = found(math.inf), found(-1.0)
+    assert bold.scan == wary.scan
+    keys = observe(bench.model, (*sets.fit.about, *sets.fit.phrasings), [1])[1].keys
+    about, asked = keys[: len(sets.fit.about)], keys[len(sets.fit.about) :]
+    shares = [float((about @ f.delta.gate_read).mean() / (asked @ f.delta.gate_read).mean()) for f in (bold, wary)]
+    assert shares[1] < shares[0]
+    assert wary.value.strength <= bold.value.strength
+
+
+def test_a_layer_that_is_asked_for_is_tried_too(bench, sets):
+    options = dataclasses.replace(bench.options.forward, value=ValueOptions(steps=1))
+    (only,) = forward(bench.model, sets.fit, bench.generic_moments(), options, layer=1).scan
+    assert (only.layer, only.tried) == (1, True)
 
 
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
