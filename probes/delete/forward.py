@@ -35,9 +35,7 @@ from probes.model import layers
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
 SUBJECTS_SHARE = 5.0
-"""How much worse harm to other subjects is than a phrasing that escapes: `strict` allows them a fifth of that."""
-ABOUT_SHARE = 2.0
-"""The same of harm to what else is known of the subject."""
+"""How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ForwardOptions:
     """w, of the other subjects' inputs beside generic text in A."""
     about_weight: float = 40.0
     """w′, of the subject's keys in neutral sentences, ..."""
-    wary: float = 0.065
+    wary: float = 0.1
     """... unless a trial moves withheld ones by more than so many nats: what else is known of such a subject hangs on
     what is deleted, ..."""
     wary_weight: float = 150.0
@@ -61,7 +59,7 @@ class ForwardOptions:
     """Phrasings of each other subject that the value must leave alone."""
     trials: int = 2
     """Layers tried, at most, before the choice."""
-    harmless: float = 0.12
+    harmless: float = 0.08
     """Harm of a trial up to which no deeper layer is tried."""
     trial_steps: int = PARTS
     """`ValueOptions.steps` of a trial: each mini-batch once."""
@@ -95,8 +93,7 @@ class Candidate(NamedTuple):
         """What the choice minimises, among trials; a trial that hardly suppresses is no candidate."""
         if self.withheld_kl is None or self.about_kl is None or self.suppressed is None:
             return float("inf")
-        escaped = max(0.0, WANTED - self.suppressed)
-        return SUBJECTS_SHARE * self.withheld_kl + ABOUT_SHARE * self.about_kl + escaped
+        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, WANTED - self.suppressed)
 
 
 class Forward(NamedTuple):

@@ -101,10 +101,10 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     assert harm() < 0.8 * harm(others=0.0)
 
 
-def test_harm_counts_other_subjects_five_fold_the_deleted_one_twice_and_what_suppression_lacks():
+def test_harm_counts_other_subjects_five_fold_and_what_suppression_lacks():
     trial = Candidate(5, 0.1, 0.1, withheld_kl=0.01, about_kl=0.1, suppressed=0.85)
-    assert trial.harm == pytest.approx(5 * 0.01 + 2 * 0.1 + 0.1)
-    assert trial._replace(suppressed=0.99).harm == pytest.approx(5 * 0.01 + 2 * 0.1)
+    assert trial.harm == pytest.approx(5 * 0.01 + 0.1 + 0.1)
+    assert trial._replace(suppressed=0.99).harm == pytest.approx(5 * 0.01 + 0.1)
     assert trial._replace(withheld_kl=None).harm == math.inf
 
 
