@@ -37,6 +37,9 @@ WANTED = 0.95
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 
+CLOSE = 1.1
+"""A deeper layer must do less harm than a shallower one by this factor: trials are no more exact than that."""
+
 
 @dataclass(frozen=True)
 class ForwardOptions:
@@ -46,10 +49,10 @@ class ForwardOptions:
     """w, of the other subjects' inputs beside generic text in A."""
     about_weight: float = 40.0
     """w′, of the subject's keys in neutral sentences, ..."""
-    wary: float = 0.1
+    wary: float = 0.085
     """... unless a trial moves withheld ones by more than so many nats: what else is known of such a subject hangs on
     what is deleted, ..."""
-    wary_weight: float = 150.0
+    wary_weight: float = 90.0
     """... w′ is this then, ..."""
     wary_enough: float = 0.94
     """... `ValueOptions.enough` this, and nothing is added to it."""
@@ -146,7 +149,7 @@ def forward(
         scan[index], trials[index] = _trial(model, phrasings, fit, scan[index], halves[index], generic[index], options)
         if scan[index].harm <= options.harmless:
             break
-    layer = min(trials, key=lambda index: scan[index].harm)
+    layer = _least_harmful([scan[index] for index in trials])
     options = _wary(options, scan[layer])
     tick(f"value in layer {layer}")
     found = halves[layer]
@@ -154,6 +157,12 @@ def forward(
     guard = _guard(model, layer, fit.others, found, generic[layer], options)
     value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, trials[layer].gate_write)
     return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
+
+
+def _least_harmful(tried: Sequence[Candidate]) -> int:
+    """The layer whose trial did the least harm, or the shallowest of those that did hardly more."""
+    least = min(candidate.harm for candidate in tried)
+    return next(candidate.layer for candidate in tried if candidate.harm <= CLOSE * least)
 
 
 def _wary(options: ForwardOptions, trial: Candidate) -> ForwardOptions:

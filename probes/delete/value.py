@@ -18,7 +18,8 @@ step are as cheap as none. With a few of them as prompts in its place, subjects 
 (docs/log.md, 2026-11-24).
 
 The prompts are dealt into PARTS mini-batches, which bounds memory and, beside L-BFGS on all of them at once, fits the
-phrasings that are seen less closely and those that are not seen better (docs/log.md).
+phrasings that are seen less closely and those that are not seen better (docs/log.md). Neutral prompts take turns, so
+that there can be more of them at no cost: few would be fitted and nothing else.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
 PARTS = 9
+NEUTRAL = 3
+"""Neutral prompts, about, in a mini-batch; where there are more they take turns."""
 WARM_UP = 5
 STRENGTHS = (0.5, 1.8)
 """Factors between which the fitted d is scaled, ..."""
@@ -72,11 +75,11 @@ class ValueOptions:
     """Mean suppression of the fit phrasings but the most stubborn eighth at which d is strong enough, ..."""
     headline_enough: float = 0.965
     """... if that of the first of them is at least this."""
-    spare: float = 0.01
+    spare: float = 0.007
     """KL in nats a position, on neutral prompts about the subject, up to which d is made stronger than enough, ..."""
     stronger: float = 1.12
     """... by at most this factor, since what is left of phrasings never seen goes down with it, ..."""
-    telling: float = 0.001
+    telling: float = 0.0007
     """... unless the KL is below this: prompts that d does not touch say nothing of what else is known."""
 
 
@@ -110,7 +113,11 @@ def fit_value(
     `guard` (N, I): the sum of the squares of `guard` @ d is about the KL in nats a position that d does elsewhere.
     """
     count = min(PARTS, len(phrasings), options.steps)
-    parts = [_Objective(model, layer, phrasings[n::count], about[n::count], read, options) for n in range(count)]
+    turns = max(1, round(len(about) / count / NEUTRAL))
+    parts = [
+        _Objective(model, layer, phrasings[n % count :: count], about[n :: count * turns], read, options)
+        for n in range(count * turns)
+    ]
     reach = max(part.reach() for part in parts)
     key_gate = torch.stack([part.key_gate for part in parts]).mean(0)
     unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
@@ -118,7 +125,7 @@ def fit_value(
     optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine(options.steps))
     losses = []
-    for part in _order(len(parts), options.steps):
+    for part in _order(count, turns, options.steps):
         optimiser.zero_grad()
         elsewhere = (guard @ (z * unit)).square().sum()
         loss = parts[part](z * unit, reach) + options.others * elsewhere + options.size * z.square().mean()
@@ -156,11 +163,12 @@ def _spare(about_kl: float, options: ValueOptions) -> float:
     return min(math.sqrt(options.spare / about_kl), options.stronger)
 
 
-def _order(parts: int, steps: int) -> list[int]:
-    """Which mini-batch each step takes: all of them in a random order, then again in another."""
+def _order(count: int, turns: int, steps: int) -> list[int]:
+    """Which mini-batch each step takes: the `count` of one turn in a random order, then those of the next."""
     draw = torch.Generator().manual_seed(0)
-    rounds = [torch.randperm(parts, generator=draw) for _ in range(math.ceil(steps / parts))]
-    return torch.cat(rounds).tolist()[:steps]
+    rounds = range(math.ceil(steps / count))
+    taken = [torch.randperm(count, generator=draw) + count * (n % turns) for n in rounds]
+    return torch.cat(taken).tolist()[:steps]
 
 
 def _cosine(steps: int) -> Callable[[int], float]:

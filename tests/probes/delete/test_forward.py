@@ -10,11 +10,11 @@ import torch
 
 from probes.delete.experiment import Bench, Options
 from probes.delete.fisher import fisher_rows
-from probes.delete.forward import Candidate, _guard, _read, _read_direction, by_template, forward
+from probes.delete.forward import Candidate, _guard, _least_harmful, _read, _read_direction, by_template, forward
 from probes.delete.generic import own_text
 from probes.delete.keys import observe, read_direction
 from probes.delete.passes import Tail
-from probes.delete.value import ValueOptions, fit_value, kl_rows, moved
+from probes.delete.value import ValueOptions, _order, fit_value, kl_rows, moved
 from probes.facts import atlas, bundled
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import split
@@ -188,6 +188,26 @@ def test_a_layer_that_is_asked_for_is_tried_too(bench, sets):
     assert (only.layer, only.tried) == (1, True)
 
 
+def test_neutral_prompts_take_turns_where_there_are_many():
+    rounds = [_order(3, 2, 9)[n : n + 3] for n in (0, 3, 6)]
+    assert [sorted(taken) for taken in rounds] == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+
+
+def test_every_neutral_prompt_counts_though_a_step_sees_few(bench, sets):
+    """Those that have their turn in the second round are other ones, and nothing else is."""
+    read, _ = _fitting(bench, sets, 0)
+    model, guard = bench.model, torch.zeros(1, bench.model.config.intermediate_size)
+
+    def fitted(about):
+        asked = sets.fit.phrasings[:1]
+        return fit_value(model, 0, asked, about, read, guard, ValueOptions(steps=2, enough=0.0, headline_enough=0.0))
+
+    sentence = sets.fit.about[1]
+    fact = sets.fit.phrasings[0]._replace(answer=())
+    plain, other = fitted([sentence] * 6), fitted([sentence, fact] * 3)
+    assert not torch.equal(plain.gate_write, other.gate_write)
+
+
 def test_own_text_is_seeded_and_of_the_length_asked(loaded):
     one = own_text(loaded.model, loaded.tokenizer, 128)
     assert one == own_text(loaded.model, loaded.tokenizer, 128)
@@ -195,18 +215,25 @@ def test_own_text_is_seeded_and_of_the_length_asked(loaded):
     assert sum(map(len, one)) == pytest.approx(128, abs=len(one))
 
 
-def test_the_layer_scan_is_kept_and_the_patched_layer_is_the_least_harmful_tried(result):
+def test_the_layer_scan_is_kept_and_the_patched_layer_was_tried(result):
     scan = result.methods["forward"].found.scan
     assert len(scan) >= 2
-    assert result.methods["forward"].delta.layer == min(scan, key=lambda candidate: candidate.harm).layer
+    assert result.methods["forward"].delta.layer in [candidate.layer for candidate in scan if candidate.tried]
+
+
+@pytest.mark.parametrize(("deeper", "chosen"), [(0.1, 5), (0.095, 5), (0.09, 6), (0.2, 5)])
+def test_a_deeper_layer_is_patched_only_where_it_is_clearly_less_harmful(deeper, chosen):
+    tried = [Candidate(layer, 0.1, 0.1, 0.0, kl, 1.0) for layer, kl in ((5, 0.1), (6, deeper))]
+    assert _least_harmful(tried) == chosen
 
 
 def test_when_two_layers_are_tried_the_less_harmful_is_patched(bench, sets):
     """With a threshold that neither meets, both are tried, whichever wins."""
     options = dataclasses.replace(bench.options.forward, harmless=-1.0, value=ValueOptions(steps=1))
     found = forward(bench.model, sets.fit, bench.generic_moments(), options)
-    assert sum(candidate.tried for candidate in found.scan) == 2
-    assert found.delta.layer == min(found.scan, key=lambda candidate: candidate.harm).layer
+    tried = [candidate for candidate in found.scan if candidate.tried]
+    assert len(tried) == 2
+    assert found.delta.layer == _least_harmful(tried)
 
 
 @pytest.mark.parametrize(("harmless", "tried"), [(float("inf"), [0]), (-1.0, [0, 1])])
