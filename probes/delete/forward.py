@@ -7,8 +7,8 @@
 3. Trial, for the layers that leak least, the shallowest first: fit the value briefly, with one half of the subjects, of
    the neutral prompts and a quarter of the phrasings withheld, and measure by forward passes what it does to them: it
    should leave the first two alone and suppress the third. The first layer that does so well enough is chosen, else
-   the one that does best. Where even there the withheld neutral prompts move much, the rest is done with more care of
-   them (`ForwardOptions.wary`).
+   the one that does best. What it did to the withheld neutral prompts decides how much care they need and how
+   large the value may be (`ForwardOptions.wary`, `care`).
 4. Key (`keys`) from all of the fit set, guard (`fisher`) from every other subject in it, and value (`value`) in full.
    The result is a `Delta`; the model is not touched.
 """
@@ -30,7 +30,8 @@ from probes.delete.passes import Tail, check_parts
 from probes.delete.value import PARTS, Value, ValueOptions, fit_value, moved, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
-from probes.model import layers
+from probes.hooks import patched
+from probes.model import layers, weight
 
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
@@ -39,6 +40,9 @@ SUBJECTS_SHARE = 5.0
 
 CLOSE = 1.1
 """A deeper layer must do less harm than a shallower one by this factor: trials are no more exact than that."""
+STRAYS = 16
+STRAY_SEED = 1 << 40
+"""Away from the seeds that users give, which draw the controls."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,19 @@ class ForwardOptions:
     about_weight: float = 40.0
     """w′, of the subject's keys in neutral sentences, ..."""
     wary: float = 0.085
-    """... unless a trial moves withheld ones by more than so many nats: what else is known of such a subject hangs on
-    what is deleted, ..."""
+    """... unless a trial moves withheld ones by more than so many nats; ..."""
     wary_weight: float = 90.0
-    """... w′ is this then, ..."""
-    wary_enough: float = 0.94
-    """... `ValueOptions.enough` this, and nothing is added to it."""
+    """... w′ is this then, if random changes as large as the patch becomes are hardly felt (at most twice `felt`)."""
+    care: float = 0.04
+    """Nats by which a trial moves withheld neutral sentences, below which `ValueOptions.size` grows with the cube of
+    what is lacking: little else that is known hangs on what is deleted, and a smaller d spares other subjects. ..."""
+    felt: float = 0.025
+    """... It also grows, with the square, above so large a mean |suppression| by random changes of the size that the
+    trial foretells: what any change so large would do proves nothing. ..."""
+    largest: float = 4.0
+    """... At most so many times."""
+    telling: float = 0.001
+    """Nats below which a trial tells nothing of what else is known."""
     evenness: float = 600.0
     """How firmly every key of the deleted subject must get a response of 1, against the energy on what A has seen."""
     guarded: int = 2
@@ -150,9 +161,9 @@ def forward(
         if scan[index].harm <= options.harmless:
             break
     layer = _least_harmful([scan[index] for index in trials])
-    options = _wary(options, scan[layer])
-    tick(f"value in layer {layer}")
     found = halves[layer]
+    options = _suited(model, phrasings[0], scan[layer], found, generic[layer], options, trials[layer])
+    tick(f"value in layer {layer}")
     read = _read_direction(found, generic[layer], options, found.one, found.other)
     guard = _guard(model, layer, fit.others, found, generic[layer], options)
     value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, trials[layer].gate_write)
@@ -165,12 +176,42 @@ def _least_harmful(tried: Sequence[Candidate]) -> int:
     return next(candidate.layer for candidate in tried if candidate.harm <= CLOSE * least)
 
 
-def _wary(options: ForwardOptions, trial: Candidate) -> ForwardOptions:
-    """The options, more careful of what else is known of the subject where the trial did it harm."""
-    if trial.about_kl is None or trial.about_kl <= options.wary:
-        return options
-    value = replace(options.value, enough=options.wary_enough, stronger=1.0)
-    return replace(options, about_weight=options.wary_weight, value=value)
+def _suited(
+    model: nn.Module,
+    headline: Prompt,
+    tried: Candidate,
+    found: Read,
+    generic: Moment,
+    options: ForwardOptions,
+    trial: Value,
+) -> ForwardOptions:
+    """The options with w′ and the size of d that suit a subject to which the trial did so much harm."""
+    hurt = tried.about_kl or 0.0
+
+    def felt(options: ForwardOptions) -> float:
+        read = _read_direction(found, generic, options, found.one, found.other)
+        return _stray(model, headline, tried.layer, float(read.norm() * trial.gate_write.norm()))
+
+    wary = replace(options, about_weight=options.wary_weight)
+    if hurt > options.wary and felt(wary) <= 2 * options.felt:
+        options = wary
+    little = (options.care / hurt) ** 3 if hurt > options.telling else 1.0
+    factor = min(max(1.0, little, (felt(options) / options.felt) ** 2), options.largest)
+    return replace(options, value=replace(options.value, size=factor * options.value.size))
+
+
+def _stray(model: nn.Module, headline: Prompt, layer: int, norm: float) -> float:
+    """Mean |suppression| of the headline by random rank-1 changes of that norm; not the draws of the controls."""
+    inner, width = weight(model, "gate_proj", layer).shape
+    draw = torch.Generator().manual_seed(STRAY_SEED)
+    ((_, before),) = answers(model, [headline])
+    felt = []
+    for _ in range(STRAYS):
+        change = Delta(layer, torch.randn(inner, generator=draw), torch.randn(width, generator=draw), "random")
+        with patched(model, change.scaled_to(norm).edits()):
+            ((_, after),) = answers(model, [headline])
+        felt.append(abs(1 - after.probability / before.probability))
+    return sum(felt) / len(felt)
 
 
 def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:

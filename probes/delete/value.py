@@ -71,11 +71,11 @@ class ValueOptions:
     """Adam's, at the peak of the cosine."""
     steps: int = 126
     """Of Adam, a mini-batch each: with PARTS of those every prompt is seen fourteen times."""
-    enough: float = 0.955
+    enough: float = 0.95
     """Mean suppression of the fit phrasings but the most stubborn eighth at which d is strong enough, ..."""
     headline_enough: float = 0.965
     """... if that of the first of them is at least this."""
-    spare: float = 0.007
+    spare: float = 0.003
     """KL in nats a position, on neutral prompts about the subject, up to which d is made stronger than enough, ..."""
     stronger: float = 1.12
     """... by at most this factor, since what is left of phrasings never seen goes down with it, ..."""

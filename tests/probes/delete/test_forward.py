@@ -10,15 +10,26 @@ import torch
 
 from probes.delete.experiment import Bench, Options
 from probes.delete.fisher import fisher_rows
-from probes.delete.forward import Candidate, _guard, _least_harmful, _read, _read_direction, by_template, forward
+from probes.delete.forward import (
+    Candidate,
+    _guard,
+    _least_harmful,
+    _read,
+    _read_direction,
+    _stray,
+    _suited,
+    by_template,
+    forward,
+)
 from probes.delete.generic import own_text
 from probes.delete.keys import observe, read_direction
 from probes.delete.passes import Tail
-from probes.delete.value import ValueOptions, _order, fit_value, kl_rows, moved
+from probes.delete.value import Value, ValueOptions, _order, fit_value, kl_rows, moved
 from probes.facts import atlas, bundled
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import split
-from probes.model import load
+from probes.hooks import same_bits
+from probes.model import load, weight
 from vindex.errors import NumericError
 
 
@@ -168,18 +179,36 @@ def test_the_value_is_made_stronger_than_enough_only_where_neutral_prompts_leave
     assert told_nothing.strength == enough.strength
 
 
-def test_where_the_trial_moved_withheld_neutral_sentences_the_fit_is_wary_of_them(bench, sets):
-    def found(wary):
-        options = dataclasses.replace(bench.options.forward, wary=wary, value=ValueOptions(steps=1))
-        return forward(bench.model, sets.fit, bench.generic_moments(), options, layer=1)
+@pytest.mark.parametrize(
+    ("hurt", "felt", "about_weight", "size"),
+    [
+        (0.04, math.inf, 40.0, 1.0),
+        (0.032, math.inf, 40.0, 1.25**3),
+        (0.09, math.inf, 90.0, 1.0),
+        (0.01, math.inf, 40.0, 4.0),
+        (0.0005, math.inf, 40.0, 1.0),
+        (0.09, 1e-9, 40.0, 4.0),
+    ],
+)
+def test_care_and_size_suit_what_the_trial_did_and_what_random_changes_allow(
+    bench, sets, hurt, felt, about_weight, size
+):
+    fit, generic = sets.fit, bench.generic_moments()[1]
+    options = dataclasses.replace(bench.options.forward, felt=felt, value=ValueOptions(size=1.0))
+    found = _read(bench.model, fit.phrasings, fit, [1])[1]
+    trial = Value(torch.ones(bench.model.config.intermediate_size), 1.0, (), 1.0, 0.0)
+    tried = Candidate(1, 0.1, 0.1, 0.0, hurt, 1.0)
+    suited = _suited(bench.model, fit.phrasings[0], tried, found, generic, options, trial)
+    assert suited.about_weight == about_weight
+    assert suited.value.size == pytest.approx(size)
 
-    bold, wary = found(math.inf), found(-1.0)
-    assert bold.scan == wary.scan
-    keys = observe(bench.model, (*sets.fit.about, *sets.fit.phrasings), [1])[1].keys
-    about, asked = keys[: len(sets.fit.about)], keys[len(sets.fit.about) :]
-    shares = [float((about @ f.delta.gate_read).mean() / (asked @ f.delta.gate_read).mean()) for f in (bold, wary)]
-    assert shares[1] < shares[0]
-    assert wary.value.strength <= bold.value.strength
+
+def test_random_changes_are_felt_more_the_larger_they_are_and_leave_the_model_as_it_was(bench, sets):
+    headline, gate = sets.fit.phrasings[0], weight(bench.model, "gate_proj", 1)
+    before = gate.clone()
+    none, little, much = (_stray(bench.model, headline, 1, norm) for norm in (0.0, 1.0, 10.0))
+    assert none == 0.0 < little < much
+    assert same_bits(gate, before)
 
 
 def test_a_layer_that_is_asked_for_is_tried_too(bench, sets):
