@@ -37,10 +37,10 @@ WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
 SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
-
 CLOSE = 1.1
 """A deeper layer must do less harm than a shallower one by this factor: trials are no more exact than that."""
 STRAYS = 16
+"""Random changes that tell how much one of a size is felt."""
 STRAY_SEED = 1 << 40
 """Away from the seeds that users give, which draw the controls."""
 
@@ -116,6 +116,8 @@ class Forward(NamedTuple):
     delta: Delta
     scan: tuple[Candidate, ...]
     value: Value
+    suited: ForwardOptions
+    """The options, as they suit the subject."""
 
 
 class Read(NamedTuple):
@@ -167,13 +169,14 @@ def forward(
     read = _read_direction(found, generic[layer], options, found.one, found.other)
     guard = _guard(model, layer, fit.others, found, generic[layer], options)
     value = fit_value(model, layer, phrasings, fit.about, read, guard, options.value, trials[layer].gate_write)
-    return Forward(Delta(layer, value.gate_write.cpu(), read.cpu(), "forward"), tuple(scan.values()), value)
+    delta = Delta(layer, value.gate_write.cpu(), read.cpu(), "forward")
+    return Forward(delta, tuple(scan.values()), value, options)
 
 
 def _least_harmful(tried: Sequence[Candidate]) -> int:
     """The layer whose trial did the least harm, or the shallowest of those that did hardly more."""
     least = min(candidate.harm for candidate in tried)
-    return next(candidate.layer for candidate in tried if candidate.harm <= CLOSE * least)
+    return next(candidate.layer for candidate in tried if not candidate.harm > CLOSE * least)
 
 
 def _suited(

@@ -57,7 +57,8 @@ def one(bench: Bench, result: FactResult) -> dict[str, Any]:
             "method": main,
             **_outcome(result, main),
             "methods": {
-                name: {**_method(bench, found), "scan": _scan(found)} for name, found in result.methods.items()
+                name: {**_method(bench, found), "scan": _scan(found), "weights": _weights(found)}
+                for name, found in result.methods.items()
             },
             "sets": _sets(result.sets),
             "seconds": result.seconds,
@@ -270,6 +271,14 @@ def _scan(found: MethodResult) -> list[dict[str, Any]]:
         scan = found.found.scan
         return [candidate._asdict() | {"harm": candidate.harm if candidate.tried else None} for candidate in scan]
     return [alignment._asdict() for alignment in found.found.scan]
+
+
+def _weights(found: MethodResult) -> dict[str, float]:
+    """Of the options, those that the forward method fits to the subject."""
+    if not isinstance(found.found, Forward):
+        return {}
+    suited = found.found.suited
+    return {"about_weight": suited.about_weight, "size": suited.value.size}
 
 
 def _sets(sets: Sets) -> dict[str, Any]:
