@@ -12,13 +12,19 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from probes.delete import Delta
-from probes.delete.measure import Baseline, measure_few
+from probes.delete.measure import Baseline, answers, measure_few
+from probes.facts.prompts import Prompt
 from probes.facts.sets import Sets
 from probes.hooks import patched
+from probes.model import weight
 
 DRAWS = 5
+FORETOLD_DRAWS = 16
+FORETOLD_SEED = 1 << 40
+"""Away from the seeds that users give, which draw the controls."""
 
 
 class Control(NamedTuple):
@@ -48,14 +54,32 @@ def random_suppression(found: tuple[Control, ...]) -> float:
     return sum(draws) / len(draws)
 
 
+def random_felt(model: nn.Module, headline: Prompt, layer: int, norm: float) -> float:
+    """Mean |suppression| of the headline by random changes of that norm, for a method to foretell its controls.
+
+    It draws its own, not theirs.
+    """
+    draw = torch.Generator().manual_seed(FORETOLD_SEED)
+    ((_, before),) = answers(model, [headline])
+    felt = []
+    for _ in range(FORETOLD_DRAWS):
+        change = _random(layer, weight(model, "gate_proj", layer).shape, draw)
+        with patched(model, change.scaled_to(norm).edits()):
+            ((_, after),) = answers(model, [headline])
+        felt.append(abs(1 - after.probability / before.probability))
+    return sum(felt) / len(felt)
+
+
+def _random(layer: int, shape: torch.Size, draw: torch.Generator) -> Delta:
+    rows, columns = shape
+    return Delta(layer, torch.randn(rows, generator=draw), torch.randn(columns, generator=draw), "random")
+
+
 def _draw(patch: Delta, seed: int) -> Iterator[Delta]:
     draw = torch.Generator().manual_seed(seed)
     write, read = patch.gate_write, patch.gate_read
     for _ in range(DRAWS):
-        both = Delta(
-            patch.layer, torch.randn(write.shape, generator=draw), torch.randn(read.shape, generator=draw), "random"
-        )
-        yield both.scaled_to(patch.norm)
+        yield _random(patch.layer, torch.Size((len(write), len(read))), draw).scaled_to(patch.norm)
     aimless = replace(patch, gate_read=torch.randn(read.shape, generator=draw), method="random_read")
     yield aimless.scaled_to(patch.norm)
     yield replace(patch, gate_write=write[torch.randperm(len(write), generator=draw)], method="shuffled_write")

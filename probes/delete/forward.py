@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.delete import Delta
+from probes.delete.controls import random_felt
 from probes.delete.fisher import fisher_rows
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
@@ -30,8 +31,7 @@ from probes.delete.passes import Tail, check_parts
 from probes.delete.value import PARTS, Value, ValueOptions, fit_value, moved, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
-from probes.hooks import patched
-from probes.model import layers, weight
+from probes.model import layers
 
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
@@ -39,10 +39,6 @@ SUBJECTS_SHARE = 5.0
 """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
 CLOSE = 1.1
 """A deeper layer must do less harm than a shallower one by this factor: trials are no more exact than that."""
-STRAYS = 16
-"""Random changes that tell how much one of a size is felt."""
-STRAY_SEED = 1 << 40
-"""Away from the seeds that users give, which draw the controls."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +189,7 @@ def _suited(
 
     def felt(options: ForwardOptions) -> float:
         read = _read_direction(found, generic, options, found.one, found.other)
-        return _stray(model, headline, tried.layer, float(read.norm() * trial.gate_write.norm()))
+        return random_felt(model, headline, tried.layer, float(read.norm() * trial.gate_write.norm()))
 
     wary = replace(options, about_weight=options.wary_weight)
     if hurt > options.wary and felt(wary) <= 2 * options.felt:
@@ -201,20 +197,6 @@ def _suited(
     little = (options.care / hurt) ** 3 if hurt > options.telling else 1.0
     factor = min(max(1.0, little, (felt(options) / options.felt) ** 2), options.largest)
     return replace(options, value=replace(options.value, size=factor * options.value.size))
-
-
-def _stray(model: nn.Module, headline: Prompt, layer: int, norm: float) -> float:
-    """Mean |suppression| of the headline by random rank-1 changes of that norm; not the draws of the controls."""
-    inner, width = weight(model, "gate_proj", layer).shape
-    draw = torch.Generator().manual_seed(STRAY_SEED)
-    ((_, before),) = answers(model, [headline])
-    felt = []
-    for _ in range(STRAYS):
-        change = Delta(layer, torch.randn(inner, generator=draw), torch.randn(width, generator=draw), "random")
-        with patched(model, change.scaled_to(norm).edits()):
-            ((_, after),) = answers(model, [headline])
-        felt.append(abs(1 - after.probability / before.probability))
-    return sum(felt) / len(felt)
 
 
 def _answered(model: nn.Module, phrasings: Sequence[Prompt]) -> tuple[Prompt, ...]:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from probes.delete.controls import random_felt
 from probes.delete.experiment import Bench, Options
 from probes.delete.fisher import fisher_rows
 from probes.delete.forward import (
@@ -16,7 +17,6 @@ from probes.delete.forward import (
     _least_harmful,
     _read,
     _read_direction,
-    _stray,
     _suited,
     by_template,
     forward,
@@ -206,7 +206,7 @@ def test_care_and_size_suit_what_the_trial_did_and_what_random_changes_allow(
 def test_random_changes_are_felt_more_the_larger_they_are_and_leave_the_model_as_it_was(bench, sets):
     headline, gate = sets.fit.phrasings[0], weight(bench.model, "gate_proj", 1)
     before = gate.clone()
-    none, little, much = (_stray(bench.model, headline, 1, norm) for norm in (0.0, 1.0, 10.0))
+    none, little, much = (random_felt(bench.model, headline, 1, norm) for norm in (0.0, 1.0, 10.0))
     assert none == 0.0 < little < much
     assert same_bits(gate, before)
 
