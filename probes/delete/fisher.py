@@ -40,18 +40,18 @@ def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: i
     slopes, gradients, positions = [], [], 0
     for first in range(0, len(prompts), CHUNK):
         tail = Tail(model, layer, [prompt._replace(answer=()) for prompt in prompts[first : first + CHUNK]])
-        at = _at_subjects(tail)[..., None]
+        at = _at_subjects(tail)
         activation: Any = tail.at.mlp.act_fn
         gate = tail.gate.detach().requires_grad_()
         gated = activation(gate)
         (slope,) = torch.autograd.grad(gated.sum(), gate)
         write = torch.zeros(len(at), gate.shape[-1], device=gate.device, requires_grad=True)
-        log_probs = tail.log_probs_of((gated.detach() * tail.up + at * write[:, None]).to(gate.dtype))
+        log_probs = tail.log_probs_of((gated.detach() * tail.up + at.T @ write).to(gate.dtype))
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=draw).to(log_probs.device)
         # tokens drawn independently: the sum's square has the sum of the positions' Fisher matrices as expectation
         (gradient,) = torch.autograd.grad(log_probs.gather(1, drawn).sum(), write)
         gradients.append(gradient)
-        slopes.append((at * slope * tail.up).sum(1) / at.sum(1))
+        slopes.append(at @ (slope * tail.up).float() / at.sum(1, keepdim=True))
         positions += len(log_probs)
     slope, gradient = torch.cat(slopes), torch.cat(gradients)
     pairs = [slope, *(slope[torch.randint(len(slope), (len(slope),), generator=draw)] for _ in range(mixed))]
@@ -59,8 +59,8 @@ def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: i
 
 
 def _at_subjects(tail: Tail) -> Tensor:
-    """(B, T) 1 at the tokens where the subject is read, 0 elsewhere."""
-    at = torch.zeros(tail.mlp_in.shape[:2], device=tail.mlp_in.device)
+    """(B, T) 1 at the tokens where each prompt's subject is read, 0 elsewhere."""
+    at = torch.zeros(len(tail.prompts), len(tail.mlp_in), device=tail.mlp_in.device)
     for row, columns in enumerate(tail.subjects):
         at[row, columns] = 1.0
     return at

@@ -123,34 +123,38 @@ def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
 class Tail:
     """The model from the FFN of `layer` on, and from the subject on, for prompts whose earlier activations stay.
 
-    The prompts stand with their first mention of the subject in one column. Keys and values of the columns before it
-    are computed once: there u·x is close to 0, and taking it as 0 while fitting saves half of the work (in chat,
-    most of it). Measurements never use this shortcut.
+    The prompts lie end to end in one row, so that nothing is padded, and each attends to itself alone. First comes what
+    stands before their first mentions of the subject: its keys and values are computed once. There u·x is close to 0,
+    and taking it as 0 while fitting saves half of the work (in chat, most of it); measurements never use this shortcut.
+    Then the rest: T positions, those of one prompt after those of another.
     """
 
     def __init__(self, model: nn.Module, layer: int, prompts: Sequence[Prompt]):
         self.model, self.prompts = model, tuple(prompts)
         self.at: Layer = layers(model)[layer]
         self._device = device_of(model)
-        firsts = [min(prompt.subject) for prompt in prompts]
-        self._start = max(firsts)
-        padded = batch(prompts, self._device)
-        self.rows, self.targets, self._answer_rows = padded.rows, padded.targets, padded
-        self._ids, self._mask, self._positions = self._aligned(firsts)
-        self.columns = padded.columns - torch.tensor(firsts, device=self._device)[padded.rows]
-        self.subjects = [[at - first for at in prompt.subject] for prompt, first in zip(prompts, firsts, strict=True)]
+        firsts = torch.tensor([min(prompt.subject) for prompt in prompts], device=self._device)
+        self._batch = batch(prompts, self._device)
+        self.rows, self.targets = self._batch.rows, self._batch.targets
+        owner, self._positions = self._end_to_end(firsts)
+        self._start = int(firsts.sum())
+        self._mask = self._attends(owner)
+        # a position's column among the T: its prompt's first one, and so many on
+        begins = torch.searchsorted(owner[self._start :], torch.arange(len(prompts), device=self._device)) - firsts
+        self.columns = self._batch.columns + begins[self.rows]
+        self.subjects = [[begin + at for at in p.subject] for begin, p in zip(begins.tolist(), prompts, strict=True)]
+        ids = self._batch.ids[owner, self._positions]
         sites = [Site(role, layer) for role in ("mlp_in", "mlp_out", "residual", "gate", "up")]
         with torch.no_grad(), capture(model, sites) as seen:
-            part(model, 0, layer + 1)(input_ids=self._ids, attention_mask=self._mask, position_ids=self._positions)
+            part(model, 0, layer + 1)(
+                input_ids=ids[None], attention_mask=self._mask, position_ids=self._positions[None]
+            )
         self._rest = part(model, layer + 1, len(layers(model)))
-        self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (seen[at][:, self._start :] for at in sites)
+        self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (seen[at][0, self._start :] for at in sites)
         self._past, self._unchanged = self._run_once(seen[Site("residual", layer)])
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
-        """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (B, T, I) to the gate.
-
-        T counts the columns from the subject on.
-        """
+        """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (T, I) to the gate."""
         if change is None:
             with torch.no_grad():
                 return unembed(self.model, self._unchanged)
@@ -159,52 +163,55 @@ class Tail:
         return self.log_probs_of(activation(gate) * self.up)
 
     def log_probs_of(self, down_in: Tensor) -> Tensor:
-        """The same for another input of down_proj, (B, T, I)."""
+        """The same for another input of down_proj, (T, I)."""
         hidden = self.residual + (self.at.down_proj(down_in) - self.mlp_out)
         after = self._rest(
-            inputs_embeds=hidden,
-            attention_mask=self._mask,
-            position_ids=self._positions[:, self._start :],
+            inputs_embeds=hidden[None],
+            attention_mask=self._mask[..., self._start :, :],
+            position_ids=self._positions[None, self._start :],
             past_key_values=self._cache(),
         )
-        return unembed(self.model, after[self.rows, self.columns])
+        return unembed(self.model, after[0, self.columns])
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
-        return self._answer_rows.answers(log_probs)
+        return self._batch.answers(log_probs)
 
-    def _aligned(self, firsts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T) ids, mask and positions, padded on both sides."""
-        texts = [prompt.ids + prompt.answer[:-1] for prompt in self.prompts]
-        width = max(self._start - first + len(text) for first, text in zip(firsts, texts, strict=True))
-        ids = torch.zeros(len(texts), width, dtype=torch.long, device=self._device)
-        mask, positions = torch.zeros_like(ids), torch.zeros_like(ids)
-        for row, (first, text) in enumerate(zip(firsts, texts, strict=True)):
-            left = self._start - first
-            ids[row, left : left + len(text)] = torch.tensor(text, device=self._device)
-            mask[row, left:] = 1  # padding on the right may be seen by nobody, whatever the mask says
-            positions[row, left:] = torch.arange(width - left, device=self._device)
-        return ids, mask, positions
+    def _end_to_end(self, firsts: Tensor) -> tuple[Tensor, Tensor]:
+        """Row in the batch and column there of every token: all before their prompt's `firsts`, then all others."""
+        begun = torch.arange(self._batch.ids.shape[1], device=self._device) >= firsts[:, None]
+        order = torch.cat([(self._batch.real & which).nonzero() for which in (~begun, begun)])
+        owner, positions = order.T.contiguous()
+        return owner, positions
+
+    def _attends(self, owner: Tensor) -> Tensor:
+        """(1, 1, T′, T′) what to add to the attention scores, so that a token sees its own prompt up to itself."""
+        sees = (owner[:, None] == owner) & (self._positions[:, None] >= self._positions)
+        never = torch.finfo(self.at.down_proj.weight.dtype).min
+        return torch.zeros_like(sees, dtype=self.at.down_proj.weight.dtype).masked_fill_(~sees, never)[None, None]
 
     def _run_once(self, residual: Tensor) -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
-        """Layer number, keys and values of the columns before the subject, for every layer after the patched one.
+        """Layer number, keys and values of what stands before the subject, for every layer after the patched one.
 
         And the last layer's residual stream (N, H) at the answer positions, where nothing is changed.
         """
         cache = DynamicCache()
         with torch.no_grad():
             after = self._rest(
-                inputs_embeds=residual, attention_mask=self._mask, position_ids=self._positions, past_key_values=cache
+                inputs_embeds=residual,
+                attention_mask=self._mask,
+                position_ids=self._positions[None],
+                past_key_values=cache,
             )
         stored: Any = cache.layers
         past = [
             (index, stored[index].keys[..., : self._start, :], stored[index].values[..., : self._start, :])
             for index in range(self.at.number + 1, len(layers(self.model)))
         ]
-        return past if self._start else [], after[self.rows, self._start + self.columns]
+        return past if self._start else [], after[0, self._start + self.columns]
 
     def _cache(self) -> Any:
-        """A cache that holds the columns before the subject; a pass appends to it, so each gets its own."""
+        """A cache that holds what stands before the subject; a pass appends to it, so each gets its own."""
         if not self._past:
             return None
         cache = DynamicCache()

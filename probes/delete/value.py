@@ -190,7 +190,7 @@ class _Objective:
     ):
         self.options, self.asked = options, len(phrasings)
         self.tail = Tail(model, layer, [*phrasings, *about])
-        self.fires = (self.tail.mlp_in.float() @ read)[..., None]  # (B, T, 1)
+        self.fires = (self.tail.mlp_in.float() @ read)[:, None]  # (T, 1)
         self.full = self.tail.rows < self.asked
         self.key_gate = self._key_gate()  # (I,)
         with torch.no_grad():
@@ -219,13 +219,12 @@ class _Objective:
 
     def _key_gate(self) -> Tensor:
         """Mean gate pre-activation at the subject over the phrasings: W k."""
-        pairs = zip(range(self.asked), self.tail.subjects, strict=False)
-        return torch.stack([self.tail.gate[row, at].float().mean(0) for row, at in pairs]).mean(0)
+        return torch.stack([self.tail.gate[at].float().mean(0) for at in self.tail.subjects[: self.asked]]).mean(0)
 
 
 def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
-    """(B, T, I) what ΔW adds to the gate pre-activations: (u·x) d at every position."""
-    return (tail.mlp_in.float() @ read)[..., None] * gate_write
+    """(T, I) what ΔW adds to the gate pre-activations: (u·x) d at every position."""
+    return (tail.mlp_in.float() @ read)[:, None] * gate_write
 
 
 def suppression(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
