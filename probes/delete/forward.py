@@ -172,6 +172,7 @@ def forward(
 def _least_harmful(tried: Sequence[Candidate]) -> int:
     """The layer whose trial did the least harm, or the shallowest of those that did hardly more."""
     least = min(candidate.harm for candidate in tried)
+    # not `<=`: where a trial came out as NaN, the fit that follows says so
     return next(candidate.layer for candidate in tried if not candidate.harm > CLOSE * least)
 
 

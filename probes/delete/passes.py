@@ -141,7 +141,7 @@ class Tail:
         self._mask = self._attends(owner)
         # a position's column among the T: its prompt's first one, and so many on
         begins = torch.searchsorted(owner[self._start :], torch.arange(len(prompts), device=self._device)) - firsts
-        self.columns = self._batch.columns + begins[self.rows]
+        self._columns = self._batch.columns + begins[self.rows]
         self.subjects = [[begin + at for at in p.subject] for begin, p in zip(begins.tolist(), prompts, strict=True)]
         ids = self._batch.ids[owner, self._positions]
         sites = [Site(role, layer) for role in ("mlp_in", "mlp_out", "residual", "gate", "up")]
@@ -171,7 +171,7 @@ class Tail:
             position_ids=self._positions[None, self._start :],
             past_key_values=self._cache(),
         )
-        return unembed(self.model, after[0, self.columns])
+        return unembed(self.model, after[0, self._columns])
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
@@ -185,10 +185,10 @@ class Tail:
         return owner, positions
 
     def _attends(self, owner: Tensor) -> Tensor:
-        """(1, 1, T′, T′) what to add to the attention scores, so that a token sees its own prompt up to itself."""
+        """(1, 1, M, M), M all tokens: what to add to attention scores, so that each sees its own prompt up to itself."""
         sees = (owner[:, None] == owner) & (self._positions[:, None] >= self._positions)
-        never = torch.finfo(self.at.down_proj.weight.dtype).min
-        return torch.zeros_like(sees, dtype=self.at.down_proj.weight.dtype).masked_fill_(~sees, never)[None, None]
+        dtype = self.at.down_proj.weight.dtype
+        return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
 
     def _run_once(self, residual: Tensor) -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
         """Layer number, keys and values of what stands before the subject, for every layer after the patched one.
@@ -208,7 +208,7 @@ class Tail:
             (index, stored[index].keys[..., : self._start, :], stored[index].values[..., : self._start, :])
             for index in range(self.at.number + 1, len(layers(self.model)))
         ]
-        return past if self._start else [], after[0, self._start + self.columns]
+        return past if self._start else [], after[0, self._start + self._columns]
 
     def _cache(self) -> Any:
         """A cache that holds what stands before the subject; a pass appends to it, so each gets its own."""
