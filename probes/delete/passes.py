@@ -185,7 +185,7 @@ class Tail:
         return owner, positions
 
     def _attends(self, owner: Tensor) -> Tensor:
-        """(1, 1, M, M), M all tokens: what to add to attention scores, so that each sees its own prompt up to itself."""
+        """(1, 1, M, M), M all tokens: what to add to attention scores, so that each sees its prompt up to itself."""
         sees = (owner[:, None] == owner) & (self._positions[:, None] >= self._positions)
         dtype = self.at.down_proj.weight.dtype
         return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
