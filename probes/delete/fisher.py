@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes.delete.passes import Tail
+from probes.delete.passes import Tail, unembed
 from probes.facts.prompts import Prompt
 
 CHUNK = 24
@@ -39,14 +39,14 @@ def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: i
     draw = torch.Generator().manual_seed(seed)
     slopes, gradients, positions = [], [], 0
     for first in range(0, len(prompts), CHUNK):
-        tail = Tail(model, layer, [prompt._replace(answer=()) for prompt in prompts[first : first + CHUNK]])
+        tail = Tail.of(model, layer, [prompt._replace(answer=()) for prompt in prompts[first : first + CHUNK]])
         at = _at_subjects(tail)
         activation: Any = tail.at.mlp.act_fn
         gate = tail.gate.detach().requires_grad_()
         gated = activation(gate)
         (slope,) = torch.autograd.grad(gated.sum(), gate)
         write = torch.zeros(len(at), gate.shape[-1], device=gate.device, requires_grad=True)
-        log_probs = tail.log_probs_of((gated.detach() * tail.up + at.T @ write).to(gate.dtype))
+        log_probs = unembed(model, tail.last_hidden_of((gated.detach() * tail.up + at.T @ write).to(gate.dtype)))
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=draw).to(log_probs.device)
         # tokens drawn independently: the sum's square has the sum of the positions' Fisher matrices as expectation
         (gradient,) = torch.autograd.grad(log_probs.gather(1, drawn).sum(), write)

@@ -300,9 +300,9 @@ def _trial(
     value = fit_value(model, layer, seen, fit.about[::2], read, guard, brief)
     withheld = list({prompt.fact: prompt for prompt in reversed(theirs)}.values())[: options.withheld]
     tried = candidate._replace(
-        withheld_kl=moved(Tail(model, layer, withheld), read, value.gate_write),
-        about_kl=moved(Tail(model, layer, fit.about[1::2] or fit.about), read, value.gate_write),
-        suppressed=float(suppression(Tail(model, layer, unseen), read, value.gate_write).mean()),
+        withheld_kl=moved(Tail.of(model, layer, withheld), read, value.gate_write),
+        about_kl=moved(Tail.of(model, layer, fit.about[1::2] or fit.about), read, value.gate_write),
+        suppressed=float(suppression(Tail.of(model, layer, unseen), read, value.gate_write).mean()),
     )
     return tried, value
 

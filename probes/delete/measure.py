@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probes.delete.passes import Batch, batches, device_of, last_hidden, unembed
+from probes.delete.passes import Batch, batches, device_of, kl_between, last_hidden, unembed
 from probes.facts.prompts import Prompt
 from probes.facts.sets import HeldOut, Sets
 
@@ -183,9 +183,8 @@ def neutral_kl(baseline: Baseline, passages: Sequence[tuple[int, ...]]) -> tuple
     for passage in passages:
         with torch.no_grad():
             ids = torch.tensor([passage], device=device_of(baseline.model))
-            before = unembed(baseline.model, baseline.neutral[passage])
-            after = unembed(baseline.model, last_hidden(baseline.model, ids)[0])
-            total += float((before.exp() * (before - after)).sum())
+            after = last_hidden(baseline.model, ids)[0]
+            total += float(kl_between(baseline.model, baseline.neutral[passage], after).sum())
         tokens += len(passage)
     return total / tokens, tokens
 

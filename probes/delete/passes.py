@@ -24,6 +24,8 @@ from vindex.errors import ProbeError
 
 BATCH_TOKENS = 512
 """Padded tokens per forward pass; bounds the memory that activations take."""
+ROWS = 32
+"""Distributions over the vocabulary held at once where whole texts are compared."""
 PARTS_TOLERANCE = 0.03
 """Largest difference in probability between the model run whole and in parts; bfloat16 differs by about 0.01."""
 
@@ -45,8 +47,7 @@ class Batch(NamedTuple):
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from log-probabilities (N, V) at `rows`, `columns`."""
-        at = log_probs.gather(1, self.targets[:, None])[:, 0]
-        return torch.zeros(len(self.prompts), device=at.device).index_add(0, self.rows, at)
+        return _summed(log_probs, self.rows, self.targets, len(self.prompts))
 
 
 def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
@@ -59,6 +60,12 @@ def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
     rows, columns, targets = torch.tensor(places, device=device).unbind(1)
     real = torch.arange(width, device=device) < lengths[:, None]
     return Batch(tuple(prompts), ids, real, rows, columns, targets)
+
+
+def _summed(log_probs: Tensor, rows: Tensor, targets: Tensor, count: int) -> Tensor:
+    """(count,) sums over each row's positions of the log-probability of the token wanted there."""
+    at = log_probs.gather(1, targets[:, None])[:, 0]
+    return torch.zeros(count, device=at.device).index_add(0, rows, at)
 
 
 def _places(prompt: Prompt) -> list[tuple[int, int]]:
@@ -115,118 +122,176 @@ def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
     return logits.float().log_softmax(-1)
 
 
+def kl_rows(before: Tensor, after: Tensor) -> Tensor:
+    """(N,) KL(before ‖ after) in nats of two (N, V) tables of log-probabilities."""
+    return (before.exp() * (before - after)).sum(-1)
+
+
+def kl_between(model: nn.Module, before: Tensor, after: Tensor) -> Tensor:
+    """(N,) the same from two (N, H) of the last layer's residual stream, ROWS distributions at a time."""
+    pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
+    return torch.cat([kl_rows(unembed(model, one), unembed(model, other)) for one, other in pairs])
+
+
 def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
     """Residual stream (B, T, H) after the last layer."""
     return part(model, 0, len(layers(model)))(input_ids=ids)
 
 
+CAPTURED = ("mlp_in", "mlp_out", "residual", "gate", "up")
+
+
+class Begun(NamedTuple):
+    """One prompt in the unchanged model, up to the FFN of a layer: S positions before its subject, T from there on."""
+
+    prompt: Prompt
+    before: int
+    """S"""
+    mlp_in: Tensor
+    """(T, H)"""
+    mlp_out: Tensor
+    """(T, H)"""
+    residual: Tensor
+    """(T, H) after the layer."""
+    gate: Tensor
+    """(T, I) pre-activations."""
+    up: Tensor
+    """(T, I)"""
+    keys: Tensor
+    """(L, heads, S, D) in each of the L later layers."""
+    values: Tensor
+    """(L, heads, S, D)"""
+    unchanged: Tensor
+    """(N, H) the last layer's residual stream at the answer positions."""
+
+    @property
+    def subjects(self) -> list[int]:
+        """Which of the T positions read the subject."""
+        return [at - self.before for at in self.prompt.subject]
+
+
+def begin(model: nn.Module, layer: int, prompts: Sequence[Prompt]) -> list[Begun]:
+    """Run `prompts` once, unchanged, and keep what a `Tail` from `layer` on begins with."""
+    sites = [Site(role, layer) for role in CAPTURED]
+    first, rest = part(model, 0, layer + 1), part(model, layer + 1, len(layers(model)))
+    begun: dict[Prompt, Begun] = {}
+    for group in batches(prompts, device_of(model)):
+        cache = DynamicCache()
+        with torch.no_grad(), capture(model, sites) as seen:
+            first(input_ids=group.ids)
+            last = rest(inputs_embeds=seen[Site("residual", layer)], past_key_values=cache)
+        later: Any = cache.layers[layer + 1 :]
+        for row, prompt in enumerate(group.prompts):
+            start, stop = min(prompt.subject), len(prompt.ids) + len(prompt.answer[:-1])
+            begun[prompt] = Begun(
+                prompt,
+                start,
+                **{site.role: seen[site][row, start:stop].clone() for site in sites},
+                keys=_stacked([each.keys[row, :, :start] for each in later]),
+                values=_stacked([each.values[row, :, :start] for each in later]),
+                unchanged=last[row, group.columns[group.rows == row]],
+            )
+    return [begun[prompt] for prompt in prompts]
+
+
+def _stacked(each: Sequence[Tensor]) -> Tensor:
+    """One tensor, of no elements where the patched layer is the last."""
+    return torch.stack(list(each)) if each else torch.empty(0, 0, 0, 0)
+
+
 class Tail:
     """The model from the FFN of `layer` on, and from the subject on, for prompts whose earlier activations stay.
 
-    The prompts lie end to end in one row, so that nothing is padded, and each attends to itself alone. First comes what
-    stands before their first mentions of the subject: its keys and values are computed once. There u·x is close to 0,
-    and taking it as 0 while fitting saves half of the work (in chat, most of it); measurements never use this shortcut.
-    Then the rest: T positions, those of one prompt after those of another.
+    The prompts lie end to end in one row, so that nothing is padded, and each attends to itself alone. What stands
+    before their first mentions of the subject is there as keys and values: u·x is close to 0 there, and taking it as 0
+    while fitting saves half of the work (in chat, most of it); measurements never use this shortcut. T and N below are
+    the prompts' together. A tail is quickly made; what took a pass through the model is in what `begin` returned.
     """
 
-    def __init__(self, model: nn.Module, layer: int, prompts: Sequence[Prompt]):
-        self.model, self.prompts = model, tuple(prompts)
+    def __init__(self, model: nn.Module, layer: int, begun: Sequence[Begun]):
+        self.model, self.prompts = model, tuple(each.prompt for each in begun)
         self.at: Layer = layers(model)[layer]
-        self._device = device_of(model)
-        firsts = torch.tensor([min(prompt.subject) for prompt in prompts], device=self._device)
-        self._batch = batch(prompts, self._device)
-        self.rows, self.targets = self._batch.rows, self._batch.targets
-        owner, self._positions = self._end_to_end(firsts)
-        self._start = int(firsts.sum())
-        self._mask = self._attends(owner)
-        # a position's column among the T: its prompt's first one, and so many on
-        begins = torch.searchsorted(owner[self._start :], torch.arange(len(prompts), device=self._device)) - firsts
-        self._columns = self._batch.columns + begins[self.rows]
-        self.subjects = [[begin + at for at in p.subject] for begin, p in zip(begins.tolist(), prompts, strict=True)]
-        ids = self._batch.ids[owner, self._positions]
-        sites = [Site(role, layer) for role in ("mlp_in", "mlp_out", "residual", "gate", "up")]
-        with torch.no_grad(), capture(model, sites) as seen:
-            part(model, 0, layer + 1)(
-                input_ids=ids[None], attention_mask=self._mask, position_ids=self._positions[None]
-            )
+        self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (
+            torch.cat([getattr(each, role) for each in begun]) for role in CAPTURED
+        )
+        self._keys = torch.cat([each.keys for each in begun], -2)
+        self._values = torch.cat([each.values for each in begun], -2)
+        self._unchanged = torch.cat([each.unchanged for each in begun])
+        lengths = [len(each.mlp_in) for each in begun]
+        begins = [sum(lengths[:row]) for row in range(len(begun))]
+        places = [
+            (row, begins[row] + column - each.before, token)
+            for row, each in enumerate(begun)
+            for column, token in _places(each.prompt)
+        ]
+        device = self.gate.device
+        self.rows, self._columns, self.targets = torch.tensor(places, device=device).unbind(1)
+        self.subjects = [[at + first for at in each.subjects] for each, first in zip(begun, begins, strict=True)]
+        self._positions, self._mask = self._attends([each.before for each in begun], lengths)
         self._rest = part(model, layer + 1, len(layers(model)))
-        self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (seen[at][0, self._start :] for at in sites)
-        self._past, self._unchanged = self._run_once(seen[Site("residual", layer)])
+
+    @classmethod
+    def of(cls, model: nn.Module, layer: int, prompts: Sequence[Prompt]) -> Tail:
+        """The tail of prompts that have not begun yet."""
+        return cls(model, layer, begin(model, layer, prompts))
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (T, I) to the gate."""
+        return unembed(self.model, self.last_hidden(change))
+
+    def last_hidden(self, change: Tensor | None = None) -> Tensor:
+        """The last layer's residual stream (N, H) there: a small part of what `log_probs` takes."""
         if change is None:
-            with torch.no_grad():
-                return unembed(self.model, self._unchanged)
+            return self._unchanged
         activation: Any = self.at.mlp.act_fn
         gate = (self.gate + change).to(self.gate.dtype)
-        return self.log_probs_of(activation(gate) * self.up)
+        return self.last_hidden_of(activation(gate) * self.up)
 
-    def log_probs_of(self, down_in: Tensor) -> Tensor:
+    def last_hidden_of(self, down_in: Tensor) -> Tensor:
         """The same for another input of down_proj, (T, I)."""
         hidden = self.residual + (self.at.down_proj(down_in) - self.mlp_out)
         after = self._rest(
             inputs_embeds=hidden[None],
-            attention_mask=self._mask[..., self._start :, :],
-            position_ids=self._positions[None, self._start :],
+            attention_mask=self._mask,
+            position_ids=self._positions[None],
             past_key_values=self._cache(),
         )
-        return unembed(self.model, after[0, self._columns])
+        return after[0, self._columns]
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
-        return self._batch.answers(log_probs)
+        return _summed(log_probs, self.rows, self.targets, len(self.prompts))
 
-    def _end_to_end(self, firsts: Tensor) -> tuple[Tensor, Tensor]:
-        """Row in the batch and column there of every token: all before their prompt's `firsts`, then all others."""
-        begun = torch.arange(self._batch.ids.shape[1], device=self._device) >= firsts[:, None]
-        order = torch.cat([(self._batch.real & which).nonzero() for which in (~begun, begun)])
-        owner, positions = order.T.contiguous()
-        return owner, positions
+    def _attends(self, before: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """(T,) positions in their prompts, and (1, 1, T, S + T) what to add to attention scores.
 
-    def _attends(self, owner: Tensor) -> Tensor:
-        """(1, 1, M, M), M all tokens: what to add to attention scores, so that each sees its prompt up to itself."""
-        sees = (owner[:, None] == owner) & (self._positions[:, None] >= self._positions)
-        dtype = self.at.down_proj.weight.dtype
-        return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
-
-    def _run_once(self, residual: Tensor) -> tuple[list[tuple[int, Tensor, Tensor]], Tensor]:
-        """Layer number, keys and values of what stands before the subject, for every layer after the patched one.
-
-        And the last layer's residual stream (N, H) at the answer positions, where nothing is changed.
+        Each position sees its own prompt, up to itself.
         """
-        cache = DynamicCache()
-        with torch.no_grad():
-            after = self._rest(
-                inputs_embeds=residual,
-                attention_mask=self._mask,
-                position_ids=self._positions[None],
-                past_key_values=cache,
-            )
-        stored: Any = cache.layers
-        past = [
-            (index, stored[index].keys[..., : self._start, :], stored[index].values[..., : self._start, :])
-            for index in range(self.at.number + 1, len(layers(self.model)))
-        ]
-        return past if self._start else [], after[0, self._start + self._columns]
+        ranges = [range(count) for count in before], [range(s, s + t) for s, t in zip(before, lengths, strict=True)]
+        pairs = [(row, at) for part in ranges for row, positions in enumerate(part) for at in positions]
+        owner, positions = torch.tensor(pairs, device=self.gate.device).unbind(1)
+        start = sum(before)
+        sees = (owner[start:, None] == owner) & (positions[start:, None] >= positions)
+        dtype = self.residual.dtype
+        mask = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
+        return positions[start:], mask[None, None]
 
     def _cache(self) -> Any:
         """A cache that holds what stands before the subject; a pass appends to it, so each gets its own."""
-        if not self._past:
+        if not self._keys.numel():
             return None
         cache = DynamicCache()
-        blank = self._past[0][1]
         for index in range(self.at.number + 1):  # layers before the tail's first, which it never asks for
-            cache.update(blank, blank, index)
-        for index, keys, values in self._past:
-            cache.update(keys, values, index)
+            cache.update(self._keys[:1], self._values[:1], index)
+        for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True), self.at.number + 1):
+            cache.update(keys[None], values[None], index)
         return cache
 
 
 def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
     """An architecture that does more than its layers and its final norm cannot be run in parts: ProbeError."""
     whole: Any = model
-    tail = Tail(model, layer, [prompt])
+    tail = Tail.of(model, layer, [prompt])
     with torch.no_grad():
         ids = torch.tensor([prompt.ids], device=device_of(model))
         together = whole(ids, use_cache=False).logits[0, -1].float().softmax(-1)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from probes.delete.passes import Tail
+from probes.delete.passes import Begun, Tail, begin, kl_between, kl_rows
 from probes.facts.prompts import Prompt
 from vindex.errors import NumericError
 
@@ -112,10 +112,12 @@ def fit_value(
 
     `guard` (N, I): the sum of the squares of `guard` @ d is about the KL in nats a position that d does elsewhere.
     """
-    count = min(PARTS, len(phrasings), options.steps)
-    turns = max(1, round(len(about) / count / NEUTRAL))
+    begun = begin(model, layer, [*phrasings, *about])
+    asked, neutral = begun[: len(phrasings)], begun[len(phrasings) :]
+    count = min(PARTS, len(asked), options.steps)
+    turns = max(1, round(len(neutral) / count / NEUTRAL))
     parts = [
-        _Objective(model, layer, phrasings[n % count :: count], about[n :: count * turns], read, options)
+        _Objective(model, layer, asked[n % count :: count], neutral[n :: count * turns], read, options)
         for n in range(count * turns)
     ]
     reach = max(part.reach() for part in parts)
@@ -134,14 +136,14 @@ def fit_value(
         schedule.step()
         losses.append(float(loss.detach()))
     fitted = (z * unit).detach().float()
-    asked, neutral = Tail(model, layer, phrasings), Tail(model, layer, about)
-    strength = _least_enough(asked, read, fitted, options)
-    strength *= _spare(moved(neutral, read, strength * fitted), options)
+    all_asked, all_neutral = Tail(model, layer, asked), Tail(model, layer, neutral)
+    strength = _least_enough(all_asked, read, fitted, options)
+    strength *= _spare(moved(all_neutral, read, strength * fitted), options)
     gate_write = strength * fitted
     if not torch.isfinite(gate_write).all():
         raise NumericError("the gate change did not stay finite; use float32 or another layer")
-    suppressed = float(suppression(asked, read, gate_write).mean())
-    return Value(gate_write, strength, tuple(losses), suppressed, moved(neutral, read, gate_write))
+    suppressed = float(suppression(all_asked, read, gate_write).mean())
+    return Value(gate_write, strength, tuple(losses), suppressed, moved(all_neutral, read, gate_write))
 
 
 def _least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ValueOptions) -> float:
@@ -177,26 +179,29 @@ def _cosine(steps: int) -> Callable[[int], float]:
 
 
 class _Objective:
-    """The loss of one mini-batch as a function of d; its prompts go through the model together."""
+    """The loss of one mini-batch as a function of d; its prompts go through the model together.
+
+    Between steps it holds their activations alone: distributions over the vocabulary, two for every prompt, would take
+    more memory than anything else, and to compute them again is a twentieth of a step.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         layer: int,
-        phrasings: Sequence[Prompt],
-        about: Sequence[Prompt],
+        phrasings: Sequence[Begun],
+        about: Sequence[Begun],
         read: Tensor,
         options: ValueOptions,
     ):
         self.options, self.asked = options, len(phrasings)
-        self.tail = Tail(model, layer, [*phrasings, *about])
-        self.fires = (self.tail.mlp_in.float() @ read)[:, None]  # (T, 1)
-        self.full = self.tail.rows < self.asked
-        self.key_gate = self._key_gate()  # (I,)
+        self.read = read
+        self._tail = lambda: Tail(model, layer, [*phrasings, *about])
+        # (I,) mean gate pre-activation at the subject over the phrasings: W k
+        self.key_gate = torch.stack([each.gate[each.subjects].float().mean(0) for each in phrasings]).mean(0)
+        tail = self._tail()
         with torch.no_grad():
-            self.before = self.tail.log_probs()
-        self.answers_before = self.tail.answers(self.before)[: self.asked]
-        self.rest_before = self._without(self.before)
+            self.answers_before = tail.answers(tail.log_probs())[: self.asked]
 
     def reach(self) -> float:
         """Change of the log-odds that brings the firmest answer down to τ of its probability."""
@@ -204,22 +209,24 @@ class _Objective:
         return float((_log_odds(self.answers_before) - wanted).max())
 
     def __call__(self, gate_write: Tensor, reach: float) -> Tensor:
-        after = self.tail.log_probs(self.fires * gate_write)
-        answers = self.tail.answers(after)[: self.asked]
+        tail = self._tail()
+        with torch.no_grad():
+            before = tail.log_probs()
+        after = tail.log_probs(shift(tail, self.read, gate_write))
+        answers = tail.answers(after)[: self.asked]
         fallen = _log_odds(self.answers_before) - _log_odds(answers)
         pull = softplus(reach - fallen, beta=self.options.edge).square().mean() / reach
-        rest = kl_rows(self.rest_before, self._without(after)).mean()
-        about = kl_rows(self.before[~self.full], after[~self.full]).sum() / (~self.full).sum().clamp_min(1)
+        full = tail.rows < self.asked
+        targets = tail.targets[full]
+        rest = kl_rows(_without(before[full], targets), _without(after[full], targets)).mean()
+        about = kl_rows(before[~full], after[~full]).sum() / (~full).sum().clamp_min(1)
         weights = self.options
         return weights.pull * pull + weights.keep * rest + weights.about * about
 
-    def _without(self, log_probs: Tensor) -> Tensor:
-        """The distributions at the phrasings with the answer's token taken out and the rest scaled to one."""
-        return log_probs[self.full].scatter(1, self.tail.targets[self.full, None], -1e4).log_softmax(-1)
 
-    def _key_gate(self) -> Tensor:
-        """Mean gate pre-activation at the subject over the phrasings: W k."""
-        return torch.stack([self.tail.gate[at].float().mean(0) for at in self.tail.subjects[: self.asked]]).mean(0)
+def _without(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """The distributions (N, V) with a token of each taken out and the rest scaled to one."""
+    return log_probs.scatter(1, targets[:, None], -1e4).log_softmax(-1)
 
 
 def shift(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
@@ -238,14 +245,10 @@ def suppression(tail: Tail, read: Tensor, gate_write: Tensor) -> Tensor:
 def moved(tail: Tail, read: Tensor, gate_write: Tensor) -> float:
     """Mean KL(before ‖ after) in nats at the positions of the prompts' answers, or of all their words."""
     with torch.no_grad():
-        return float(kl_rows(tail.log_probs(), tail.log_probs(shift(tail, read, gate_write))).mean())
+        after = tail.last_hidden(shift(tail, read, gate_write))
+        return float(kl_between(tail.model, tail.last_hidden(), after).mean())
 
 
 def _log_odds(log_p: Tensor) -> Tensor:
     """log(p / (1 − p)); unlike log p it has a slope at p near 1, where a well-known fact begins."""
     return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
-
-
-def kl_rows(before: Tensor, after: Tensor) -> Tensor:
-    """(N,) KL(before ‖ after) in nats of two (N, V) tables of log-probabilities."""
-    return (before.exp() * (before - after)).sum(-1)

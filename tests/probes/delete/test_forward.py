@@ -69,7 +69,7 @@ def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(
     model = load(tiny_checkpoint, dtype="float32", device="cpu").model
     prompts = _random_prompts(model)
     rows = torch.stack([fisher_rows(model, 1, prompts, seed, mixed=0) for seed in range(20)])
-    tail = Tail(model, 1, prompts)
+    tail = Tail.of(model, 1, prompts)
     for _ in range(3):
         write = torch.randn(tail.gate.shape[-1])
         foretold = 1e-3
@@ -102,7 +102,7 @@ def _random_prompts(model):
 
 def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     read, fit = _fitting(bench, sets, 0)
-    tail = Tail(bench.model, 0, [prompt._replace(answer=()) for prompt in sets.held_out.other_subjects])
+    tail = Tail.of(bench.model, 0, [prompt._replace(answer=()) for prompt in sets.held_out.other_subjects])
 
     def harm(**options):
         value = fit(enough=0.95, headline_enough=0.95, **options)

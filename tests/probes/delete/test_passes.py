@@ -7,7 +7,7 @@ import torch
 
 from probes.delete import Delta
 from probes.delete.measure import answers
-from probes.delete.passes import Tail, batch, check_parts, last_hidden, unembed
+from probes.delete.passes import ROWS, Tail, batch, begin, check_parts, kl_between, last_hidden, unembed
 from probes.facts import atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split
@@ -23,7 +23,7 @@ def test_a_tail_gives_what_the_whole_model_gives(loaded, chat, layer):
     panel = atlas.panel()
     prompts = split(panel, panel.find("France/capital"), Encoder(loaded.tokenizer, chat)).fit.phrasings
     group = batch(prompts, torch.device("cpu"))
-    tail = Tail(loaded.model, layer, prompts)
+    tail = Tail.of(loaded.model, layer, prompts)
     with torch.no_grad():
         whole = unembed(loaded.model, last_hidden(loaded.model, group.ids)[group.rows, group.columns])
         torch.testing.assert_close(tail.log_probs(), whole, atol=1e-4, rtol=1e-4)
@@ -35,7 +35,7 @@ def test_a_tail_gives_what_the_whole_model_gives(loaded, chat, layer):
 
 def test_a_patched_tail_gives_what_the_patched_model_gives(loaded, sets):
     """For a read direction that is silent before the subject, where a tail takes it to be."""
-    tail = Tail(loaded.model, 1, [sets.headline])
+    tail = Tail.of(loaded.model, 1, [sets.headline])
     at = sets.headline.subject[0]
     with torch.no_grad(), capture(loaded.model, [Site("mlp_in", 1)]) as seen:
         loaded.model(torch.tensor([sets.headline.ids]))
@@ -64,8 +64,33 @@ def test_running_a_model_in_parts_that_has_more_to_it_is_refused(loaded, sets, m
         check_parts(loaded.model, 1, sets.headline)
 
 
+@pytest.mark.parametrize("layer", [0, 3])
+def test_prompts_begun_together_give_the_same_in_any_company(loaded, sets, layer):
+    model, prompts = loaded.model, [sets.headline, *sets.fit.about, *sets.fit.phrasings[1:]]
+    begun = begin(model, layer, prompts)
+    assert [each.prompt for each in begun] == prompts
+    chosen = [begun[-1], begun[0], begun[3]]
+    with torch.no_grad():
+        together = Tail(model, layer, chosen)
+        found = together.log_probs(torch.full_like(together.gate, 0.3)).split([len(each.unchanged) for each in chosen])
+        for each, rows in zip(chosen, found, strict=True):
+            alone = Tail.of(model, layer, [each.prompt])
+            wanted = alone.log_probs(torch.full_like(alone.gate, 0.3))
+            torch.testing.assert_close(rows, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_divergence_of_long_texts_is_that_of_all_their_rows(loaded):
+    torch.manual_seed(0)
+    before, after = torch.randn(2, 2 * ROWS + 5, loaded.model.config.hidden_size)
+    with torch.no_grad():
+        found = kl_between(loaded.model, before, after)
+        one, other = (unembed(loaded.model, rows).log_softmax(-1).exp() for rows in (before, after))
+    wanted = (one * (one / other).log()).sum(-1)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-3)
+
+
 def test_a_tail_of_prompts_without_answers_looks_from_the_subject_on(loaded, sets):
-    tail = Tail(loaded.model, 1, sets.fit.about)
+    tail = Tail.of(loaded.model, 1, sets.fit.about)
     assert len(tail.log_probs()) == sum(len(prompt.ids) - prompt.subject[0] for prompt in sets.fit.about)
 
 
@@ -81,7 +106,7 @@ def test_a_tail_of_prompts_that_all_begin_with_the_subject_needs_no_cache(loaded
     model, prompt = loaded.model, sets.headline._replace(subject=(0,))
     with torch.no_grad():
         wanted = unembed(model, last_hidden(model, torch.tensor([prompt.ids])))[0, -1]
-        found = Tail(model, 0, [prompt]).log_probs()[0]
+        found = Tail.of(model, 0, [prompt]).log_probs()[0]
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
