@@ -240,7 +240,7 @@ class Tail:
         return unembed(self.model, self.last_hidden(change))
 
     def last_hidden(self, change: Tensor | None = None) -> Tensor:
-        """The last layer's residual stream (N, H) there: a small part of what `log_probs` takes."""
+        """The last layer's residual stream (N, H) there, from which the distributions are computed."""
         if change is None:
             return self._unchanged
         activation: Any = self.at.mlp.act_fn
@@ -267,8 +267,8 @@ class Tail:
 
         Each position sees its own prompt, up to itself.
         """
-        ranges = [range(count) for count in before], [range(s, s + t) for s, t in zip(before, lengths, strict=True)]
-        pairs = [(row, at) for part in ranges for row, positions in enumerate(part) for at in positions]
+        first, then = map(range, before), [range(s, s + t) for s, t in zip(before, lengths, strict=True)]
+        pairs = [(row, at) for ranges in (first, then) for row, positions in enumerate(ranges) for at in positions]
         owner, positions = torch.tensor(pairs, device=self.gate.device).unbind(1)
         start = sum(before)
         sees = (owner[start:, None] == owner) & (positions[start:, None] >= positions)

@@ -181,8 +181,8 @@ def _cosine(steps: int) -> Callable[[int], float]:
 class _Objective:
     """The loss of one mini-batch as a function of d; its prompts go through the model together.
 
-    Between steps it holds their activations alone: distributions over the vocabulary, two for every prompt, would take
-    more memory than anything else, and to compute them again is a twentieth of a step.
+    Between steps it holds no distributions over the vocabulary: those of all mini-batches would take half as much
+    memory again as everything else, and to compute a mini-batch's anew is less than a tenth of its step.
     """
 
     def __init__(
@@ -194,8 +194,7 @@ class _Objective:
         read: Tensor,
         options: ValueOptions,
     ):
-        self.options, self.asked = options, len(phrasings)
-        self.read = read
+        self.options, self.asked, self.read = options, len(phrasings), read
         self._tail = lambda: Tail(model, layer, [*phrasings, *about])
         # (I,) mean gate pre-activation at the subject over the phrasings: W k
         self.key_gate = torch.stack([each.gate[each.subjects].float().mean(0) for each in phrasings]).mean(0)
@@ -216,10 +215,10 @@ class _Objective:
         answers = tail.answers(after)[: self.asked]
         fallen = _log_odds(self.answers_before) - _log_odds(answers)
         pull = softplus(reach - fallen, beta=self.options.edge).square().mean() / reach
-        full = tail.rows < self.asked
-        targets = tail.targets[full]
-        rest = kl_rows(_without(before[full], targets), _without(after[full], targets)).mean()
-        about = kl_rows(before[~full], after[~full]).sum() / (~full).sum().clamp_min(1)
+        at_answers = tail.rows < self.asked  # the other positions are those of neutral prompts
+        targets = tail.targets[at_answers]
+        rest = kl_rows(_without(before[at_answers], targets), _without(after[at_answers], targets)).mean()
+        about = kl_rows(before[~at_answers], after[~at_answers]).sum() / (~at_answers).sum().clamp_min(1)
         weights = self.options
         return weights.pull * pull + weights.keep * rest + weights.about * about
 
