@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.probe import resident
 from probes import facts
 from probes.delete.experiment import Bench, Options, run
 from probes.delete.passes import Tail
@@ -75,12 +76,6 @@ def tail_ratio(bench: Bench, name: str) -> float:
     return sorted(seconds["whole"])[REPEATS // 2] / sorted(seconds["parts"])[REPEATS // 2]
 
 
-def peak() -> float:
-    """Peak resident size of this process in MiB, since it was last forgotten."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -92,10 +87,10 @@ def main() -> None:
     loaded = load(arguments.model, dtype="float32")
     panel = atlas.panel() if Path(arguments.model).resolve() == CHECKPOINT.resolve() else facts.bundled()
     bench = Bench(loaded, panel, Options())
-    Path("/proc/self/clear_refs").write_text("5")
-    start = peak()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    start = resident("VmRSS")
     found = stages(bench, arguments.fact)
-    most = peak()
+    most = resident("VmHWM")
     gate = weight(loaded.model, "gate_proj", 0)
     result = {
         "threads": arguments.threads,

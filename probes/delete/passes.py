@@ -4,13 +4,14 @@
   batch gives what single prompts give.
 - Logits are computed at the answer's positions only.
 - `part` is the model between two layers, sharing all weights. A patch in layer l changes nothing before that layer's
-  FFN, and next to nothing before the subject: `Tail` runs what precedes both once.
+  FFN, and next to nothing before the subject: `begin` runs what precedes both once, `Tail` the rest for any change.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -139,6 +140,7 @@ def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 CAPTURED = ("mlp_in", "mlp_out", "residual", "gate", "up")
+"""What a tail needs of the patched layer; `Begun` and `Tail` call it by the same names."""
 
 
 class Begun(NamedTuple):
@@ -218,7 +220,7 @@ class Tail:
         self._values = torch.cat([each.values for each in begun], -2)
         self._unchanged = torch.cat([each.unchanged for each in begun])
         lengths = [len(each.mlp_in) for each in begun]
-        begins = [sum(lengths[:row]) for row in range(len(begun))]
+        begins = list(accumulate(lengths[:-1], initial=0))
         places = [
             (row, begins[row] + column - each.before, token)
             for row, each in enumerate(begun)

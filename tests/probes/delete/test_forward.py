@@ -23,8 +23,8 @@ from probes.delete.forward import (
 )
 from probes.delete.generic import own_text
 from probes.delete.keys import observe, read_direction
-from probes.delete.passes import Tail
-from probes.delete.value import Value, ValueOptions, _order, fit_value, kl_rows, moved
+from probes.delete.passes import Tail, kl_rows
+from probes.delete.value import Value, ValueOptions, _order, fit_value, moved
 from probes.facts import atlas, bundled
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import split
