@@ -84,6 +84,7 @@ def build(
             finished_at=now(),
             wall_seconds=None if epoch else round(time.monotonic() - clock, 3),
             peak_memory_bytes=None if epoch else peak_memory(),
+            notes=(*checkpoint.notes, *layout.notes) or None,
         )
         _commit(job, manifest, stages, force)
     return manifest

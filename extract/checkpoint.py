@@ -16,24 +16,29 @@ from typing import Any
 import orjson
 import torch
 
-from extract.dequantise import dequantised
+from extract.dequantise import dequantised, quantisation
 from extract.stores import FLOATS, Files, Store, TensorInfo
 from extract.stores.gguf import Gguf, gguf_config, gguf_names, require_gguf
 from extract.stores.hub import HubFiles
-from extract.stores.local import LocalFiles
 from extract.stores.safetensors import Safetensors
 from extract.stores.tokenizer import WAY_OUT, require_same_tokens, tokenizer_from_gguf
+from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
-from vindex.hub import is_hub_id, snapshot
+from vindex.hub import is_hub_id, refuse_revision, snapshot
 from vindex.manifest import Dequantised, SourceFile
+from vindex.weights import CONFIG, adapter_note, read_weights, refuse_adapter
 
 ROWS_BYTES = 1 << 26  # read large matrices in pieces of about this size
-CONFIG, TOKENIZER, CARD, WEIGHT_MAP = "config.json", "tokenizer.json", "README.md", "model.safetensors.index.json"
+TOKENIZER, CARD = "tokenizer.json", "README.md"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint. model: Hub id or the directory's base name; revision: the commit, None when local."""
+    """An opened checkpoint.
+
+    model: Hub id or the directory's base name; revision: the commit, None when local. config_files: what was read of
+    it beside weights and tokenizer. notes: what a user should know of how it was read, a sentence each.
+    """
 
     model: str
     revision: str | None
@@ -41,6 +46,8 @@ class Checkpoint:
     files: Files
     weight_files: tuple[str, ...]
     store: Store
+    config_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     own_tokenizer: Path | None = None
     """A tokenizer.json that stands elsewhere."""
 
@@ -125,8 +132,8 @@ class Checkpoint:
         return own + sum(self.files.sizes[name] for name in self._used())
 
     def _used(self) -> list[str]:
-        texts = () if isinstance(self.store, Gguf) else (CONFIG, CARD, WEIGHT_MAP)
-        return [name for name in (*texts, TOKENIZER) if name in self.files.sizes] + list(self.weight_files)
+        texts = (*self.config_files, *(() if isinstance(self.store, Gguf) else (CARD,)), TOKENIZER)
+        return [name for name in texts if name in self.files.sizes] + list(self.weight_files)
 
 
 def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | None = None) -> Checkpoint:
@@ -142,31 +149,34 @@ def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | No
     if name.startswith("hf://"):
         return _remote(name, revision, tokenizer)
     path = Path(name).expanduser()
+    if path.exists():
+        refuse_revision(name, revision)
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{path}: is a file and not GGUF; give the checkpoint's directory")
-        return _gguf(LocalFiles(path.parent), path.name, None, tokenizer)
+        return _gguf(LocalFiles(path.parent), path.name, tokenizer)
     if path.is_dir():
-        return _directory(path, path.resolve().name, None, tokenizer)
+        return _directory(path, tokenizer)
     if not is_hub_id(name):
         raise CheckpointError(
             f"{name}: no such directory; give a checkpoint directory, a GGUF file, or a Hub id such as Qwen/Qwen3-0.6B"
         )
     downloaded = snapshot(name, revision)
-    return _directory(downloaded, name, downloaded.name, tokenizer)
+    return _safetensors(LocalFiles(downloaded), name, downloaded.name, tokenizer)
 
 
-def _directory(directory: Path, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
+def _directory(directory: Path, tokenizer: Path | None) -> Checkpoint:
+    """What a directory holds: safetensors, or one GGUF model; a snapshot in the Hub's cache is that of its repository."""
     files = LocalFiles(directory)
-    if not any(file.endswith(".safetensors") for file in files.sizes):
+    if not any(file.endswith(".safetensors") for file in (*files.sizes, *files.dangling)):
         models = sorted({gguf_names(file, files.sizes)[0] for file in files.sizes if file.endswith(".gguf")})
         if len(models) == 1:
-            return _gguf(files, models[0], None, tokenizer)
+            return _gguf(files, models[0], tokenizer)
         if models:
             raise CheckpointError(
-                f"{model}: holds {len(models)} GGUF models ({', '.join(models[:4])}); name one of them"
+                f"{files.name}: holds {len(models)} GGUF models ({', '.join(models[:4])}); name one of them"
             )
-    return _safetensors(files, model, revision, tokenizer)
+    return _safetensors(files, files.name, files.revision, tokenizer)
 
 
 def _remote(name: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
@@ -179,26 +189,47 @@ def _remote(name: str, revision: str | None, tokenizer: Path | None) -> Checkpoi
         return _safetensors(files, repo, files.revision, tokenizer)
     if file not in files.sizes:
         raise CheckpointError(f"{repo}: has no {file}; it has {', '.join(_ggufs(files)) or 'no GGUF'}")
-    return _gguf(files, file, files.revision, tokenizer)
+    return _gguf(files, file, tokenizer)
 
 
-def _gguf(files: Files, file: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
+def _gguf(files: Files, file: str, tokenizer: Path | None) -> Checkpoint:
     require_gguf()
     names = gguf_names(file, files.sizes)
     store = Gguf(files, names)
-    model = files.name if revision else file
-    return Checkpoint(model, revision, gguf_config(store, file), files, tuple(names), store, tokenizer)
+    model = files.name if files.revision else file
+    config = gguf_config(store, file)
+    return Checkpoint(model, files.revision, config, files, tuple(names), store, own_tokenizer=tokenizer)
 
 
 def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
+    refuse_adapter(files)
     config = _json(files, CONFIG)
-    names = _weight_files(files)
-    store = dequantised(Safetensors(files, names), config)
-    return Checkpoint(model, revision, config, files, tuple(names), store, tokenizer)
+    weights = read_weights(files, config)
+    quantised = quantisation(config, lambda name: _json(files, name) if name in files.sizes else None, files.name)
+    plain = Safetensors(files, weights)
+    store = dequantised(plain, quantised)
+    notes, read = [adapter_note(files)], [CONFIG, weights.index]
+    if quantised:
+        read.append(quantised.file)
+        if store is plain:
+            notes.append(f"plain numbers: {quantised.file} has {quantised.path}, and no tensor is quantised")
+    return Checkpoint(
+        model,
+        revision,
+        config,
+        files,
+        weights.files,
+        store,
+        config_files=tuple(dict.fromkeys(name for name in read if name)),
+        notes=tuple(note for note in notes if note),
+        own_tokenizer=tokenizer,
+    )
 
 
 def _json(files: Files, name: str) -> dict[str, Any]:
     if name not in files.sizes:
+        if name in files.dangling:
+            raise CheckpointError(files.missing([name]))
         raise CheckpointError(f"{name} is missing; is {files.name} a checkpoint directory?")
     try:
         value = orjson.loads(files.read(name))
@@ -207,41 +238,6 @@ def _json(files: Files, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{files.name}: {name} does not hold a JSON object; download it again")
     return value
-
-
-def _weight_files(files: Files) -> list[str]:
-    """The safetensors files of a checkpoint, all present."""
-    if WEIGHT_MAP in files.sizes:
-        weight_map = _json(files, WEIGHT_MAP).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-            raise CheckpointError(f"{files.name}: {WEIGHT_MAP} has no usable weight_map; download it again")
-        names = sorted(set(weight_map.values()))
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise CheckpointError(f"{files.name}: {WEIGHT_MAP} names {outside[0]!r} outside the checkpoint; refused")
-    else:
-        names = sorted(name for name in files.sizes if re.fullmatch(r"model.*\.safetensors", name))
-    missing = [name for name in names if name not in files.sizes]
-    if missing:
-        raise CheckpointError(
-            f"{files.name}: {len(missing)} weight file(s) missing, first {missing[0]}; download again"
-        )
-    if not names:
-        raise CheckpointError(f"{files.name}: {_other_weights(files)}")
-    return names
-
-
-def _other_weights(files: Files) -> str:
-    """What to say when there is no model*.safetensors."""
-    if ggufs := _ggufs(files):
-        return f"holds GGUF and no model*.safetensors; name one, such as hf://{files.name}/{ggufs[0]}"
-    for suffix in (".bin", ".pth"):
-        found = sorted(name for name in files.sizes if name.endswith(suffix))
-        if found:
-            return (
-                f"found PyTorch {suffix} weights ({found[0]}), which are not supported; use the safetensors checkpoint"
-            )
-    return "no model*.safetensors found; is it a checkpoint directory?"
 
 
 def _ggufs(files: Files) -> list[str]:

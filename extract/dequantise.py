@@ -1,6 +1,6 @@
 """Float8 weights times their scales, over any store of safetensors.
 
-The checkpoint's `quantization_config` says how a matrix W (R, C) of float8 numbers was scaled in blocks of r × c:
+The checkpoint's quantisation settings say how a matrix W (R, C) of float8 numbers was scaled in blocks of r × c:
 
     W[i, j] = float32(stored[i, j]) · scale[i // r, j // c],    scale of shape (⌈R/r⌉, ⌈C/c⌉)
 
@@ -11,11 +11,14 @@ The checkpoint's `quantization_config` says how a matrix W (R, C) of float8 numb
 3. What the config leaves out (`modules_to_not_convert`, `ignore`) is stored in BF16 and is read as it is: which tensors
    are scaled is decided by their dtype and must agree with the scales that are there.
 4. A fused stack of experts (E, R, C) has a scale for each expert, (E, ⌈R/r⌉, ⌈C/c⌉).
+5. ModelOpt (`quant_method: modelopt`, or hf_quant_config.json): with quant_algo FP8 one scale a matrix, `NAME_scale`.
+6. Settings that were left in config.json when a model was merged to 16 bits say nothing: where no tensor is quantised,
+   the tensors are read as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +27,9 @@ from extract.stores import FLOATS, Store, TensorInfo
 from vindex.errors import CheckpointError
 
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
+FEW_BITS = FLOAT8 | {"F8_E8M0", "F4", "I8", "U8", "I32", "U32"}
+PACKED = (".qweight", ".absmax", "_blocks", "_packed", "_scale", "_scale_inv")
+MODELOPT = "hf_quant_config.json"
 SUPPORTED = "fp8 (float8 with weight_scale_inv), compressed-tensors with 8-bit float weights, and GGUF files"
 
 
@@ -36,46 +42,90 @@ class Scaling(NamedTuple):
     columns: int
 
 
-def dequantised(store: Store, config: Mapping[str, Any]) -> Store:
-    """The store itself, or a view of it that multiplies float8 weights by their scales, as config.json says.
+class Quantisation(NamedTuple):
+    """What a checkpoint says of how it was quantised. file: where it says so; path: the key there."""
+
+    settings: Mapping[str, Any]
+    file: str
+    path: str
+
+
+def quantisation(
+    config: Mapping[str, Any], read: Callable[[str], Mapping[str, Any] | None], where: str
+) -> Quantisation | None:
+    """The settings in config.json, those of its towers included, or in hf_quant_config.json; None where there are none.
+
+    `read` gives a JSON file of the checkpoint, None where there is no such file.
+    """
+    path, tower = "", config
+    while isinstance(tower, Mapping):
+        for key in ("quantization_config", "compression_config"):
+            if tower.get(key):
+                return _checked(Quantisation(tower[key], "config.json", path + key), where)
+        inner = next((key for key in ("thinker_config", "text_config") if key in tower), None)
+        path, tower = f"{path}{inner}.", tower.get(inner) if inner else None
+    settings = (read(MODELOPT) or {}).get("quantization")
+    if not settings:
+        return None
+    found = _checked(Quantisation(settings, MODELOPT, "quantization"), where)
+    return found._replace(settings={"quant_method": "modelopt", **found.settings})
+
+
+def _checked(found: Quantisation, where: str) -> Quantisation:
+    if not isinstance(found.settings, Mapping):
+        raise CheckpointError(f"{where}: {found.file} {found.path}: expected an object, got {found.settings!r:.60}")
+    return found
+
+
+def dequantised(store: Store, found: Quantisation | None) -> Store:
+    """The store itself, or a view of it that multiplies float8 weights by their scales, as the settings say.
 
     Raises CheckpointError, naming the key or the tensor, when the checkpoint is quantised in another way.
     """
-    settings = config.get("quantization_config") or config.get("compression_config")
-    if settings is None:
+    if found is None or not _is_quantised(store):
         return store
-    return ScaledFloat8(store, _scaling(settings, store))
+    return ScaledFloat8(store, _scaling(found.settings, store, found.path))
 
 
-def _scaling(settings: Mapping[str, Any], store: Store) -> Scaling:
+def _is_quantised(store: Store) -> bool:
+    """Whether any tensor is stored in fewer bits than a plain float, or has a scale."""
+    return any(
+        info.dtype in FEW_BITS or name.endswith(PACKED) for name, info in store.tensors.items() if info.dtype != "BOOL"
+    )
+
+
+def _scaling(settings: Mapping[str, Any], store: Store, path: str) -> Scaling:
     method = settings.get("quant_method")
     if method == "fp8":
         block = settings.get("weight_block_size") or (0, 0)
         if len(block) != 2 or not all(type(side) is int and side >= 0 for side in block):
-            what = f"quantization_config.weight_block_size is {block}"
+            what = f"{path}.weight_block_size is {block}"
             raise CheckpointError(f"{what}; expected two positive integers, such as [128, 128]")
         return Scaling(f"fp8, {_block(*block)}", "_scale_inv", *block)
     if method == "compressed-tensors":
-        return _compressed_tensors(settings)
+        return _compressed_tensors(settings, path)
+    if method == "modelopt" and settings.get("quant_algo") == "FP8":
+        return Scaling("ModelOpt float8, one scale a matrix", "_scale", 0, 0)
     packed = next((name for name in store.tensors if name.endswith((".qweight", ".absmax", "_blocks"))), None)
-    bits = f" ({settings['bits']} bits)" if "bits" in settings else ""
+    kind = settings.get("quant_algo") or (f"{settings['bits']} bits" if "bits" in settings else None)
+    bits = f" ({kind})" if kind else ""
     found = f", tensor {packed}" if packed else ""
     raise CheckpointError(
-        f"quantization_config.quant_method is {method!r}{bits}{found}; supported are {SUPPORTED}; "
+        f"{path}.quant_method is {method!r}{bits}{found}; supported are {SUPPORTED}; "
         "use one of those or the BF16 original"
     )
 
 
-def _compressed_tensors(settings: Mapping[str, Any]) -> Scaling:
+def _compressed_tensors(settings: Mapping[str, Any], path: str) -> Scaling:
     """The one scaling that all config_groups share."""
     sparsity = (settings.get("sparsity_config") or {}).get("format", "dense")
     if sparsity != "dense":
-        raise CheckpointError(f"quantization_config.sparsity_config.format is {sparsity!r}; only dense is supported")
+        raise CheckpointError(f"{path}.sparsity_config.format is {sparsity!r}; only dense is supported")
     groups = settings.get("config_groups") or {}
-    schemes = {_scheme(f"quantization_config.config_groups.{name}", group) for name, group in groups.items()}
+    schemes = {_scheme(f"{path}.config_groups.{name}", group) for name, group in groups.items()}
     if len(schemes) != 1:
         raise CheckpointError(
-            f"quantization_config.config_groups holds {len(schemes)} different schemes of weights; one is supported"
+            f"{path}.config_groups holds {len(schemes)} different schemes of weights; one is supported"
         )
     return schemes.pop()
 

@@ -3,8 +3,8 @@
 1. The text tower: config.json itself, or the `text_config` (and `thinker_config`) nested in it for checkpoints that
    also see or hear. Its tensors share a prefix; the rest of the checkpoint is left alone.
 2. Qwen3, Qwen2/2.5, Llama and Mistral agree on the names under that prefix, mixtures of experts included
-   (extract/ffn.py). Exports of the bare model (Qwen3-Embedding and -Reranker) lack the leading `model.` and have no
-   head.
+   (extract/ffn.py). Exports of the bare model (Qwen3-Embedding and -Reranker) lack the leading `model.`; they, reward
+   and classification models have no head, and their embeddings stand in for it.
 3. Qwen3-Next and Qwen3.5 store the weight of their RMS norms zero-centred: the scale is 1 + weight.
 """
 
@@ -19,6 +19,7 @@ import torch
 from extract.checkpoint import Checkpoint
 from extract.ffn import Ffn, Mixture, dense_ffn, mixture_ffn, require_shape
 from vindex.errors import CheckpointError
+from vindex.weights import TOWERS, text_prefix
 
 ZERO_CENTRED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_omni_moe", "qwen3_next", "qwen3_5_moe")
@@ -26,14 +27,6 @@ DENSE = ("qwen3", "qwen2", "llama", "mistral", "qwen3_vl", "qwen3_5", "qwen2_vl"
 FAMILIES = DENSE + MIXTURES
 NESTED = ("thinker_config", "text_config")
 SUFFIXES = ("_text", "_thinker")  # of the model_type of a tower that was saved by itself
-HEADS = {  # prefix of the text tower: the head that goes with it
-    "model.language_model.": "lm_head.weight",
-    "language_model.model.": "language_model.lm_head.weight",
-    "thinker.model.": "thinker.lm_head.weight",
-    "model.": "lm_head.weight",
-    "language_model.": None,
-    "": None,
-}
 LAYER_NORMS = {
     "input_layernorm": "input_layernorm",
     "post_attention_layernorm": "post_attention_layernorm",
@@ -62,7 +55,8 @@ class Layout:
     """Shapes and tensor names of one checkpoint's text tower. H hidden_size, V vocab_size.
 
     intermediate_size: I, of a routed expert in a mixture. config: the text tower's part of config.json.
-    ignored: {part of the checkpoint: tensors in it} for what is not the text tower.
+    ignored: {part of the checkpoint: tensors in it} for what is not the text tower. tied: the head is the embeddings.
+    notes: what a user should know of the checkpoint's head, a sentence each.
     """
 
     family: str
@@ -72,16 +66,14 @@ class Layout:
     intermediate_size: int
     vocab_size: int
     tied: bool
+    embeddings: str
     unembedding: str
     norms: tuple[Norm, ...]
     ffns: tuple[Ffn, ...]
     mixture: Mixture | None
     config: dict[str, Any]
     ignored: dict[str, int]
-
-    @property
-    def embeddings(self) -> str:
-        return f"{self.prefix}embed_tokens.weight"
+    notes: tuple[str, ...]
 
     @property
     def final_norm(self) -> Norm:
@@ -94,15 +86,13 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     Raises CheckpointError on an unknown model_type, a missing tensor or a shape that differs.
     """
     family, config = _text_tower(checkpoint)
-    prefix = _prefix(checkpoint)
+    prefix = text_prefix(checkpoint.tensors, checkpoint.model)
     num_layers, hidden = (_positive(checkpoint, config, key) for key in ("num_hidden_layers", "hidden_size"))
     mixture = _mixture(checkpoint, config, num_layers) if family in MIXTURES else None
     dense = mixture is None or bool(mixture.dense_layers)
     neurons = _positive(checkpoint, config, "intermediate_size") if dense else 0
     vocabulary = _positive(checkpoint, config, "vocab_size")
-    tied, unembedding = _unembedding(checkpoint, prefix)
-    for name in (f"{prefix}embed_tokens.weight", unembedding):
-        require_shape(checkpoint, name, (vocabulary, hidden))
+    ends = _ends(checkpoint, prefix, (vocabulary, hidden))
     layout = Layout(
         family=family,
         prefix=prefix,
@@ -110,8 +100,9 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         hidden_size=hidden,
         intermediate_size=mixture.neurons if mixture else neurons,
         vocab_size=vocabulary,
-        tied=tied,
-        unembedding=unembedding,
+        tied=ends.tied,
+        embeddings=ends.embeddings,
+        unembedding=ends.unembedding,
         norms=tuple(_norms(checkpoint, prefix, num_layers, family in ZERO_CENTRED)),
         ffns=tuple(
             mixture_ffn(checkpoint, f"{prefix}layers.{layer}.mlp", hidden, mixture)
@@ -122,6 +113,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         mixture=mixture,
         config=config,
         ignored=_ignored(checkpoint, prefix),
+        notes=(ends.note,) if ends.note else (),
     )
     _check_norms(checkpoint, layout)
     return layout
@@ -147,15 +139,6 @@ def _towers(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         if isinstance(towers[-1].get(key), dict):
             towers.append(towers[-1][key])
     return towers
-
-
-def _prefix(checkpoint: Checkpoint) -> str:
-    """What the names of the text tower's tensors begin with."""
-    for prefix in HEADS:
-        if f"{prefix}embed_tokens.weight" in checkpoint.tensors:
-            return prefix
-    names = ", ".join(f"{prefix}embed_tokens.weight" for prefix in HEADS)
-    raise CheckpointError(f"{checkpoint.model}: no token embeddings; expected one of {names}; it may be incomplete")
 
 
 def _positive(checkpoint: Checkpoint, config: dict[str, Any], *keys: str) -> int:
@@ -184,24 +167,46 @@ def _mixture(checkpoint: Checkpoint, config: dict[str, Any], num_layers: int) ->
     )
 
 
-def _unembedding(checkpoint: Checkpoint, prefix: str) -> tuple[bool, str]:
-    """(tied, tensor name) of the matrix that makes logits, by config and by what is there.
+class _Ends(NamedTuple):
+    """The matrices at both ends of the text tower, by tensor name, and what a user should know of them."""
 
-    transformers ties where the outermost config says so, whatever else is stored; the default is untied for all
-    families here. An untied model without a head is only right when it is an export of the bare model.
+    embeddings: str
+    unembedding: str
+    tied: bool
+    note: str | None = None
+
+
+def _ends(checkpoint: Checkpoint, prefix: str, shape: tuple[int, int]) -> _Ends:
+    """The matrices that transformers would use, by what is stored and what the outermost config says.
+
+    1. A head that is stored is used, whatever the config says; transformers ties only one that equals the embeddings.
+    2. Without one, a tied model's head is the embeddings. Where only the head is stored, it is both.
+    3. An untied model without a head has none: transformers would draw one at random.
     """
-    embeddings, head = f"{prefix}embed_tokens.weight", HEADS[prefix]
+    embeddings, head = f"{prefix}embed_tokens.weight", TOWERS[prefix]
+    found = [name for name in (embeddings, head) if name in checkpoint.tensors]
+    for name in found:
+        require_shape(checkpoint, name, shape)
     said = [tower["tie_word_embeddings"] for tower in _towers(checkpoint) if "tie_word_embeddings" in tower]
-    if said and said[0]:
-        return True, embeddings
-    if head is None:
-        return False, "lm_head.weight" if "lm_head.weight" in checkpoint.tensors else embeddings
-    if head not in checkpoint.tensors:
-        raise CheckpointError(
-            f"{checkpoint.model}: {head} is missing although config.json says tie_word_embeddings is false; "
-            "the checkpoint is incomplete"
-        )
-    return False, head
+    tied = bool(said and said[0])
+    if not tied and embeddings not in found:
+        raise CheckpointError(f"{checkpoint.model}: {embeddings} is missing, and config.json does not tie it to {head}")
+    if len(found) == 1 and tied:
+        return _Ends(found[0], found[0], True)
+    if head not in found:
+        return _Ends(embeddings, embeddings, False, f"no head: {head} is not stored, the embeddings stand in for it")
+    if not tied:
+        return _Ends(embeddings, head, False)
+    if _equal(checkpoint, embeddings, head):
+        return _Ends(embeddings, embeddings, True)
+    what = "config.json says tie_word_embeddings, and it differs from the embeddings; transformers does the same"
+    return _Ends(embeddings, head, False, f"the stored {head} is the head: {what}")
+
+
+def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    """Whether two matrices hold the same numbers; they are read as far as they agree."""
+    pairs = zip(checkpoint.row_blocks(one), checkpoint.row_blocks(other), strict=True)
+    return all(torch.equal(rows, others) for (_, rows), (_, others) in pairs)
 
 
 def _norms(checkpoint: Checkpoint, prefix: str, num_layers: int, zero_centred: bool) -> list[Norm]:
@@ -217,7 +222,7 @@ def _norms(checkpoint: Checkpoint, prefix: str, num_layers: int, zero_centred: b
 
 def _ignored(checkpoint: Checkpoint, prefix: str) -> dict[str, int]:
     """{part: number of tensors} of everything beside the text tower and its head, most tensors first."""
-    others = [name for name in checkpoint.tensors if not name.startswith(prefix) and name != HEADS[prefix]]
+    others = [name for name in checkpoint.tensors if not name.startswith(prefix) and name != TOWERS[prefix]]
     pieces = [name.split(".") for name in others]
     parts = Counter(".".join(piece[:2]) if piece[0] in ("model", "thinker") else piece[0] for piece in pieces)
     return dict(parts.most_common())

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from vindex.errors import CheckpointError
 
@@ -16,6 +17,31 @@ UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
 def is_hub_id(name: str) -> bool:
     """Whether `name` has the form of a Hub id: owner/name."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
+
+
+class Cached(NamedTuple):
+    """A snapshot in the Hub's cache."""
+
+    repo: str
+    revision: str
+    """The commit."""
+
+
+def cached(directory: Path) -> Cached | None:
+    """The repository and commit of a path into the Hub's cache, `…/models--owner--name/snapshots/COMMIT`, or None."""
+    path = directory.resolve()
+    folder = path.parent.parent.name
+    if not folder.startswith("models--") or path.parent.name != "snapshots":
+        return None
+    return Cached(folder.removeprefix("models--").replace("--", "/", 1), path.name)
+
+
+def refuse_revision(name: str, revision: str | None) -> None:
+    """Raise CheckpointError when a revision is asked of something on disk, which has none to choose from."""
+    if revision is not None:
+        raise CheckpointError(
+            f"{name}: --revision {revision} chooses among the commits of a Hub model, and this is on disk; leave it out"
+        )
 
 
 def snapshot(repo: str, revision: str | None = None) -> Path:

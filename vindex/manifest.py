@@ -72,7 +72,10 @@ class CastReport:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, validated. Under SOURCE_DATE_EPOCH the measured wall time and peak memory are None."""
+    """manifest.json, validated. Under SOURCE_DATE_EPOCH the measured wall time and peak memory are None.
+
+    notes: what a user should know of how the checkpoint was read, a sentence each; None where there is nothing to say.
+    """
 
     source: Source
     dequantised: tuple[Dequantised, ...]
@@ -84,6 +87,7 @@ class Manifest:
     finished_at: str
     wall_seconds: float | None
     peak_memory_bytes: int | None
+    notes: tuple[str, ...] | None = None
 
     @property
     def worst_certificate(self) -> Certificate:
@@ -125,6 +129,7 @@ def _parse_manifest(fields: Fields) -> Manifest:
         finished_at=fields.text("finished_at"),
         wall_seconds=fields.number_or_none("wall_seconds"),
         peak_memory_bytes=fields.integer_or_none("peak_memory_bytes"),
+        notes=fields.optional_texts("notes"),
     )
 
 

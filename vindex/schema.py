@@ -63,6 +63,13 @@ class Fields:
         """An integer that may be absent, or null."""
         return None if self._values.get(key) is None else self.integer(key, low)
 
+    def optional_texts(self, key: str) -> tuple[str, ...] | None:
+        """A list of strings that may be absent."""
+        if key not in self._values:
+            return None
+        fits = lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)  # noqa: E731
+        return tuple(self._take(key, fits, "a list of strings", []))
+
     def flag(self, key: str) -> bool:
         return self._take(key, lambda v: isinstance(v, bool), "true or false", False)
 

@@ -27,6 +27,10 @@ class Files(Protocol):
 
     name: str
     """For messages: the directory's own name, or the Hub id."""
+    revision: str | None
+    """The commit on the Hub, None for a directory outside the Hub's cache."""
+    dangling: tuple[str, ...]
+    """Names of links to nothing."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -34,6 +38,9 @@ class Files(Protocol):
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """Bytes start … stop − 1 of a file. Raises CheckpointError when they cannot be had."""
+
+    def missing(self, names: Sequence[str]) -> str:
+        """What to say of files that are not there, with the way out."""
 
     def fingerprint(
         self, names: Sequence[str], threads: int, advance: Callable[[int], object]

@@ -40,6 +40,8 @@ class _Entry(NamedTuple):
 class HubFiles:
     """The files of a Hub repository at one commit."""
 
+    dangling = ()
+
     def __init__(self, repo: str, revision: str | None) -> None:
         from huggingface_hub import HfApi
 
@@ -66,6 +68,9 @@ class HubFiles:
             for _ in pool.map(fetch, range(start, stop, PIECE)):
                 pass  # a failed piece raises here
         return content
+
+    def missing(self, names: Sequence[str]) -> str:
+        return f"{self.name}: {names[0]} is missing at revision {self.revision[:12]}; the repository is not complete"
 
     def fingerprint(
         self,

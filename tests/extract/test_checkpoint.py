@@ -37,20 +37,40 @@ def test_families_and_their_norms(tmp_path, model_type):
     assert names[-1] == "norm"
 
 
+def drop_embeddings(tensors):
+    del tensors["model.embed_tokens.weight"]
+
+
+def copy_embeddings(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def rename_embeddings(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
 @pytest.mark.parametrize(
-    "options, tied, unembedding",
+    "options, tied, unembedding, note",
     [
-        ({"tied": True}, True, "model.embed_tokens.weight"),
-        ({"tied": False}, False, "lm_head.weight"),
-        ({"tied": True, "head": True}, True, "model.embed_tokens.weight"),
-        ({"tied": False, "head": False, "prefix": ""}, False, "embed_tokens.weight"),
-        ({"tied": True, "prefix": ""}, True, "embed_tokens.weight"),
+        ({"tied": True}, True, "model.embed_tokens.weight", None),
+        ({"tied": False}, False, "lm_head.weight", None),
+        ({"tied": True, "edit": copy_embeddings}, True, "model.embed_tokens.weight", None),
+        ({"tied": True, "head": True}, False, "lm_head.weight", "the stored lm_head.weight is the head: config.json"),
+        ({"tied": True, "edit": rename_embeddings}, True, "lm_head.weight", None),
+        ({"tied": False, "head": False}, False, "model.embed_tokens.weight", "no head: lm_head.weight is not stored"),
+        ({"tied": False, "head": False, "prefix": ""}, False, "embed_tokens.weight", "no head: lm_head.weight is not"),
+        ({"tied": True, "prefix": ""}, True, "embed_tokens.weight", None),
     ],
-    ids=["tied", "untied", "tied with a stored copy", "bare model, untied", "bare model, tied"],
-)
-def test_heads_are_told_apart_by_config_and_tensors(tmp_path, options, tied, unembedding):
+    ids=[
+        "tied", "untied", "tied with a stored copy", "tied with another head", "only the head is stored",
+        "untied without a head", "bare model, untied", "bare model, tied",
+    ],
+)  # fmt: skip
+def test_heads_are_told_apart_by_config_and_tensors(tmp_path, options, tied, unembedding, note):
     layout = find_layout(open_checkpoint(str(write_checkpoint(tmp_path / "m", **options))))
     assert (layout.tied, layout.unembedding) == (tied, unembedding)
+    assert layout.embeddings == (unembedding if tied or note and "no head" in note else "model.embed_tokens.weight")
+    assert [text.startswith(note) for text in layout.notes] == ([True] if note else [])
 
 
 @pytest.mark.parametrize("model_class", ["Qwen3", "Qwen2", "Llama", "Mistral"])
@@ -93,7 +113,7 @@ def broken(tmp_path, what):
         return "does not hold a JSON object"
     if what == "missing shard":
         (directory / "model-00002-of-00002.safetensors").unlink()
-        return r"1 weight file\(s\) missing, first model-00002-of-00002\.safetensors"
+        return r"m: model-00002-of-00002\.safetensors is missing; the download is not complete"
     if what == "map":
         index.write_text('{"weight_map": 3}')
         return "has no usable weight_map"
@@ -105,7 +125,7 @@ def broken(tmp_path, what):
         return r"model\.safetensors is damaged or cut short"
     if what == "no weights":
         weights.unlink()
-        return r"no model\*\.safetensors found"
+        return r"no model\.safetensors found"
     kinds = {
         "model.gguf": r"model\.gguf is damaged, cut short or not GGUF",
         "pytorch_model.bin": r"found PyTorch \.bin weights",
@@ -128,10 +148,6 @@ def test_damaged_directories_are_refused_in_one_line(tmp_path, what):
     assert "\n" not in str(caught.value)
 
 
-def drop_head(tensors):
-    del tensors["lm_head.weight"]
-
-
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -139,7 +155,7 @@ def drop_head(tensors):
         ({"config": {"hidden_size": "big"}}, "hidden_size: expected a positive integer, got 'big'"),
         ({"config": {"hidden_size": 20}}, "has shape (40, 16), and config.json says (40, 20)"),
         ({"config": {"num_hidden_layers": 3}}, "tensor model.layers.2.mlp.gate_proj.weight is missing"),
-        ({"tied": False, "edit": drop_head}, "lm_head.weight is missing although config.json says tie_word_embeddings"),
+        ({"tied": False, "edit": drop_embeddings}, "embed_tokens.weight is missing, and config.json does not tie it"),
         ({"dtype": torch.float64}, "is stored as F64; only BF16, F16, F32 are supported"),
     ],
 )

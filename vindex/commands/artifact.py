@@ -11,7 +11,7 @@ from vindex.commands.console import print_json, print_table, progress, say, stag
 from vindex.demo import or_bundled
 
 if TYPE_CHECKING:
-    from vindex.index import Index
+    from vindex.index import Index, Projection
     from vindex.reader import Vindex
     from vindex.records import FeatureHit, TokenScore
 
@@ -38,7 +38,8 @@ def info(path: VindexPath, json: Json = False) -> None:
         "hidden_size": i.hidden_size,
         "intermediate_size": i.intermediate_size,
         "vocab_size": i.vocab_size,
-        "down_meta_projection": i.projection.down_meta + (" (tied)" if i.projection.tied else ""),
+        "down_meta_projection": _projection(i.projection),
+        **({"notes": "; ".join(m.notes)} if m.notes else {}),
         "worst_certificate": f"{worst.max_residual:.1e} ({worst.tensor})",
         "size_bytes": sum(file.stat().st_size for file in path.iterdir()),
         "built_at": m.finished_at,
@@ -226,6 +227,13 @@ def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
     if expert is None:
         return "dense"
     return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
+
+
+def _projection(projection: Projection) -> str:
+    """The matrix that unembeds down directions, and whether it is the model's head."""
+    if projection.down_meta != "embed_tokens":
+        return projection.down_meta
+    return "embed_tokens (tied)" if projection.tied else "embed_tokens (the model has no head)"
 
 
 def _experts_of(index: Index) -> dict[str, str | int]:

@@ -110,7 +110,10 @@ def run_build(
     from extract.provenance import peak_memory
 
     opened = open_checkpoint(name, revision, tokenizer)
-    ignored = find_layout(opened).ignored
+    layout = find_layout(opened)
+    ignored = layout.ignored
+    for note in (*opened.notes, *layout.notes):
+        say(f"note: {note}")
     if ignored:
         say(f"text tower only; ignored: {', '.join(f'{part} ({count} tensors)' for part, count in ignored.items())}")
     try:

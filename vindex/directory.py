@@ -1,4 +1,7 @@
-"""Files of a directory. Each read opens and closes its file, so that any thread or process can read."""
+"""A directory of a model on disk: its files, read in pieces, and what the Hub's cache calls it.
+
+Each read opens and closes its file, so that any thread or process can read.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,22 @@ from pathlib import Path
 
 from vindex.checksums import sha256_of_all
 from vindex.errors import CheckpointError
+from vindex.hub import Cached, cached
 from vindex.manifest import SourceFile
 
 
 class LocalFiles:
-    """The plain files of one directory."""
+    """The plain files of one directory. `name` is what messages call it: its own name, or the Hub id in a cache."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.name = directory, directory.resolve().name
-        self.sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
+        self.directory = directory
+        self.cached: Cached | None = cached(directory)
+        self.name = self.cached.repo if self.cached else directory.resolve().name
+        self.revision = self.cached.revision if self.cached else None
+        entries = sorted(directory.iterdir())
+        self.sizes = {path.name: path.stat().st_size for path in entries if path.is_file()}
+        self.dangling = tuple(path.name for path in entries if path.is_symlink() and not path.exists())
+        """Links whose target is not there: files of a download that was stopped, or of a cache that was pruned."""
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         content = bytearray((self.sizes[file] if stop is None else stop) - start)
@@ -37,3 +47,9 @@ class LocalFiles:
     ) -> tuple[SourceFile, ...]:
         digests = sha256_of_all([self.directory / name for name in names], threads, advance)
         return tuple(SourceFile(name, self.sizes[name], digests[name], "vindex") for name in names)
+
+    def missing(self, names: Sequence[str]) -> str:
+        kind = "is a link to nothing" if names[0] in self.dangling else "is missing"
+        others = f" ({len(names)} such files)" if len(names) > 1 else ""
+        again = f"run `hf download {self.name}` again" if self.cached else "download it again"
+        return f"{self.name}: {names[0]} {kind}{others}; the download is not complete, {again}"

@@ -1,0 +1,255 @@
+"""The weights of a checkpoint: which files transformers would load, and where every tensor lies in them.
+
+Extractor, probes, patches and baking all ask here, so that what is measured, changed and certified is one model.
+
+1. The files, in transformers' order: what config.json names as `transformers_weights`; else `model.safetensors`; else
+   the shards that `model.safetensors.index.json` lists. Other files are not the model, whatever they are called.
+2. Their headers: an 8-byte little-endian length, a JSON object {name: {dtype, shape, data_offsets}}, and the data, which
+   the tensors fill without gap or overlap (https://github.com/huggingface/safetensors#format).
+3. A tensor that stands in two of the files is an error: transformers takes the last, others the one the index names.
+4. The text tower's tensors share a prefix; other towers, adapters and multi-token heads stand beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
+from typing import Any, NamedTuple, Protocol
+
+from vindex.errors import CheckpointError
+
+CONFIG = "config.json"
+SINGLE, WEIGHT_MAP = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model."
+LARGEST_HEADER = 100_000_000  # the format's own limit
+AT_ONCE = 8  # headers read at the same time
+BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
+    "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4,
+}  # fmt: skip
+TOWERS = {  # prefix of the text tower's tensors: the head that goes with it
+    "model.language_model.": "lm_head.weight",
+    "language_model.model.": "language_model.lm_head.weight",
+    "thinker.model.": "thinker.lm_head.weight",
+    "model.": "lm_head.weight",
+    "language_model.": "lm_head.weight",
+    "": "lm_head.weight",
+}
+WRAPPERS = {  # what a training framework puts before every name: what it is
+    "_orig_mod.": "torch.compile",
+    "module.": "DataParallel or DDP",
+    "base_model.model.": "PEFT",
+    "_fsdp_wrapped_module.": "FSDP",
+}
+
+
+class Readable(Protocol):
+    """The files of one checkpoint, on disk or on the Hub, read in pieces."""
+
+    name: str
+    dangling: tuple[str, ...]
+    """Names of links to nothing."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every file there is."""
+
+    def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
+        """Bytes start … stop − 1 of a file. Raises CheckpointError when they cannot be had."""
+
+    def missing(self, names: Sequence[str]) -> str:
+        """What to say of files that are not there, with the way out."""
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies. dtype: as safetensors writes it (F32, BF16, F8_E4M3). start, stop: bytes in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Weights(NamedTuple):
+    """The weights of one checkpoint. files: in the order they are loaded. index: what lists them, None for one file."""
+
+    files: tuple[str, ...]
+    tensors: dict[str, Stored]
+    index: str | None
+
+
+def read_weights(files: Readable, config: Mapping[str, Any]) -> Weights:
+    """Every tensor of the checkpoint; headers are read and nothing else.
+
+    Raises CheckpointError when a file is missing or damaged, a tensor stands twice, or there are no weights.
+    """
+    names, listed, index = weight_files(files, config)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        headers = list(pool.map(lambda name: read_header(files, name), names))
+    tensors: dict[str, Stored] = {}
+    for header in headers:
+        for name, stored in header.items():
+            if name in tensors:
+                both = f"{tensors[name].file} and {stored.file}"
+                raise CheckpointError(
+                    f"{files.name}: tensor {name} stands in {both}; which of them is the model's? remove the other"
+                )
+            tensors[name] = stored
+    lost = sorted(set(listed) - tensors.keys())
+    if lost:
+        raise CheckpointError(
+            f"{files.name}: {listed[lost[0]]} does not hold {lost[0]}, which {index} lists there"
+            f" ({len(lost)} such tensor(s)); download it again"
+        )
+    return Weights(tuple(names), tensors, index)
+
+
+def weight_files(files: Readable, config: Mapping[str, Any]) -> tuple[list[str], dict[str, str], str | None]:
+    """The files that transformers loads, all present; {tensor: file} where an index lists them, and that index."""
+    explicit = config.get("transformers_weights")
+    if explicit is not None and not (isinstance(explicit, str) and explicit.endswith((".safetensors", ".index.json"))):
+        raise CheckpointError(
+            f"{files.name}: {CONFIG} transformers_weights is {explicit!r}; expected a safetensors file or its index"
+        )
+    sharded = SINGLE not in files.sizes and WEIGHT_MAP in (*files.sizes, *files.dangling)
+    chosen = explicit or (WEIGHT_MAP if sharded else SINGLE)
+    index = chosen if chosen.endswith(".index.json") and chosen in files.sizes else None
+    listed = _listed(files, index) if index else {}
+    names = sorted(set(listed.values())) or [chosen]
+    outside = [name for name in names if PurePath(name).name != name]
+    if outside:
+        raise CheckpointError(f"{files.name}: {chosen} names {outside[0]!r} outside the checkpoint; refused")
+    absent = [name for name in names if name not in files.sizes]
+    if absent == [SINGLE] and SINGLE not in files.dangling:
+        raise CheckpointError(f"{files.name}: {_other_weights(files)}")
+    if absent:
+        raise CheckpointError(files.missing(absent))
+    return names, listed, index
+
+
+def text_prefix(tensors: Iterable[str], where: str) -> str:
+    """What the names of the text tower's tensors begin with. Raises CheckpointError when there is no such tower."""
+    known = set(tensors)
+    for prefix, head in TOWERS.items():
+        if f"{prefix}embed_tokens.weight" in known or (head in known and f"{prefix}norm.weight" in known):
+            return prefix
+    for wrapper, what in WRAPPERS.items():
+        if any(name.startswith(wrapper) for name in known):
+            raise CheckpointError(
+                f"{where}: every tensor's name begins with {wrapper!r}, which {what} puts there; "
+                "save the model it wraps, or take the prefix off the names"
+            )
+    names = ", ".join(f"{prefix}embed_tokens.weight" for prefix in TOWERS)
+    raise CheckpointError(f"{where}: no token embeddings; expected one of {names}; it may be incomplete")
+
+
+def refuse_adapter(files: Readable) -> None:
+    """Raise CheckpointError when there is an adapter, and no model that it belongs to."""
+    model = CONFIG in files.sizes and any(name in files.sizes for name in (SINGLE, WEIGHT_MAP))
+    if ADAPTER in files.sizes and not model:
+        base = _base_of_adapter(files)
+        raise CheckpointError(
+            f"{files.name}: is a LoRA adapter of {base} and not a model; merge it first "
+            "(peft: merge_and_unload, then save_pretrained) and give the merged checkpoint"
+        )
+
+
+def adapter_note(files: Readable) -> str | None:
+    """What to say of an adapter that stands beside a whole model, or None."""
+    if ADAPTER not in files.sizes:
+        return None
+    return f"the model without the adapter beside it ({ADAPTER}); merge it (peft: merge_and_unload) to look at both"
+
+
+def read_header(files: Readable, file: str) -> dict[str, Stored]:
+    """Every tensor of a safetensors file. Raises CheckpointError when the file is not just what its header says."""
+    size = files.sizes[file]
+    start = bytes(files.read(file, 0, 8)) if size >= 8 else b""
+    if start == b"version ":  # https://git-lfs.github.com/spec/v1
+        raise CheckpointError(f"{files.name}: {file} is a git-lfs pointer, not the weights; run `git lfs pull`")
+    length = int.from_bytes(start, "little") if start else LARGEST_HEADER + 1
+    if length > min(LARGEST_HEADER, size - 8):
+        raise _damaged(files, file, "its header is longer than the file")
+    try:
+        entries = json.loads(bytes(files.read(file, 8, 8 + length)), object_pairs_hook=_unique)
+        entries.pop("__metadata__", None)
+        found = {name: _stored(file, 8 + length, entry) for name, entry in entries.items()}
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(files, file, f"header: {error}") from error
+    _require_filled(files, file, 8 + length, found)
+    return found
+
+
+def _require_filled(files: Readable, file: str, end: int, found: Mapping[str, Stored]) -> None:
+    """The tensors fill the file from the end of its header to its last byte, each beginning where another ends."""
+    if max((stored.stop for stored in found.values()), default=0) > files.sizes[file]:
+        raise _damaged(files, file, "its tensors are longer than the file")
+    for name, stored in sorted(found.items(), key=lambda item: item[1][3:]):
+        if stored.start != end:
+            what = "overlaps the tensor before it" if stored.start < end else "leaves a hole before it"
+            raise _damaged(files, file, f"{name} {what}")
+        end = stored.stop
+    if end < files.sizes[file]:
+        raise _damaged(files, file, f"{files.sizes[file] - end} bytes after its last tensor")
+
+
+def _stored(file: str, data: int, entry: Mapping[str, Any]) -> Stored:
+    shape, dtype, (start, stop) = tuple(entry["shape"]), entry["dtype"], entry["data_offsets"]
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, start, stop)) or stop < start:
+        raise ValueError(f"shape {shape}, data_offsets {[start, stop]}")
+    if dtype in BITS and 8 * (stop - start) != math.prod(shape) * BITS[dtype]:
+        raise ValueError(f"{stop - start} bytes for {dtype} of shape {shape}")
+    return Stored(file, dtype, shape, data + start, data + stop)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
+        raise ValueError(f"{twice} stands twice")
+    return found
+
+
+def _damaged(files: Readable, file: str, what: str) -> CheckpointError:
+    return CheckpointError(f"{files.name}: {file} is damaged or cut short ({what}); download it again")
+
+
+def _listed(files: Readable, index: str) -> dict[str, str]:
+    """{tensor: file} of an index."""
+    try:
+        listed = json.loads(bytes(files.read(index)))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        listed = None
+    if not isinstance(listed, dict) or not listed or not all(isinstance(shard, str) for shard in listed.values()):
+        raise CheckpointError(f"{files.name}: {index} has no usable weight_map; download it again")
+    return listed
+
+
+def _base_of_adapter(files: Readable) -> str:
+    try:
+        base = json.loads(bytes(files.read(ADAPTER))).get("base_model_name_or_path")
+    except (ValueError, AttributeError, RecursionError):
+        base = None
+    return base if isinstance(base, str) and base else "a model that it does not name"
+
+
+def _other_weights(files: Readable) -> str:
+    """What to say when there is no model.safetensors, and no index."""
+    ggufs = sorted(name for name in files.sizes if name.endswith(".gguf"))
+    if ggufs:
+        return f"holds GGUF and no {SINGLE}; name one, such as hf://{files.name}/{ggufs[0]}"
+    shards = sorted(name for name in files.sizes if re.fullmatch(r"model.*\.safetensors", name))
+    if shards:
+        return f"has {shards[0]}, and neither {SINGLE} nor {WEIGHT_MAP} that says what it is of; download it again"
+    for suffix in (".bin", ".pth"):
+        found = sorted(name for name in files.sizes if name.endswith(suffix))
+        if found:
+            return (
+                f"found PyTorch {suffix} weights ({found[0]}), which are not supported; use the safetensors checkpoint"
+            )
+    return f"no {SINGLE} found; is it a checkpoint directory?"
