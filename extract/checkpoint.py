@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
-from extract.dequantise import dequantised, quantisation
+from extract.dequantise import dequantised
 from extract.stores import FLOATS, Files, Store, TensorInfo
 from extract.stores.gguf import Gguf, gguf_config, gguf_names, require_gguf
 from extract.stores.hub import HubFiles
@@ -26,7 +25,8 @@ from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
 from vindex.hub import is_hub_id, refuse_revision, snapshot
 from vindex.manifest import Dequantised, SourceFile
-from vindex.weights import CONFIG, adapter_note, read_weights, refuse_adapter
+from vindex.quantised import left_over_note, quantisation
+from vindex.weights import CONFIG, adapter_note, read_json, read_weights, refuse_adapter
 
 ROWS_BYTES = 1 << 26  # read large matrices in pieces of about this size
 TOKENIZER, CARD = "tokenizer.json", "README.md"
@@ -166,7 +166,7 @@ def open_checkpoint(name: str, revision: str | None = None, tokenizer: Path | No
 
 
 def _directory(directory: Path, tokenizer: Path | None) -> Checkpoint:
-    """What a directory holds: safetensors, or one GGUF model; a snapshot in the Hub's cache is that of its repository."""
+    """What a directory holds: safetensors, or one GGUF model. A snapshot in the Hub's cache is its repository."""
     files = LocalFiles(directory)
     if not any(file.endswith(".safetensors") for file in (*files.sizes, *files.dangling)):
         models = sorted({gguf_names(file, files.sizes)[0] for file in files.sizes if file.endswith(".gguf")})
@@ -203,16 +203,16 @@ def _gguf(files: Files, file: str, tokenizer: Path | None) -> Checkpoint:
 
 def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
     refuse_adapter(files)
-    config = _json(files, CONFIG)
+    config = read_json(files, CONFIG)
     weights = read_weights(files, config)
-    quantised = quantisation(config, lambda name: _json(files, name) if name in files.sizes else None, files.name)
+    quantised = quantisation(files, config)
     plain = Safetensors(files, weights)
     store = dequantised(plain, quantised)
-    notes, read = [adapter_note(files)], [CONFIG, weights.index]
+    notes, read = [adapter_note(files, weights.tensors)], [CONFIG, weights.listing]
     if quantised:
         read.append(quantised.file)
         if store is plain:
-            notes.append(f"plain numbers: {quantised.file} has {quantised.path}, and no tensor is quantised")
+            notes.append(left_over_note(quantised))
     return Checkpoint(
         model,
         revision,
@@ -224,20 +224,6 @@ def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path
         notes=tuple(note for note in notes if note),
         own_tokenizer=tokenizer,
     )
-
-
-def _json(files: Files, name: str) -> dict[str, Any]:
-    if name not in files.sizes:
-        if name in files.dangling:
-            raise CheckpointError(files.missing([name]))
-        raise CheckpointError(f"{name} is missing; is {files.name} a checkpoint directory?")
-    try:
-        value = orjson.loads(files.read(name))
-    except orjson.JSONDecodeError as error:
-        raise CheckpointError(f"{files.name}: {name} cannot be read ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{files.name}: {name} does not hold a JSON object; download it again")
-    return value
 
 
 def _ggufs(files: Files) -> list[str]:

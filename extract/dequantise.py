@@ -18,18 +18,15 @@ The checkpoint's quantisation settings say how a matrix W (R, C) of float8 numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from extract.stores import FLOATS, Store, TensorInfo
 from vindex.errors import CheckpointError
+from vindex.quantised import FLOAT8, Quantisation, is_quantised
 
-FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
-FEW_BITS = FLOAT8 | {"F8_E8M0", "F4", "I8", "U8", "I32", "U32"}
-PACKED = (".qweight", ".absmax", "_blocks", "_packed", "_scale", "_scale_inv")
-MODELOPT = "hf_quant_config.json"
 SUPPORTED = "fp8 (float8 with weight_scale_inv), compressed-tensors with 8-bit float weights, and GGUF files"
 
 
@@ -42,56 +39,14 @@ class Scaling(NamedTuple):
     columns: int
 
 
-class Quantisation(NamedTuple):
-    """What a checkpoint says of how it was quantised. file: where it says so; path: the key there."""
-
-    settings: Mapping[str, Any]
-    file: str
-    path: str
-
-
-def quantisation(
-    config: Mapping[str, Any], read: Callable[[str], Mapping[str, Any] | None], where: str
-) -> Quantisation | None:
-    """The settings in config.json, those of its towers included, or in hf_quant_config.json; None where there are none.
-
-    `read` gives a JSON file of the checkpoint, None where there is no such file.
-    """
-    path, tower = "", config
-    while isinstance(tower, Mapping):
-        for key in ("quantization_config", "compression_config"):
-            if tower.get(key):
-                return _checked(Quantisation(tower[key], "config.json", path + key), where)
-        inner = next((key for key in ("thinker_config", "text_config") if key in tower), None)
-        path, tower = f"{path}{inner}.", tower.get(inner) if inner else None
-    settings = (read(MODELOPT) or {}).get("quantization")
-    if not settings:
-        return None
-    found = _checked(Quantisation(settings, MODELOPT, "quantization"), where)
-    return found._replace(settings={"quant_method": "modelopt", **found.settings})
-
-
-def _checked(found: Quantisation, where: str) -> Quantisation:
-    if not isinstance(found.settings, Mapping):
-        raise CheckpointError(f"{where}: {found.file} {found.path}: expected an object, got {found.settings!r:.60}")
-    return found
-
-
 def dequantised(store: Store, found: Quantisation | None) -> Store:
     """The store itself, or a view of it that multiplies float8 weights by their scales, as the settings say.
 
     Raises CheckpointError, naming the key or the tensor, when the checkpoint is quantised in another way.
     """
-    if found is None or not _is_quantised(store):
+    if found is None or not is_quantised(store.tensors):
         return store
     return ScaledFloat8(store, _scaling(found.settings, store, found.path))
-
-
-def _is_quantised(store: Store) -> bool:
-    """Whether any tensor is stored in fewer bits than a plain float, or has a scale."""
-    return any(
-        info.dtype in FEW_BITS or name.endswith(PACKED) for name, info in store.tensors.items() if info.dtype != "BOOL"
-    )
 
 
 def _scaling(settings: Mapping[str, Any], store: Store, path: str) -> Scaling:

@@ -19,13 +19,13 @@ import torch
 from extract.checkpoint import Checkpoint
 from extract.ffn import Ffn, Mixture, dense_ffn, mixture_ffn, require_shape
 from vindex.errors import CheckpointError
+from vindex.quantised import NESTED
 from vindex.weights import TOWERS, text_prefix
 
 ZERO_CENTRED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_omni_moe", "qwen3_next", "qwen3_5_moe")
 DENSE = ("qwen3", "qwen2", "llama", "mistral", "qwen3_vl", "qwen3_5", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni")
 FAMILIES = DENSE + MIXTURES
-NESTED = ("thinker_config", "text_config")
 SUFFIXES = ("_text", "_thinker")  # of the model_type of a tower that was saved by itself
 LAYER_NORMS = {
     "input_layernorm": "input_layernorm",

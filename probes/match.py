@@ -6,25 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from probes.experts import count, gate_weights
 from probes.model import Loaded, Mixture, ffns
 from vindex.checksums import sha256_of
-from vindex.errors import CheckpointError, ProbeError
+from vindex.errors import ProbeError
 
 
 def weight_files(loaded: Loaded) -> tuple[Path, ...]:
-    """The safetensors files that the model was loaded from: those its index lists, or the one there is without."""
-    index = loaded.path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(orjson.loads(index.read_bytes())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    missing = [name for name in names if not (loaded.path / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{loaded.name}: {missing[0]} is missing beside its config.json; download it again")
-    return tuple(loaded.path / name for name in names)
+    """The safetensors files that the model was loaded from."""
+    return tuple(loaded.path / name for name in loaded.weights.files)
 
 
 def weights_sha256(loaded: Loaded, advance: Callable[[int], object] = lambda count: None) -> dict[str, str]:

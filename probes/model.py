@@ -1,7 +1,8 @@
 """A live model to measure: loaded through transformers, and the places in it that the probes read.
 
 1. `load` brings a checkpoint (a local directory or a Hub id) and its tokenizer up in evaluation mode, gradients off.
-   Only safetensors are read and no code from a checkpoint ever runs.
+   Only safetensors are read and no code from a checkpoint ever runs. What is loaded is what is stored: a model of which
+   transformers would draw anything at random is refused, but for a head, which some models do not have.
 2. `layers` finds the decoder blocks and the gated FFN of each: Qwen3, Qwen2, Llama, Mistral and whatever else has
    `mlp.gate_proj`, `mlp.up_proj` and `mlp.down_proj` linear layers. It refuses mixtures of experts: transformers fuses
    their experts into 3-D parameters, so that a hook on a single expert would silently never fire.
@@ -20,12 +21,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError
-from vindex.hub import snapshot
+from vindex.hub import refuse_revision, snapshot
+from vindex.quantised import FEW_BITS, NESTED, left_over_note, quantisation
+from vindex.weights import CONFIG, Weights, adapter_note, read_json, read_weights, refuse_adapter, text_prefix
 
 Side = Literal["input", "output"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+NO_ADAPTER = "no-adapter"  # where transformers is sent to look for one, when peft is installed; there is none
 
 
 class Site(NamedTuple):
@@ -89,9 +94,19 @@ class Loaded(NamedTuple):
     name: str
     """Hub id, or the directory's own name (never a path)."""
     revision: str | None
-    """Commit hash on the Hub, None for a local directory."""
-    path: Path
+    """Commit hash on the Hub, None for a local directory outside the Hub's cache."""
+    files: LocalFiles
     """The directory it was read from: the checkpoint's own, or the snapshot in the Hub's cache."""
+    weights: Weights
+    """Where each of its tensors is stored."""
+    head: bool = True
+    """Whether a head is stored; without one the logits are of random numbers and say nothing."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of how the checkpoint was read, a sentence each."""
+
+    @property
+    def path(self) -> Path:
+        return self.files.directory
 
 
 def load(
@@ -115,20 +130,123 @@ def load(
     if attn not in ATTENTION:
         raise ProbeError(f"attention implementation {attn!r}: expected {', '.join(ATTENTION)}")
     target = _device(device)
-    local = _directory(source)
-    path = local or snapshot(str(source), revision)
+    files = find(source, revision)
+    stored = _Stored.of(files)
     precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
-    try:
-        with _no_bars():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=precision, attn_implementation=attn, use_safetensors=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+    with _quiet(), _explained(source):
+        config = transformers.AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
+        if stored.left_over:
+            del config.quantization_config
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            files.directory,
+            config=config,
+            dtype=precision,
+            attn_implementation=attn,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            adapter_kwargs={"subfolder": NO_ADAPTER},
+        )
+    model, info = loaded
+    head = _require_whole(info["missing_keys"], files.name)
     _steady_products()
     model.to(target).eval().requires_grad_(False)
-    return Loaded(model, tokenizer, local.name if local else str(source), None if local else path.name, path)
+    name = files.name if files.cached else files.directory.name
+    return Loaded(model, tokenizer, name, files.revision, files, stored.weights, head, stored.notes)
+
+
+def find(source: str | Path, revision: str | None = None) -> LocalFiles:
+    """The directory of a model: a local one, or that of a Hub id after downloading it.
+
+    Raises CheckpointError when there is none, or a revision is asked of a local one.
+    """
+    local = _directory(source)
+    if local:
+        refuse_revision(str(source), revision)
+    return LocalFiles(local or snapshot(str(source), revision))
+
+
+def require_head(loaded: Loaded) -> None:
+    """Raise ProbeError when the model has no head, so that nothing can be said of what it predicts."""
+    if not loaded.head:
+        raise ProbeError(
+            f"{loaded.name}: no head is stored (an embedding, reward or classification model), so it predicts no "
+            "tokens; give a causal language model"
+        )
+
+
+class _Stored(NamedTuple):
+    """What is stored of a model, checked before transformers sees it. left_over: quantisation settings of no tensor."""
+
+    weights: Weights
+    left_over: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, files: LocalFiles) -> _Stored:
+        """Raises CheckpointError when the files are damaged, no model, or not what transformers would take them for."""
+        refuse_adapter(files)
+        config = read_json(files, CONFIG)
+        weights = read_weights(files, config)
+        prefix = text_prefix(weights.tensors, files.name)
+        _require_layers(config, weights, prefix, files.name)
+        found = quantisation(files, config)
+        quantised = [name for name, stored in weights.tensors.items() if stored.dtype in FEW_BITS]
+        if quantised and (found is None or (found.file, found.path) != (CONFIG, "quantization_config")):
+            where = f"in {found.file} {found.path}, where transformers does not look" if found else "nowhere"
+            raise CheckpointError(
+                f"{files.name}: {quantised[0]} is stored as {weights.tensors[quantised[0]].dtype}, and how it was "
+                f"quantised is said {where}; use the BF16 original"
+            )
+        left_over = found is not None and not quantised
+        notes = (adapter_note(files, weights.tensors), left_over_note(found) if found and left_over else None)
+        return cls(weights, left_over and "quantization_config" in config, tuple(note for note in notes if note))
+
+
+def _require_layers(config: dict[str, Any], weights: Weights, prefix: str, where: str) -> None:
+    """Refuse more layers than are stored before transformers makes room for them."""
+    tower = config
+    for key in NESTED:
+        tower = tower[key] if isinstance(tower.get(key), dict) else tower
+    count = tower.get("num_hidden_layers")
+    if type(count) is not int:
+        return  # transformers has a default, or a word for it
+    numbers = {
+        name.removeprefix(f"{prefix}layers.").partition(".")[0]
+        for name in weights.tensors
+        if name.startswith(f"{prefix}layers.")
+    }
+    lost = next((layer for layer in range(min(count, len(numbers) + 1)) if str(layer) not in numbers), None)
+    if lost is not None:
+        raise CheckpointError(
+            f"{where}: config.json says {count} layers, and no tensor of {prefix}layers.{lost} is stored; "
+            "the checkpoint is incomplete"
+        )
+
+
+def _require_whole(missing: Iterable[str], where: str) -> bool:
+    """Whether the model has a head. Raises CheckpointError when anything else was not stored and so is random."""
+    lost = sorted(missing)
+    if lost and all(name.endswith("lm_head.weight") for name in lost):
+        return False
+    if lost:
+        raise CheckpointError(
+            f"{where}: {len(lost)} tensor(s) of the model are not stored, first {lost[0]}; transformers would draw "
+            "them at random, and every figure would be of that; the checkpoint is incomplete or not this kind"
+        )
+    return True
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    """Whatever loading raises, in one line: foreign files make foreign code fail in any way, its panics included."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
 
 
 def _steady_products() -> None:
@@ -142,15 +260,17 @@ def _steady_products() -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars of its own among the command's."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars among the command's, and from reports of what is checked here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -263,10 +383,10 @@ def _directory(source: str | Path) -> Path | None:
     """The local directory `source` names, or None where it can only be a Hub id (`name` or `owner/name`)."""
     path = Path(source).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise CheckpointError(f"{source}: no config.json in this directory; expected a Hugging Face checkpoint")
         return Path(os.path.abspath(path))  # not resolve(): a link keeps the name the user gave it
     text = str(source)
+    if path.suffix == ".gguf" and path.is_file():
+        raise CheckpointError(f"{source}: live models are loaded from safetensors; a GGUF file can only be built from")
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
     return None

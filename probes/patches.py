@@ -9,7 +9,8 @@
 3. `revert` puts the original bytes back and checks the shard's SHA-256 against the one noted before the patch. Adding
    and subtracting ΔW would not give it (nearly half of the entries would differ in the last bit).
 
-Patches apply to exactly the weights they were made for: another base hash is refused.
+Patches apply to exactly the weights they were made for: another base hash is refused. A patch is only saved when the
+tensor as stored is the one that was loaded and measured, and only applied when it changes what is stored.
 """
 
 from __future__ import annotations
@@ -53,14 +54,27 @@ def stored_dtype(checkpoint: Path, layer: int) -> torch.dtype:
     return _dtype(locate(checkpoint, layer))
 
 
-def save(path: Path, delta: Delta, checkpoint: Path, provenance: dict[str, Any]) -> Patch:
-    """Write `delta` as a patch for the weights now in `checkpoint`. Nothing partial is left at `path`."""
+def save(path: Path, delta: Delta, checkpoint: Path, provenance: dict[str, Any], loaded: Tensor | None = None) -> Patch:
+    """Write `delta` as a patch for the weights now in `checkpoint`. Nothing partial is left at `path`.
+
+    loaded: the unpatched weight (I, H) of the model that was measured, which must be the one that is stored.
+    """
     place = locate(checkpoint, delta.layer)
     if place.shape != (delta.gate_write.numel(), delta.gate_read.numel()):
         raise PatchError(f"{place.tensor}: has shape {place.shape}, the patch {tuple(delta.gate_write.shape)} × …")
+    if loaded is not None and not torch.equal(stored(place).to(loaded.dtype), loaded.cpu()):
+        raise PatchError(
+            f"{place.tensor}: as stored in {place.file.name} it is not the weight that was loaded and measured; "
+            "a patch would not do there what it did here"
+        )
     patch = Patch(delta, place.tensor, place.shape, place.dtype, base_sha256(place), provenance)
     _write(path, patch, {})
     return patch
+
+
+def stored(place: Place) -> Tensor:
+    """The tensor (I, H) as it is stored."""
+    return tensor_bytes(place).view(_dtype(place)).reshape(place.shape)
 
 
 def read(path: Path) -> Patch:
@@ -108,6 +122,10 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
         shutil.copyfile(place.file, shard)
         original = tensor_bytes(place)
         overwrite(shard, place, _patched_rows(place, patch.delta))
+        if torch.equal(tensor_bytes(locate(partial, patch.delta.layer)), original):
+            raise PatchError(
+                f"{place.tensor}: the patch changes no number as {place.dtype} stores it; it is too small for that"
+            )
         history = partial / HISTORY
         history.mkdir(exist_ok=True)
         extra = {"shard": place.file.name, "shard_sha256": sha256(place.file)}

@@ -1,8 +1,4 @@
-"""Where a tensor's bytes lie in a checkpoint on disk, and how to copy a checkpoint with some of them replaced.
-
-A safetensors file is an 8-byte little-endian header length, a JSON header with every tensor's dtype, shape and offsets,
-and the data. Reading the headers is enough to find a tensor; nothing else is loaded.
-"""
+"""Where a tensor's bytes lie in a checkpoint on disk, and how to copy a checkpoint with some of them replaced."""
 
 from __future__ import annotations
 
@@ -12,15 +8,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
-from probes.model import Loaded
+from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.weights import CONFIG, read_json, read_weights, text_prefix
 
 BLOCK_BYTES = 1 << 22
 
@@ -38,34 +33,18 @@ class Place(NamedTuple):
     stop: int
 
 
-def checkpoint_directory(loaded: Loaded) -> Path:
-    """The directory that a loaded model came from: the local one, or the snapshot in the Hub cache."""
-    if loaded.path is not None:
-        return loaded.path
-    config = try_to_load_from_cache(loaded.name, "config.json", revision=loaded.revision or "main")
-    if not isinstance(config, str):
-        raise CheckpointError(f"{loaded.name}: its snapshot is not in the Hub cache; download it to a directory first")
-    return Path(config).parent
-
-
 def locate(checkpoint: Path, layer: int) -> Place:
-    """Find `layers.<layer>.mlp.gate_proj.weight` in a checkpoint directory without reading any weight."""
-    index = checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(_json(index)["weight_map"].values())
-    elif (checkpoint / "model.safetensors").is_file():
-        names = {"model.safetensors"}
-    else:
-        raise CheckpointError(f"{checkpoint}: no model.safetensors and no model.safetensors.index.json")
-    ending = f"layers.{layer}.mlp.gate_proj.weight"
-    for name in sorted(names):
-        file = checkpoint / Path(name).name
-        header, data = _header(file)
-        for tensor, entry in header.items():
-            if tensor == ending or tensor.endswith(f".{ending}"):
-                start, stop = entry["data_offsets"]
-                return Place(file, tensor, entry["dtype"], tuple(entry["shape"]), data + start, data + stop)
-    raise PatchError(f"{checkpoint}: has no {ending}; expected a dense checkpoint with that layer")
+    """Find the text tower's `layers.<layer>.mlp.gate_proj.weight` in a checkpoint without reading any weight.
+
+    Raises CheckpointError when the directory is no checkpoint, PatchError when it has no such matrix.
+    """
+    files = LocalFiles(checkpoint)
+    weights = read_weights(files, read_json(files, CONFIG))
+    name = f"{text_prefix(weights.tensors, files.name)}layers.{layer}.mlp.gate_proj.weight"
+    if name not in weights.tensors or len(weights.tensors[name].shape) != 2:
+        raise PatchError(f"{checkpoint}: has no matrix {name}; expected a dense checkpoint with that layer")
+    file, dtype, (rows, columns), start, stop = weights.tensors[name]
+    return Place(checkpoint / file, name, dtype, (rows, columns), start, stop)
 
 
 def base_sha256(place: Place) -> str:
@@ -87,27 +66,6 @@ def overwrite(file: Path, place: Place, blocks: Iterator[bytes]) -> None:
         assert handle.tell() == place.stop, "a tensor was not written whole"
         handle.flush()
         os.fsync(handle.fileno())
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """A safetensors header without its metadata, and the offset at which the data begins."""
-    try:
-        with file.open("rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if not 0 < length <= file.stat().st_size - 8:
-                raise CheckpointError(f"{file}: is not a safetensors file (its header claims {length} bytes)")
-            header = orjson.loads(handle.read(length))
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: cannot be read as safetensors: {error}") from error
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
-def _json(path: Path) -> Any:
-    try:
-        return orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def sha256(file: Path, start: int = 0, stop: int | None = None) -> str:

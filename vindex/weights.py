@@ -4,7 +4,7 @@ Extractor, probes, patches and baking all ask here, so that what is measured, ch
 
 1. The files, in transformers' order: what config.json names as `transformers_weights`; else `model.safetensors`; else
    the shards that `model.safetensors.index.json` lists. Other files are not the model, whatever they are called.
-2. Their headers: an 8-byte little-endian length, a JSON object {name: {dtype, shape, data_offsets}}, and the data, which
+2. Their headers: an 8-byte little-endian length, a JSON object {name: {dtype, shape, data_offsets}}, and the data that
    the tensors fill without gap or overlap (https://github.com/huggingface/safetensors#format).
 3. A tensor that stands in two of the files is an error: transformers takes the last, others the one the index names.
 4. The text tower's tensors share a prefix; other towers, adapters and multi-token heads stand beside it.
@@ -20,11 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
+import orjson
+
 from vindex.errors import CheckpointError
 
 CONFIG = "config.json"
 SINGLE, WEIGHT_MAP = "model.safetensors", "model.safetensors.index.json"
-ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model."
+ADAPTER = "adapter_config.json"
 LARGEST_HEADER = 100_000_000  # the format's own limit
 AT_ONCE = 8  # headers read at the same time
 BITS = {
@@ -51,8 +53,10 @@ class Readable(Protocol):
     """The files of one checkpoint, on disk or on the Hub, read in pieces."""
 
     name: str
-    dangling: tuple[str, ...]
-    """Names of links to nothing."""
+
+    @property
+    def dangling(self) -> tuple[str, ...]:
+        """Names of links to nothing."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -76,11 +80,26 @@ class Stored(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The weights of one checkpoint. files: in the order they are loaded. index: what lists them, None for one file."""
+    """The weights of a checkpoint. files: in the order they are loaded. listing: the index they come from, or None."""
 
     files: tuple[str, ...]
     tensors: dict[str, Stored]
-    index: str | None
+    listing: str | None
+
+
+def read_json(files: Readable, name: str) -> dict[str, Any]:
+    """A JSON object of the checkpoint. Raises CheckpointError when it is missing or no such thing."""
+    if name in files.dangling:
+        raise CheckpointError(files.missing([name]))
+    if name not in files.sizes:
+        raise CheckpointError(f"{name} is missing; is {files.name} a checkpoint directory?")
+    try:
+        value = orjson.loads(files.read(name))
+    except orjson.JSONDecodeError as error:
+        raise CheckpointError(f"{files.name}: {name} cannot be read ({error}); download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{files.name}: {name} does not hold a JSON object; download it again")
+    return value
 
 
 def read_weights(files: Readable, config: Mapping[str, Any]) -> Weights:
@@ -139,10 +158,10 @@ def text_prefix(tensors: Iterable[str], where: str) -> str:
         if f"{prefix}embed_tokens.weight" in known or (head in known and f"{prefix}norm.weight" in known):
             return prefix
     for wrapper, what in WRAPPERS.items():
-        if any(name.startswith(wrapper) for name in known):
+        if any(f".{wrapper}" in f".{name}" for name in known):
             raise CheckpointError(
-                f"{where}: every tensor's name begins with {wrapper!r}, which {what} puts there; "
-                "save the model it wraps, or take the prefix off the names"
+                f"{where}: the tensors' names hold {wrapper!r}, which {what} puts there; "
+                "save the model it wraps, or take it off the names"
             )
     names = ", ".join(f"{prefix}embed_tokens.weight" for prefix in TOWERS)
     raise CheckpointError(f"{where}: no token embeddings; expected one of {names}; it may be incomplete")
@@ -159,11 +178,13 @@ def refuse_adapter(files: Readable) -> None:
         )
 
 
-def adapter_note(files: Readable) -> str | None:
-    """What to say of an adapter that stands beside a whole model, or None."""
-    if ADAPTER not in files.sizes:
+def adapter_note(files: Readable, tensors: Iterable[str]) -> str | None:
+    """What to say of an adapter that stands beside a whole model, or among its tensors; None where there is none."""
+    beside = ADAPTER in files.sizes
+    if not beside and not any(".lora_" in name for name in tensors):
         return None
-    return f"the model without the adapter beside it ({ADAPTER}); merge it (peft: merge_and_unload) to look at both"
+    where = f"beside it ({ADAPTER})" if beside else "among its tensors (lora_A, lora_B)"
+    return f"the model without the adapter {where}; merge it (peft: merge_and_unload) to look at both"
 
 
 def read_header(files: Readable, file: str) -> dict[str, Stored]:
@@ -221,20 +242,14 @@ def _damaged(files: Readable, file: str, what: str) -> CheckpointError:
 
 def _listed(files: Readable, index: str) -> dict[str, str]:
     """{tensor: file} of an index."""
-    try:
-        listed = json.loads(bytes(files.read(index)))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        listed = None
+    listed = read_json(files, index).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(shard, str) for shard in listed.values()):
         raise CheckpointError(f"{files.name}: {index} has no usable weight_map; download it again")
     return listed
 
 
 def _base_of_adapter(files: Readable) -> str:
-    try:
-        base = json.loads(bytes(files.read(ADAPTER))).get("base_model_name_or_path")
-    except (ValueError, AttributeError, RecursionError):
-        base = None
+    base = read_json(files, ADAPTER).get("base_model_name_or_path")
     return base if isinstance(base, str) and base else "a model that it does not name"
 
 

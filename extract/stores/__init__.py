@@ -27,10 +27,14 @@ class Files(Protocol):
 
     name: str
     """For messages: the directory's own name, or the Hub id."""
-    revision: str | None
-    """The commit on the Hub, None for a directory outside the Hub's cache."""
-    dangling: tuple[str, ...]
-    """Names of links to nothing."""
+
+    @property
+    def revision(self) -> str | None:
+        """The commit on the Hub, None for a directory outside the Hub's cache."""
+
+    @property
+    def dangling(self) -> tuple[str, ...]:
+        """Names of links to nothing."""
 
     @property
     def sizes(self) -> Mapping[str, int]:

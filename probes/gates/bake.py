@@ -1,10 +1,11 @@
 """Gates in an ordinary checkpoint: the rows of gate_proj and up_proj of every masked neuron become zero.
 
-1. The checkpoint is copied file by file; weights in other formats than safetensors stay behind, for they would still
-   hold the unmasked neurons.
+1. The checkpoint is copied file by file. Weights that transformers would not load stay behind (other formats, the
+   shards of another model, an adapter), for they would still hold the unmasked neurons.
 2. A safetensors header says where each tensor's bytes lie, and a row of gate_proj or up_proj (I, H) is one run of them:
    the masked rows are overwritten with zero bytes, which is +0.0 in every float format. A bias of that row too.
-3. Every other byte of every file is the original's. Memory stays at one row, however large the model is.
+3. Only the text tower counts: other towers and multi-token heads stay as they are. Every other byte of every file is
+   the original's. Memory stays at one row, however large the model is.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import orjson
 from torch import Tensor
 
-from probes.gates.files import read_json
+from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.weights import ADAPTER, CONFIG, WEIGHT_MAP, Weights, read_json, read_weights, refuse_adapter, text_prefix
 
-TENSOR = re.compile(r"(?:^|.*\.)layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)$")
+TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
 BAKED = "baked_gates.json"
 
@@ -34,22 +36,6 @@ class Place(NamedTuple):
     offset: int  # of its first byte in the file
     row_bytes: int
     rows: int
-
-
-def checkpoint_directory(source: str, revision: str | None = None) -> Path:
-    """The directory of a local checkpoint, or of a Hub id after downloading it. Raises CheckpointError."""
-    directory = Path(source).expanduser()
-    if directory.is_dir():
-        return directory
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
-        raise CheckpointError(f"{source}: no such directory; give a checkpoint directory or a Hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(snapshot_download(source, revision=revision))
-    except (HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{source}: cannot be downloaded ({str(error).splitlines()[0]})") from error
 
 
 def bake(
@@ -67,9 +53,11 @@ def bake(
     told the bytes copied. Raises CheckpointError on a mixture of experts or missing weights, PatchError when the mask
     does not fit, TargetError when the target is taken. An interrupted run leaves nothing at `target`.
     """
-    files = _files(checkpoint)
-    places = {file: _places(file) for file in files if file.suffix == ".safetensors"}
+    source = LocalFiles(checkpoint)
+    weights = _weights(source)
+    places = _places(weights, text_prefix(weights.tensors, source.name))
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
+    files = [checkpoint / name for name in source.sizes if _belongs(name, weights)]
     if target.exists() and not force:
         raise TargetError(f"{target}: already exists; choose another place or add --force")
     if target.resolve() == checkpoint.resolve():
@@ -80,7 +68,7 @@ def bake(
         partial.mkdir(parents=True)
         for file in files:
             shutil.copyfile(file, partial / file.name)
-            _zero_rows(partial / file.name, places.get(file, []), keep)
+            _zero_rows(partial / file.name, places.get(file.name, []), keep)
             advance(file.stat().st_size)
         (partial / BAKED).write_bytes(orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
         if target.exists():
@@ -93,37 +81,35 @@ def bake(
     return int((~keep).sum())
 
 
-def _files(checkpoint: Path) -> list[Path]:
-    if not (checkpoint / "config.json").is_file():
-        raise CheckpointError(f"{checkpoint}: no config.json in this directory; expected a Hugging Face checkpoint")
-    config = read_json(checkpoint / "config.json")
+def _weights(source: LocalFiles) -> Weights:
+    """Where the tensors lie. Raises CheckpointError on a mixture of experts."""
+    refuse_adapter(source)
+    config = read_json(source, CONFIG)
     experts = config.get("num_experts") or config.get("num_local_experts")
     if experts:
         raise CheckpointError(
-            f"{checkpoint}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
+            f"{source.name}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
         )
-    files = sorted(f for f in checkpoint.iterdir() if f.is_file() and f.suffix not in OTHER_WEIGHTS)
-    if not any(file.suffix == ".safetensors" for file in files):
-        raise CheckpointError(f"{checkpoint}: no .safetensors files; convert the checkpoint first")
-    return files
+    return read_weights(source, config)
 
 
-def _places(file: Path) -> list[Place]:
-    """The gate_proj and up_proj tensors of a safetensors file: 8 bytes length, a JSON header, then the data."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = orjson.loads(opened.read(length))
-        found = []
-        for name, info in header.items():
-            match = TENSOR.match(name)
-            if match:
-                begin, end = info["data_offsets"]
-                rows = info["shape"][0]
-                found.append(Place(int(match[1]), name, 8 + length + begin, (end - begin) // rows, rows))
-        return found
-    except (OSError, KeyError, TypeError, IndexError, ZeroDivisionError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: damaged or not safetensors ({error}); download it again") from error
+def _belongs(name: str, weights: Weights) -> bool:
+    """Whether a file is copied: anything but weights that are not the model's, and what goes with them."""
+    stale = name == WEIGHT_MAP and weights.listing != WEIGHT_MAP
+    other = name.endswith(".safetensors") and name not in weights.files
+    return not (stale or other or name == ADAPTER or PurePath(name).suffix in OTHER_WEIGHTS)
+
+
+def _places(weights: Weights, prefix: str) -> dict[str, list[Place]]:
+    """The text tower's gate_proj and up_proj by file."""
+    found: dict[str, list[Place]] = {}
+    for name, stored in weights.tensors.items():
+        match = TENSOR.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if match and stored.shape and stored.shape[0]:
+            rows = stored.shape[0]
+            place = Place(int(match[1]), name, stored.start, (stored.stop - stored.start) // rows, rows)
+            found.setdefault(stored.file, []).append(place)
+    return found
 
 
 def _require_fit(places: list[Place], keep: Tensor, checkpoint: Path) -> None:

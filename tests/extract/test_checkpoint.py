@@ -69,7 +69,7 @@ def rename_embeddings(tensors):
 def test_heads_are_told_apart_by_config_and_tensors(tmp_path, options, tied, unembedding, note):
     layout = find_layout(open_checkpoint(str(write_checkpoint(tmp_path / "m", **options))))
     assert (layout.tied, layout.unembedding) == (tied, unembedding)
-    assert layout.embeddings == (unembedding if tied or note and "no head" in note else "model.embed_tokens.weight")
+    assert layout.embeddings == (unembedding if tied or (note and "no head" in note) else "model.embed_tokens.weight")
     assert [text.startswith(note) for text in layout.notes] == ([True] if note else [])
 
 

@@ -115,7 +115,7 @@ def test_a_missing_model_is_one_line(tmp_path):
     for source in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./nowhere"):
         with pytest.raises(CheckpointError, match="no such directory"):
             load(source)
-    with pytest.raises(CheckpointError, match=r"no config\.json in this directory"):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing; is"):
         load(tmp_path)
 
 
@@ -145,5 +145,5 @@ def test_pickled_weights_are_not_read(tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, copy)
     (copy / "model.safetensors").unlink()
     torch.save({}, copy / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match="found PyTorch .bin weights"):
         load(copy)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from probes import patches, shards
 from probes.delete import Delta
 from probes.hooks import patched, same_bits
 from probes.model import load, weight
 from vindex.demo import CHECKPOINT
-from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.errors import PatchError, TargetError
 
 LAYER = 1
 
@@ -206,7 +207,7 @@ def test_a_patch_of_another_shape_is_refused(checkpoint, saved, tiny_checkpoint,
 def test_saving_a_patch_that_does_not_fit_the_checkpoint(checkpoint, tmp_path):
     with pytest.raises(PatchError, match="has shape"):
         patches.save(tmp_path / "p", Delta(LAYER, torch.zeros(3), torch.zeros(4), "forward"), checkpoint, {})
-    with pytest.raises(PatchError, match=r"has no layers.9.mlp.gate_proj.weight"):
+    with pytest.raises(PatchError, match=r"has no matrix model.layers.9.mlp.gate_proj.weight"):
         shards.locate(checkpoint, 9)
 
 
@@ -215,35 +216,44 @@ def test_saving_where_nothing_can_be_written(checkpoint, delta, tmp_path):
         patches.save(tmp_path / "none" / "p.safetensors", delta, checkpoint, {})
 
 
-def test_a_directory_without_weights(tmp_path):
-    with pytest.raises(CheckpointError, match="no model.safetensors"):
-        shards.locate(tmp_path, 0)
-
-
-def test_damaged_checkpoints_are_named(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"\xff" * 64)
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
-        shards.locate(tmp_path, 0)
-    file.write_bytes((4).to_bytes(8, "little") + b"{{{{")
-    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
-        shards.locate(tmp_path, 0)
-    (tmp_path / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        shards.locate(tmp_path, 0)
-
-
-def test_a_truncated_shard_is_named(delta, tmp_path):
-    name = "model.layers.1.mlp.gate_proj.weight"
-    shape = [delta.gate_write.numel(), delta.gate_read.numel()]
-    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * shape[0] * shape[1]]}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 100)
-    with pytest.raises(CheckpointError, match="ends before the tensor does"):
-        patches.save(tmp_path / "p.safetensors", delta, tmp_path, {})
-
-
 def test_weights_that_are_no_plain_floats_are_refused(delta, tmp_path):
     name = "model.layers.1.mlp.gate_proj.weight"
-    save_file({name: torch.zeros(4, 4, dtype=torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    tensors = {name: torch.zeros(4, 4, dtype=torch.float8_e4m3fn), "model.embed_tokens.weight": torch.zeros(1, 4)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(PatchError, match="stored as F8_E4M3; patches apply to F32, BF16, F16"):
         patches.stored_dtype(tmp_path, LAYER)
+
+
+def test_the_patch_goes_to_the_tensor_that_transformers_loads(delta, tmp_path):
+    """Beside it stand a multi-token head with the same ending, and the shards of another model with their index."""
+    source = shutil.copytree(CHECKPOINT, tmp_path / "source")
+    own = load_file(source / "model.safetensors")
+    mtp = {"mtp.layers.1.mlp.gate_proj.weight": torch.ones_like(own["model.layers.1.mlp.gate_proj.weight"])}
+    save_file({name: torch.zeros_like(tensor) for name, tensor in own.items()}, source / "model-1.safetensors")
+    save_file(mtp | own, source / "model.safetensors")
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(own, "model-1.safetensors")})
+    )
+    loaded = load(source, device="cpu", dtype="float32")
+    patches.save(tmp_path / "p.safetensors", delta, source, {}, weight(loaded.model, "gate_proj", LAYER))
+    out = patches.apply(source, patches.read(tmp_path / "p.safetensors"), tmp_path / "out")
+    patched_model = load(out, device="cpu", dtype="float32").model
+    assert not same_bits(weight(loaded.model, "gate_proj", LAYER), weight(patched_model, "gate_proj", LAYER))
+    assert same_bits(tensors(out)["mtp.layers.1.mlp.gate_proj.weight"], mtp["mtp.layers.1.mlp.gate_proj.weight"])
+
+
+def test_a_patch_is_not_saved_for_a_tensor_that_was_not_measured(delta, tmp_path):
+    loaded = load(CHECKPOINT, device="cpu", dtype="float32")
+    with pytest.raises(PatchError, match="as stored in model.safetensors it is not the weight that was loaded"):
+        other = weight(loaded.model, "gate_proj", LAYER + 1)
+        patches.save(tmp_path / "p.safetensors", delta, CHECKPOINT, {}, other)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_patch_that_changes_nothing_as_stored_is_refused(delta, tmp_path):
+    tiny = Delta(LAYER, delta.gate_write * 1e-9, delta.gate_read, "forward")
+    patches.save(tmp_path / "p.safetensors", tiny, CHECKPOINT, {})
+    with pytest.raises(PatchError, match="the patch changes no number as BF16 stores it"):
+        patches.apply(CHECKPOINT, patches.read(tmp_path / "p.safetensors"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]

@@ -192,14 +192,3 @@ def test_a_model_of_one_layer_is_refused(tiny):
     del tiny.model.model.layers[1:]
     with pytest.raises(VindexError, match="the model has one layer"):
         suite.run(tiny, ["factual"])
-
-
-def test_the_weight_files_are_those_the_index_lists(made, tmp_path):
-    moved = made[0]._replace(path=tmp_path)
-    with pytest.raises(VindexError, match=r"tiny-qwen3: model\.safetensors is missing"):
-        match.weight_files(moved)
-    for name in ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors"):
-        (tmp_path / name).touch()
-    listed = {"weight_map": {"a": "model-2.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(listed))
-    assert [path.name for path in match.weight_files(moved)] == ["model-1.safetensors", "model-2.safetensors"]

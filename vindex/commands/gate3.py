@@ -129,14 +129,16 @@ def _bench(
     model: str, method: Method, layer: int | None, vindex: Path | None, facts: Path | None, chat: bool, seed: int,
     dtype: str, device: str,
 ) -> Bench:  # fmt: skip
-    from probes import patches, shards
+    from probes import patches
     from probes.delete.experiment import METHODS, Bench, Options
-    from probes.model import layers, load
+    from probes.model import layers, load, require_head
 
     panel = _panel(model, facts)
     loaded = load(model, dtype=dtype, device=device)
+    require_head(loaded)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
     layers(loaded.model)  # refuses a mixture of experts before any work
-    checkpoint = shards.checkpoint_directory(loaded)
     methods = METHODS if method is Method.both else (method.value,)
     options = Options(methods=methods, seed=seed, chat=chat, layer=layer)
     gate = None
@@ -144,7 +146,7 @@ def _bench(
         from vindex import open as open_vindex
 
         gate = open_vindex(vindex).gate
-    return Bench(loaded, panel, options, stored=patches.stored_dtype(checkpoint, 0), gate=gate)
+    return Bench(loaded, panel, options, stored=patches.stored_dtype(loaded.path, 0), gate=gate)
 
 
 def _panel(model: str, facts: Path | None) -> Panel:
@@ -192,7 +194,8 @@ def _write_json(path: Path | None, record: Any) -> None:
 
 
 def _save(bench: Bench, result: FactResult, path: Path) -> None:
-    from probes import patches, shards
+    from probes import patches
+    from probes.model import weight
 
     if not result.methods:
         raise ProbeError(f"{result.sets.fact.name}: no patch to save, the model does not know this fact")
@@ -208,5 +211,6 @@ def _save(bench: Bench, result: FactResult, path: Path) -> None:
         "suppression": found.effect.headline.loss,
         "verdicts": {"seed": found.seed.result, "strict": found.strict.result},
     }
-    patches.save(path, found.delta, shards.checkpoint_directory(bench.loaded), provenance)
+    unpatched = weight(bench.loaded.model, "gate_proj", found.delta.layer)
+    patches.save(path, found.delta, bench.loaded.path, provenance, unpatched)
     say(f"{name} patch written to {path}")

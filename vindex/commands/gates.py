@@ -138,13 +138,13 @@ def bake(
 ) -> None:
     """Write an ordinary checkpoint in which the masked neurons are zero."""
     from probes.gates.bake import bake as bake_checkpoint
-    from probes.gates.bake import checkpoint_directory
+    from probes.model import find
 
     gates = gates_in(directory)
     keep, what = mask_of(gates, directory, threshold, off, indices)
-    checkpoint = checkpoint_directory(or_bundled(model), revision)
-    size = sum(file.stat().st_size for file in checkpoint.iterdir() if file.is_file())
-    note = {"checkpoint": checkpoint.name, "gates": directory.name, "mask": what, "neurons_off": int((~keep).sum())}
+    source = find(or_bundled(model), revision)
+    checkpoint, size = source.directory, sum(source.sizes.values())
+    note = {"checkpoint": source.name, "gates": directory.name, "mask": what, "neurons_off": int((~keep).sum())}
     with progress() as display:
         task = display.add_task("copying", total=size)
         count = bake_checkpoint(

@@ -80,10 +80,14 @@ def scale_of(name: str) -> ScaleMode:
 def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded:
     from transformers.utils.logging import disable_progress_bar
 
-    from probes.model import load
+    from probes.model import load, require_head
 
     disable_progress_bar()
-    return load(or_bundled(model), device=device, dtype=dtype, revision=revision)
+    loaded = load(or_bundled(model), device=device, dtype=dtype, revision=revision)
+    require_head(loaded)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
+    return loaded
 
 
 def require_free(output: Path, force: bool = False) -> None:

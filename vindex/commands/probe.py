@@ -62,6 +62,8 @@ def probe(
         check_target(plot)
     disable_progress_bar()
     loaded = load(or_bundled(model), dtype=dtype, device=device, attn=attn, revision=revision)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
     record = measure(loaded, vindex, text or texts.BUNDLED, batch_size)
     if plot:
         draw(record, plot)
