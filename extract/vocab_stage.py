@@ -68,7 +68,7 @@ Material = tuple[torch.Tensor, Iterator[tuple[int, torch.Tensor]]]
 
 
 def read_vocabulary(checkpoint: Checkpoint, block: VocabularyBlock, options: BuildOptions) -> Material:
-    """The final norm's scale (H,) and the rows of the matrix, which are read as they are taken: float32, on the device."""
+    """The final norm's scale (H,) and the rows of the matrix, read as they are taken; float32, on the device."""
     rows = ((first, wide(stored, options.device)) for first, stored in checkpoint.row_blocks(block.tensor))
     return block.final_norm.scale(checkpoint).to(options.device), rows
 
@@ -108,7 +108,7 @@ def project_vocabulary(
 
 
 def _directions(block: VocabularyBlock, files: BlockFiles, device: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number in the run, (n, H) float16 on the device) of the run's directions, some at a time, whichever layers they are of."""
+    """(number in the run, (n, H) float16 on the device) of its directions, some at a time, whichever layers' they are."""
     width = block.index.hidden_size * form.HALF
     entries = [block.index.layers[layer] for layer in block.layers]
     start, stop = entries[0].offset, entries[-1].offset + entries[-1].length
