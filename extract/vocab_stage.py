@@ -108,7 +108,7 @@ def project_vocabulary(
 
 
 def _directions(block: VocabularyBlock, files: BlockFiles, device: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number in the run, (n, H) float16 on the device) of its directions, some at a time, whichever layers' they are."""
+    """(number in the run, (n, H) float16 on the device) of its directions, some at a time, of any layer."""
     width = block.index.hidden_size * form.HALF
     entries = [block.index.layers[layer] for layer in block.layers]
     start, stop = entries[0].offset, entries[-1].offset + entries[-1].length
