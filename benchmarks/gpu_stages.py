@@ -286,12 +286,15 @@ def build(bench: Bench) -> None:
     weights = 2 * bench.sizes.layers
     marks = _build(bench, source, "warm")
     bench.say("first build", sum(marks.values()), "s", "kernels are loaded and memory is taken")
-    marks = _build(bench, source, "plain")
+    with _sampled_by_nvml() as samples:
+        marks = _build(bench, source, "plain")
     for what, spent in marks.items():
         bench.say(f"build: {what}", spent, "s", f"{threads} threads" if "source" in what or "checksums" in what else "")
     bench.say(
         "build: directions, a weight", marks["directions"] / weights * 1e3, "ms", f"{weights} weights, reading ahead"
     )
+    if samples:
+        bench.say("GPU busy, by NVML", statistics.mean(samples) / 100, "", f"{len(samples)} samples of the whole build")
     bench.attempt("certificates", lambda: _certificates(bench, bench.scratch / "plain.vindex"))
     if bench.device == "cuda":
         bench.attempt("busy share", lambda: _busy(bench, source))
@@ -330,7 +333,7 @@ def _busy(bench: Bench, source: Path) -> None:
     """Share of the wall time of a build's two computing stages in which kernels run, and bytes move."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen, _sampled_by_nvml() as samples:
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
         marks = _build(bench, source, "profiled")
     computing = marks["directions"] + marks["vocabulary"]
     events = [(event.key, event.self_device_time_total / 1e6) for event in seen.key_averages()]
@@ -338,8 +341,6 @@ def _busy(bench: Bench, source: Path) -> None:
     kernels = sum(spent for _, spent in events) - copies
     bench.say("GPU busy with kernels", kernels / computing, "", f"{kernels:.2f} s of {computing:.2f} s of both stages")
     bench.say("GPU busy with copies", copies / computing)
-    if samples:
-        bench.say("GPU busy, by NVML", statistics.mean(samples) / 100, "", f"{len(samples)} samples of the whole build")
     for key, spent in sorted(events, key=lambda event: -event[1])[:6]:
         bench.say(f"kernel {key[:40]}", spent * 1e3, "ms", "in that build")
 
