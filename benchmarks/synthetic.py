@@ -28,12 +28,12 @@ def real_spectrum(size: int) -> torch.Tensor:
     return torch.from_numpy(np.interp(positions, np.linspace(0, 1, len(SPECTRUM)), SPECTRUM).astype(np.float32))
 
 
-def real_looking_weight(neurons: int, hidden: int, seed: int = 0) -> torch.Tensor:
+def real_looking_weight(neurons: int, hidden: int, seed: int = 0, device: str = "cpu") -> torch.Tensor:
     """(I, H) bfloat16 values, as float32, with that spectrum (up to bfloat16 rounding) and random directions."""
-    random = torch.Generator().manual_seed(seed)
-    left = torch.linalg.qr(torch.randn(neurons, hidden, generator=random))[0]
-    right = torch.linalg.qr(torch.randn(hidden, hidden, generator=random))[0]
-    return ((left * real_spectrum(hidden)) @ right.T).bfloat16().float()
+    random = torch.Generator(device).manual_seed(seed)
+    left = torch.linalg.qr(torch.randn(neurons, hidden, generator=random, device=device))[0]
+    right = torch.linalg.qr(torch.randn(hidden, hidden, generator=random, device=device))[0]
+    return ((left * real_spectrum(hidden).to(device)) @ right.T).bfloat16().float()
 
 
 def qwen3_config(layers: int, hidden: int, neurons: int, vocabulary: int) -> dict:
@@ -52,18 +52,19 @@ def qwen3_config(layers: int, hidden: int, neurons: int, vocabulary: int) -> dic
     }
 
 
-def write_checkpoint(directory: Path, shapes: Shapes, layers: int) -> Path:
+def write_checkpoint(directory: Path, shapes: Shapes, layers: int, device: str = "cpu") -> Path:
     """A Qwen3 checkpoint in bfloat16, a shard for each layer, untied. Nothing larger than one shard is in memory.
 
     Columns are scaled by the real spectrum, which gives weights close to it without the cost of orthogonal factors.
+    device: where the numbers are drawn; they are others on a GPU.
     """
     directory.mkdir(parents=True)
     hidden, neurons, vocabulary = shapes
-    random = torch.Generator().manual_seed(0)
-    scale = real_spectrum(hidden) / neurons**0.5
+    random = torch.Generator(device).manual_seed(0)
+    scale = real_spectrum(hidden).to(device) / neurons**0.5
 
     def matrix(rows: int, columns: int, scales: torch.Tensor | float) -> torch.Tensor:
-        return (torch.randn(rows, columns, generator=random) * scales).bfloat16()
+        return (torch.randn(rows, columns, generator=random, device=device) * scales).bfloat16().cpu()
 
     shards = []
     for layer in range(layers):

@@ -19,6 +19,7 @@ import torch
 from extract.blocks import DIRECTIONS, Method, cast_report
 from extract.cast import to_half
 from extract.checkpoint import Checkpoint
+from extract.device import whole_products
 from extract.engines import Engine, in_process
 from extract.job import Job, Stages
 from extract.layouts import find_layout
@@ -68,10 +69,11 @@ def build(
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
-        _run(job, engine, stages, "directions", DIRECTIONS, direction_blocks(layout, index))
-        _extract_norms(job)
-        _extract_routers(job)
-        _run(job, engine, stages, "vocabulary", VOCABULARY, vocabulary_blocks(job))
+        with whole_products():
+            _run(job, engine, stages, "directions", DIRECTIONS, direction_blocks(layout, index))
+            _extract_norms(job)
+            _extract_routers(job)
+            _run(job, engine, stages, "vocabulary", VOCABULARY, vocabulary_blocks(job))
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,

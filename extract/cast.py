@@ -21,15 +21,15 @@ class HalfCast(NamedTuple):
 
 
 def to_half(source: torch.Tensor, name: str, first_row: int = 0) -> HalfCast:
-    """Cast a float tensor of any shape to float16 on the CPU.
+    """Cast a float tensor of any shape to float16, where it is, and give it on the CPU.
 
     name, first_row: what the tensor is, and the number of its first row in the whole, for the message.
     Raises NumericError on NaN, infinity or a value beyond ±65504, naming the first such element.
     """
-    exact = source.to("cpu", torch.float32).contiguous()
-    half = torch.empty(exact.shape, dtype=torch.float16)
-    flushed, worst = 0, 0.0
-    for values, cast in zip(exact.view(-1).split(PIECE), half.view(-1).split(PIECE), strict=True):
+    exact = source.to(torch.float32).contiguous()
+    half = torch.empty_like(exact, dtype=torch.float16)
+    flushed, worst, piece = 0, 0.0, max(1, exact.numel()) if exact.is_cuda else PIECE
+    for values, cast in zip(exact.view(-1).split(piece), half.view(-1).split(piece), strict=True):
         cast.copy_(values)
         errors = cast.float().div_(values).sub_(1).abs_()
         largest = float(errors.amax()) if len(errors) else 0.0
@@ -41,7 +41,7 @@ def to_half(source: torch.Tensor, name: str, first_row: int = 0) -> HalfCast:
             flushed += int(((cast == 0) & (values != 0)).sum())
             largest = float(errors.where(cast != 0, 0.0).amax())
         worst = max(worst, largest)
-    return HalfCast(half, flushed, worst)
+    return HalfCast(half.cpu(), flushed, worst)
 
 
 def require_finite(source: torch.Tensor, name: str, first_row: int = 0) -> None:

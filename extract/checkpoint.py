@@ -70,20 +70,23 @@ class Checkpoint:
 
     def tensor(self, name: str) -> torch.Tensor:
         """One whole tensor as float32, on the CPU, in memory of its own."""
-        self.info(name)
-        return self.store.read(name).to(torch.float32)
+        return self.stored(name).to(torch.float32)
 
     def expert(self, name: str, index: int) -> torch.Tensor:
         """Slice `index` along the first dimension of a stack, (E, …) → (…) float32; nothing else of it is read."""
+        return self.stored(name, index).to(torch.float32)
+
+    def stored(self, name: str, expert: int | None = None) -> torch.Tensor:
+        """A tensor, or slice `expert` of a stack, as its store gives it: float32 holds each of its values exactly."""
         self.info(name)
-        return self.store.read(name, index, index + 1)[0].to(torch.float32)
+        return self.store.read(name) if expert is None else self.store.read(name, expert, expert + 1)[0]
 
     def row_blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, float32 rows) of a matrix, in pieces of about 64 MiB of float32."""
+        """(first row, rows as their store gives them) of a matrix, in pieces of about 64 MiB of float32."""
         rows, columns = self.info(name).shape
         step = max(1, ROWS_BYTES // (4 * columns))
         for first in range(0, rows, step):
-            yield first, self.store.read(name, first, min(first + step, rows)).to(torch.float32)
+            yield first, self.store.read(name, first, min(first + step, rows))
 
     def dequantised(self, names: Iterable[str]) -> tuple[Dequantised, ...]:
         """Which of these tensors are not stored as plain floats: one record for each dtype."""

@@ -36,9 +36,8 @@ class Weight(NamedTuple):
         return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
 
     def by_neuron(self, checkpoint: Checkpoint) -> torch.Tensor:
-        """(I, H) float32: a row for each neuron. Laid out in memory the same way however it is stored."""
-        name, expert = self.tensor, self.expert
-        stored = checkpoint.tensor(name) if expert is None else checkpoint.expert(name, expert)
+        """(I, H) as stored: a row for each neuron. Laid out in memory the same way however it is stored."""
+        stored = checkpoint.stored(self.tensor, self.expert)
         as_linear = stored.T.contiguous() if self.transposed else stored  # (out, in), as nn.Linear has it
         return as_linear[: self.neurons] if self.side == "gate" else as_linear.T
 

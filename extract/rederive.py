@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from extract.checkpoint import Checkpoint
 from extract.layouts import Layout, find_layout
@@ -63,7 +64,7 @@ def rederive(v: Vindex, checkpoint: Checkpoint, blocks: list[DirectionBlock]) ->
     """
     certificates = {(c.projection, c.layer, c.expert): c for c in v.manifest.certificates}
     for block in blocks:
-        by_neuron = block.weight.by_neuron(checkpoint)
+        by_neuron = block.weight.by_neuron(checkpoint).to(torch.float32)
         fresh = top_directions(by_neuron, block.features, v.manifest.options.tolerance, block.weight.name)
         frames, group = v.layer(block.layer), block.expert or 0
         stored = (frames.gate if block.side == "gate" else frames.down)[group]

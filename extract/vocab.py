@@ -20,26 +20,26 @@ STEP = 1 << 10  # directions at a time
 
 
 class TopTokens:
-    """Running ten highest and ten lowest scores of so many features."""
+    """Running ten highest and ten lowest scores of so many features, kept where they are computed."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, device: str = "cpu") -> None:
         shape = (2, features, POLE)  # first axis: highest, lowest (negated, so that both are maxima)
-        self._scores = torch.full(shape, -torch.inf)
-        self._ids = torch.zeros(shape, dtype=torch.int64)
+        self._scores = torch.full(shape, -torch.inf, device=device)
+        self._ids = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def update(self, first_feature: int, scores: torch.Tensor, first_id: int) -> None:
         """Take in scores (m, n) of m features and the tokens first_id … first_id + n − 1."""
         rows = slice(first_feature, first_feature + len(scores))
         for pole, signed in enumerate((scores, -scores)):
             values, positions = _largest(signed)
-            candidates = torch.cat([self._scores[pole, rows], values.cpu()], dim=1)
-            ids = torch.cat([self._ids[pole, rows], positions.cpu() + first_id], dim=1)
+            candidates = torch.cat([self._scores[pole, rows], values], dim=1)
+            ids = torch.cat([self._ids[pole, rows], positions + first_id], dim=1)
             kept = candidates.topk(POLE, dim=1)
             self._scores[pole, rows], self._ids[pole, rows] = kept.values, ids.gather(1, kept.indices)
 
     def records(self) -> np.ndarray:
         """A record of a meta file for every feature, in order (docs/format.md)."""
-        scores, ids = self._scores.numpy(), self._ids.numpy()
+        scores, ids = self._scores.cpu().numpy(), self._ids.cpu().numpy()
         order = np.lexsort((ids, -scores))  # equal scores: the lower token id first
         scores, ids = np.take_along_axis(scores, order, -1), np.take_along_axis(ids, order, -1)
         records = np.zeros(scores.shape[1], meta_record(META_TOP_K))

@@ -18,6 +18,7 @@ from extract.ahead import ahead
 from extract.blocks import BlockFiles, Method, cast_report
 from extract.cast import require_finite, to_half
 from extract.checkpoint import Checkpoint
+from extract.device import wide
 from extract.job import Job
 from extract.layouts import Norm
 from extract.vocab import STEP, TopTokens, down_scores, gate_scores, runs_of, unit_rows
@@ -67,8 +68,9 @@ Material = tuple[torch.Tensor, Iterator[tuple[int, torch.Tensor]]]
 
 
 def read_vocabulary(checkpoint: Checkpoint, block: VocabularyBlock, options: BuildOptions) -> Material:
-    """The final norm's scale (H,) and the rows of the matrix, which are read as they are taken."""
-    return block.final_norm.scale(checkpoint).to(options.device), checkpoint.row_blocks(block.tensor)
+    """The final norm's scale (H,) and the rows of the matrix, read as they are taken; float32, on the device."""
+    rows = ((first, wide(stored, options.device)) for first, stored in checkpoint.row_blocks(block.tensor))
+    return block.final_norm.scale(checkpoint).to(options.device), rows
 
 
 def project_vocabulary(
@@ -80,7 +82,9 @@ def project_vocabulary(
 ) -> dict[str, Any]:
     """Pass once over the matrix and write the run's records. `advance` is told the rows of each step."""
     final_norm, row_blocks = material
-    top_tokens, casts = TopTokens(sum(block.index.layers[layer].num_features for layer in block.layers)), []
+    features = sum(block.index.layers[layer].num_features for layer in block.layers)
+    top_tokens, casts = TopTokens(features, options.device), []
+    kept = list(_directions(block, files, options.device)) if final_norm.is_cuda else None  # it has room for the run
     for first, rows in ahead(row_blocks):
         if block.first and block.side == "gate" and options.embeddings:
             half = to_half(rows, block.tensor, first)
@@ -88,20 +92,23 @@ def project_vocabulary(
             casts.append(asdict(cast_report(block.tensor, half)))
         elif block.first:
             require_finite(rows, block.tensor, first)
-        candidates = rows[: max(0, block.tokens - first)].to(options.device)
+        candidates = rows[: max(0, block.tokens - first)]
         if len(candidates):
             tokens = unit_rows(candidates) if block.side == "gate" else candidates
-            for feature, directions in _directions(block, files):
-                there = directions.to(options.device, torch.float32)
-                scores = gate_scores(there, tokens) if block.side == "gate" else down_scores(final_norm * there, tokens)
+            for feature, stored in kept or _directions(block, files, options.device):
+                directions = stored.to(torch.float32)
+                if block.side == "gate":
+                    scores = gate_scores(directions, tokens)
+                else:
+                    scores = down_scores(final_norm * directions, tokens)
                 top_tokens.update(feature, scores, first)
         advance(len(rows))
     _write_meta(block, files, top_tokens.records())
     return {"casts": casts}
 
 
-def _directions(block: VocabularyBlock, files: BlockFiles) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number in the run, (n, H) float16) of the run's directions, some at a time, whichever layers they are of."""
+def _directions(block: VocabularyBlock, files: BlockFiles, device: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number in the run, (n, H) float16 on the device) of its directions, some at a time, of any layer."""
     width = block.index.hidden_size * form.HALF
     entries = [block.index.layers[layer] for layer in block.layers]
     start, stop = entries[0].offset, entries[-1].offset + entries[-1].length
@@ -110,7 +117,7 @@ def _directions(block: VocabularyBlock, files: BlockFiles) -> Iterator[tuple[int
             (form.GATE if block.side == "gate" else form.DOWN).name, offset, min(STEP * width, stop - offset)
         )
         half = torch.frombuffer(bytearray(stored), dtype=torch.float16)
-        yield (offset - start) // width, half.view(-1, block.index.hidden_size)
+        yield (offset - start) // width, half.view(-1, block.index.hidden_size).to(device)
 
 
 def _write_meta(block: VocabularyBlock, files: BlockFiles, records: np.ndarray) -> None:

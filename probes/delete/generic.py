@@ -26,18 +26,21 @@ def generic_prompts(model: Any, tokenizer: Any, samples: int) -> list[Prompt]:
 
 
 def own_text(model: Any, tokenizer: Any, tokens: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """About `tokens` tokens sampled at temperature 1 from the model, in sequences of SAMPLE_LENGTH."""
+    """About `tokens` tokens sampled at temperature 1 from the model, in sequences of SAMPLE_LENGTH.
+
+    They are drawn on the CPU, so that they are the same on a GPU.
+    """
     rows = round(tokens / SAMPLE_LENGTH)
     if not rows:
         return []
     start = next(token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if token is not None)
     ids = torch.full((rows, 1), start, device=model.device)
     cache, step = None, ids
-    draw = torch.Generator(device=model.device).manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
     for _ in range(SAMPLE_LENGTH):
         with torch.no_grad():
             out = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
-        step = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1, generator=draw)
+        step = torch.multinomial(out.logits[:, -1].float().softmax(-1).cpu(), 1, generator=draw).to(ids.device)
         ids = torch.cat((ids, step), dim=1)
     return [tuple(row) for row in ids.tolist()]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from extract import svd
-from extract.device import narrowed, to_device
+from extract.device import narrow, narrowed, whole_products, wide
 from extract.svd import top_directions
 from tests.extract.test_svd import spectrum_matrix
 
@@ -22,7 +22,28 @@ def test_only_what_is_bfloat16_is_narrowed(stored):
     finer = stored.clone()
     finer[3, 5] *= 1 + 2**-12
     assert narrowed(finer) is finer
-    assert to_device(stored, "cpu") is stored
+
+
+def test_on_the_cpu_all_is_float32(stored):
+    assert narrow(stored, "cpu") is stored
+    small = stored.bfloat16()
+    for sent in (narrow(small, "cpu"), wide(small, "cpu"), narrow(small.T, "cpu").T):
+        assert sent.dtype == torch.float32 and sent.equal(stored)
+
+
+@pytest.mark.parametrize("choice", ["highest", "high"])
+def test_tf32_is_off_inside_and_as_it_was_afterwards(choice):
+    products = torch.backends.cuda.matmul
+    default = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(choice)
+        before = products.fp32_precision
+        with pytest.raises(KeyError), whole_products():
+            assert products.fp32_precision == "ieee"
+            raise KeyError
+        assert products.fp32_precision == before and torch.get_float32_matmul_precision() == choice
+    finally:
+        torch.set_float32_matmul_precision(default)
 
 
 def test_directions_of_a_narrow_weight_are_those_of_the_wide_one(stored):
@@ -45,11 +66,3 @@ def test_a_failed_certificate_leads_to_float32(stored, monkeypatch):
     directions = top_directions(narrowed(stored), 24, 1e-4, "t")
     assert set(multiplied) == {torch.bfloat16, torch.float32} and multiplied[-1] == torch.float32
     assert directions.method == "block-lanczos" and directions.residuals.max() < 1e-5
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu(stored):
-    there = to_device(stored, "cuda")
-    assert there.dtype == torch.bfloat16 and torch.equal(there.float().cpu(), stored)
-    ours, theirs = top_directions(there, 24, 1e-4, "t"), top_directions(stored, 24, 1e-4, "t")
-    torch.testing.assert_close(ours.sigma.cpu(), theirs.sigma)
