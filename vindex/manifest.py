@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vindex.checksums import render_sums
 from vindex.format import MANIFEST
 from vindex.options import BuildOptions
-from vindex.schema import Fields, load_fields, refuse_problems
+from vindex.schema import Fields, load_fields
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Source:
     revision: str | None
     licence: str | None
     files: tuple[SourceFile, ...]
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The SHA-256 of the one safetensors file; of several, that of their SHA256SUMS lines; None without any."""
+        shards = {file.name: file.sha256 for file in self.files if file.name.endswith(".safetensors")}
+        if len(shards) == 1:
+            return next(iter(shards.values()))
+        return hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,9 @@ def load_manifest(directory: Path) -> Manifest:
     """Read and validate `directory`/manifest.json. Raises FormatError listing every problem."""
     fields = load_fields(directory / MANIFEST.name)
     manifest = _parse_manifest(fields)
-    refuse_problems(MANIFEST.name, fields.problems)
+    if not fields.problems and not manifest.certificates:
+        fields.problems.append("certificates: expected one for each weight, got none")
+    fields.problems.refuse()
     return manifest
 
 
@@ -120,7 +132,7 @@ def _parse_manifest(fields: Fields) -> Manifest:
         ),
         certificates=tuple(parse_certificate(entry) for entry in fields.records("certificates")),
         casts=tuple(parse_cast(entry) for entry in fields.records("casts")),
-        versions=fields.mapping("versions"),
+        versions=fields.texts("versions"),
         started_at=fields.text("started_at"),
         finished_at=fields.text("finished_at"),
         wall_seconds=fields.number_or_none("wall_seconds"),

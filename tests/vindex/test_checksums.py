@@ -58,7 +58,7 @@ def test_several_files_at_once_and_stopping_in_the_middle(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("abc  f", "line 1: expected `<64 hex digits>  <file name>`, got 'abc  f'"),
+        ("abc  f", "line 1: expected `<64 lower-case hex digits>  <file name>`, got 'abc  f'"),
         ("0" * 64 + " f", "line 1: expected"),
         ("Z" * 64 + "  f", "line 1: expected"),
         ("0" * 64 + "  ../f", "line 1: names '../f', which is not a plain file name inside the vindex; refused"),

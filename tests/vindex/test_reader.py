@@ -109,7 +109,7 @@ def test_what_is_not_a_tokenizer(tmp_path, text):
 def test_not_a_directory_or_not_a_vindex(tmp_path):
     with pytest.raises(FormatError, match="is not a directory; give the path of a vindex"):
         vindex.open(tmp_path / "nothing")
-    with pytest.raises(FormatError, match="a directory without SHA256SUMS is not a vindex"):
+    with pytest.raises(FormatError, match="a directory without a readable SHA256SUMS is not a vindex"):
         vindex.open(tmp_path)
 
 
@@ -167,8 +167,8 @@ def test_index_problems_come_together_with_their_paths(copy):
     with pytest.raises(FormatError) as caught:
         vindex.open(copy)
     for part in (
-        "num_layers: missing, expected an integer from 1",
-        "hidden_size: expected an integer from 1, got '16'",
+        "num_layers: missing, expected an integer from 1 to 16384",
+        "hidden_size: expected an integer from 1 to 1048576, got '16'",
         "layers[1].length: expected an integer from 0, got -1",
         "norms: expected a list, got 3",
         "projection.tied: expected true or false, got 1",

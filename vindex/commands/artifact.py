@@ -40,7 +40,7 @@ def info(path: VindexPath, json: Json = False) -> None:
         "vocab_size": i.vocab_size,
         "down_meta_projection": i.projection.down_meta + (" (tied)" if i.projection.tied else ""),
         "worst_certificate": f"{worst.max_residual:.1e} ({worst.tensor})",
-        "size_bytes": sum(file.stat().st_size for file in path.iterdir()),
+        "size_bytes": v.size_bytes,
         "built_at": m.finished_at,
         "built_with": ", ".join(f"{name} {version}" for name, version in m.versions.items()),
     }
@@ -68,7 +68,7 @@ def verify(
 
     v = open_vindex(path)
     with progress() as display:
-        advance = stage(display, "checksums", sum((path / name).stat().st_size for name in v.digests))
+        advance = stage(display, "checksums", v.size_bytes)
         checks = list(checks_of(v, advance))
         if source is not None:
             checks += _check_source(v, source, layers, experts, display)
