@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
+from extract.config import checked
 from extract.dequantise import dequantised
 from extract.stores import FLOATS, Files, Store, TensorInfo
 from extract.stores.gguf import Gguf, gguf_config, gguf_names, require_gguf
@@ -24,9 +24,11 @@ from extract.stores.local import LocalFiles
 from extract.stores.safetensors import Safetensors
 from extract.stores.tokenizer import WAY_OUT, require_same_tokens, tokenizer_from_gguf
 from vindex.errors import CheckpointError
+from vindex.files import TEXT_LIMIT, Kind, parse_json, read_bytes
 from vindex.hub import is_hub_id, snapshot
 from vindex.manifest import Dequantised, SourceFile
 
+TEXT = Kind(CheckpointError, "download it again")
 ROWS_BYTES = 1 << 26  # read large matrices in pieces of about this size
 CONFIG, TOKENIZER, CARD, WEIGHT_MAP = "config.json", "tokenizer.json", "README.md", "model.safetensors.index.json"
 
@@ -92,7 +94,7 @@ class Checkpoint:
         """The licence named in the front matter of the model's README.md or in GGUF metadata, or None."""
         if isinstance(self.store, Gguf):
             return self.store.metadata.get("general.license")
-        text = self.files.read(CARD).decode(errors="replace") if CARD in self.files.sizes else ""
+        text = _text(self.files, CARD).decode(errors="replace") if CARD in self.files.sizes else ""
         front_matter = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
         found = re.search(r"^license:\s*(\S+)", front_matter[1], re.MULTILINE) if front_matter else None
         return found[1] if found else None
@@ -100,7 +102,8 @@ class Checkpoint:
     def tokenizer(self) -> bytes:
         """The content of tokenizer.json. Raises CheckpointError when there is none and none can be made."""
         if self.own_tokenizer or TOKENIZER in self.files.sizes:
-            content = self.own_tokenizer.read_bytes() if self.own_tokenizer else bytes(self.files.read(TOKENIZER))
+            own = self.own_tokenizer
+            content = read_bytes(own, TEXT) if own else bytes(_text(self.files, TOKENIZER))
             if isinstance(self.store, Gguf):
                 require_same_tokens(content, self.store.tokens, str(self.own_tokenizer or TOKENIZER))
             return content
@@ -191,7 +194,7 @@ def _gguf(files: Files, file: str, revision: str | None, tokenizer: Path | None)
 
 
 def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
-    config = _json(files, CONFIG)
+    config = checked(_json(files, CONFIG), files.name)
     names = _weight_files(files)
     store = dequantised(Safetensors(files, names), config)
     return Checkpoint(model, revision, config, files, tuple(names), store, tokenizer)
@@ -200,13 +203,17 @@ def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path
 def _json(files: Files, name: str) -> dict[str, Any]:
     if name not in files.sizes:
         raise CheckpointError(f"{name} is missing; is {files.name} a checkpoint directory?")
-    try:
-        value = orjson.loads(files.read(name))
-    except orjson.JSONDecodeError as error:
-        raise CheckpointError(f"{files.name}: {name} cannot be read ({error}); download it again") from error
+    value = parse_json(_text(files, name), f"{files.name}: {name}", TEXT)
     if not isinstance(value, dict):
         raise CheckpointError(f"{files.name}: {name} does not hold a JSON object; download it again")
     return value
+
+
+def _text(files: Files, name: str) -> bytearray:
+    """The content of a file that is not weights, and so not large."""
+    if files.sizes[name] > TEXT_LIMIT:
+        raise TEXT.refusal(f"{files.name}: {name}", f"has {files.sizes[name]:,} bytes, at most {TEXT_LIMIT:,} are read")
+    return files.read(name)
 
 
 def _weight_files(files: Files) -> list[str]:

@@ -44,7 +44,13 @@ def dequantised(store: Store, config: Mapping[str, Any]) -> Store:
     settings = config.get("quantization_config") or config.get("compression_config")
     if settings is None:
         return store
-    return ScaledFloat8(store, _scaling(settings, store))
+    try:
+        scaling = _scaling(settings, store)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"quantization_config holds a value of the wrong type ({error}); supported are {SUPPORTED}"
+        ) from error
+    return ScaledFloat8(store, scaling)
 
 
 def _scaling(settings: Mapping[str, Any], store: Store) -> Scaling:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vindex.checksums import require_plain_name
+from vindex.files import parse_json
 from vindex.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -24,7 +25,7 @@ from vindex.format import (
     files_of,
     is_payload,
 )
-from vindex.schema import Fields, Problems, listed, load_fields
+from vindex.schema import OF_A_VINDEX, Fields, Problems, listed, load_fields, to_json
 
 FINAL_NORM = "norm"
 
@@ -139,6 +140,15 @@ def load_index(directory: Path) -> Index:
     index = parse_index(fields)
     fields.problems.refuse()
     return index
+
+
+def require_readable(index: Index) -> None:
+    """Raise FormatError unless what would be written of this index, with checksums, is what `load_index` takes."""
+    payload = {spec.name: "0" * 64 for spec in files_of(index) if is_payload(spec)}
+    content = to_json(dataclasses.replace(index, checksums=payload))
+    fields = Fields(parse_json(content, INDEX.name, OF_A_VINDEX), "", Problems(INDEX.name))
+    parse_index(fields)
+    fields.problems.refuse()
 
 
 def parse_index(fields: Fields) -> Index:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vindex.checksums import render_sums
+from vindex.errors import QueryError
+from vindex.files import parse_json
 from vindex.format import MANIFEST
 from vindex.options import BuildOptions
-from vindex.schema import Fields, load_fields
+from vindex.schema import OF_A_VINDEX, Fields, Problems, load_fields, to_json
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,7 @@ def _parse_manifest(fields: Fields) -> Manifest:
             Dequantised(entry.text("method"), entry.text("dtype"), entry.integer("tensors"))
             for entry in fields.records("dequantised")
         ),
-        options=BuildOptions(
-            options.integer("features", 1),
-            options.text("device"),
-            options.integer("threads", 1),
-            options.number("tolerance"),
-            options.flag("embeddings"),
-        ),
+        options=_parse_options(options),
         certificates=tuple(parse_certificate(entry) for entry in fields.records("certificates")),
         casts=tuple(parse_cast(entry) for entry in fields.records("casts")),
         versions=fields.texts("versions"),
@@ -138,6 +134,26 @@ def _parse_manifest(fields: Fields) -> Manifest:
         wall_seconds=fields.number_or_none("wall_seconds"),
         peak_memory_bytes=fields.integer_or_none("peak_memory_bytes"),
     )
+
+
+def _parse_options(entry: Fields) -> BuildOptions:
+    features, threads = entry.integer("features", 1), entry.integer("threads", 1)
+    device, tolerance, embeddings = entry.text("device"), entry.number("tolerance"), entry.flag("embeddings")
+    if entry.problems:
+        return BuildOptions()
+    try:
+        return BuildOptions(features, device, threads, tolerance, embeddings)
+    except QueryError as error:
+        entry.problems.append(f"options: {error}")
+        return BuildOptions()
+
+
+def require_readable(manifest: Manifest) -> None:
+    """Raise FormatError unless what would be written of this manifest is what `load_manifest` takes."""
+    content = to_json(manifest)
+    fields = Fields(parse_json(content, MANIFEST.name, OF_A_VINDEX), "", Problems(MANIFEST.name))
+    _parse_manifest(fields)
+    fields.problems.refuse()
 
 
 def parse_source_file(entry: Fields) -> SourceFile:

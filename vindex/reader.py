@@ -175,7 +175,7 @@ class Vindex:
         if isinstance(query, list | tuple) or (isinstance(query, np.ndarray) and query.ndim == 1):
             return self.embeddings[[self.token_id(token) for token in query]].astype(np.float32)
         if isinstance(query, str | int | np.integer):
-            return self.embeddings[self.token_id(query)].astype(np.float32)  # type: ignore[arg-type]
+            return self.embeddings[self.token_id(query)].astype(np.float32)
         got = f"array of {query.dtype}, shape {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
         raise QueryError(
             f"expected a token, a token id, a list of ids, or float vectors of {self.index.hidden_size} numbers, "

@@ -141,7 +141,10 @@ def load_record(path: Path) -> dict[str, Any]:
 
 def to_json(record: Any) -> bytes:
     """A dataclass as indented JSON. Fields that may be None by default are left out when they are."""
-    return orjson.dumps(_plain(record), option=orjson.OPT_INDENT_2)
+    try:
+        return orjson.dumps(_plain(record), option=orjson.OPT_INDENT_2)
+    except orjson.JSONEncodeError as error:  # a name of a file or directory that is not UTF-8
+        raise FormatError(f"a name in it cannot be written as JSON ({error}); rename the checkpoint") from error
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -207,7 +207,7 @@ def _tokens(v: Vindex, spec: FileSpec) -> Check:
     return Check(what, True, f"{v.index.num_rows:,} records of {v.index.down_top_k} tokens")
 
 
-def _wrong_records(records: np.ndarray, tokens: int, cosines: bool) -> Iterator[tuple[np.ndarray, str]]:
+def _wrong_records(records: np.ndarray, tokens: int, cosines: bool) -> Iterator[tuple[Any, str]]:
     """(which of the records are wrong, in what way)."""
     ids, scores = records["tokens"]["token_id"], records["tokens"]["score"]
     pole = ids.shape[1] // 2

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from vindex.checksums import sha256_of_all
 from vindex.errors import CheckpointError
+from vindex.files import Kind, opened
 from vindex.manifest import SourceFile
+
+WEIGHTS = Kind(CheckpointError, "download it again", limit=None)
 
 
 class LocalFiles:
@@ -15,18 +18,18 @@ class LocalFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.name = directory, directory.resolve().name
-        self.sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
+        try:
+            self.sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
+        except OSError as error:
+            raise WEIGHTS.refusal(directory, f"cannot be read ({error.strerror})") from error
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         content = bytearray((self.sizes[file] if stop is None else stop) - start)
         view, done = memoryview(content), 0
-        try:
-            with (self.directory / file).open("rb", buffering=0) as opened:
-                opened.seek(start)
-                while done < len(view) and (count := opened.readinto(view[done:])):
-                    done += count
-        except OSError as error:
-            raise CheckpointError(f"{self.directory / file} cannot be read ({error.strerror})") from error
+        with opened(self.directory / file, WEIGHTS) as source:
+            source.seek(start)
+            while done < len(view) and (count := source.readinto(view[done:])):
+                done += count
         if done < len(content):
             short = f"it ends {len(content) - done} bytes too early"
             raise CheckpointError(f"{file} is cut short: {short}; download it again")
