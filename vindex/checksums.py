@@ -42,7 +42,7 @@ def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None,
 
 
 def sha256_of_all(
-    paths: Sequence[Path], threads: int, advance: Callable[[int], object] = lambda count: None
+    paths: Sequence[Path], threads: int, advance: Callable[[int], object] = lambda count: None, kind: Kind = ANY
 ) -> dict[str, str]:
     """{file name: hex SHA-256}, several files at a time: hashing lets go of the interpreter lock."""
     stopped = threading.Event()
@@ -54,7 +54,7 @@ def sha256_of_all(
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            digests = pool.map(lambda path: sha256_of(path, go_on), paths)
+            digests = pool.map(lambda path: sha256_of(path, go_on, kind), paths)
             return dict(zip((path.name for path in paths), digests, strict=True))
         except BaseException:
             stopped.set()

@@ -38,5 +38,5 @@ class LocalFiles:
     def fingerprint(
         self, names: Sequence[str], threads: int, advance: Callable[[int], object]
     ) -> tuple[SourceFile, ...]:
-        digests = sha256_of_all([self.directory / name for name in names], threads, advance)
+        digests = sha256_of_all([self.directory / name for name in names], threads, advance, WEIGHTS)
         return tuple(SourceFile(name, self.sizes[name], digests[name], "vindex") for name in names)
