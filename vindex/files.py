@@ -4,7 +4,7 @@ Every file that the project reads is opened here. Links are followed, since the 
 blobs/, and what they lead to must be a regular file: a FIFO, device or directory is refused and never waited for.
 
 JSON is read strictly: UTF-8, no key twice in an object, no NaN or infinity, no half of a surrogate pair, no more than
-NESTING levels. Integers past 64 bits come out as floats, so that whoever asks for a count refuses them.
+NESTING levels and MOST_VALUES values. Integers past 64 bits come out as floats, so that whoever asks for a count refuses them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ import orjson
 from vindex.errors import VindexError
 
 TEXT_LIMIT = 1 << 26  # bytes of a JSON or text file; the manifest of a mixture of 60,000 experts has a third of it
+MOST_VALUES = 1 << 22  # of a JSON text, counted by commas and brackets; a large tokenizer has a quarter of it
 NESTING = 64
 HOLES = 1 << 30  # bytes of a file that may be holes; a file that is mostly a hole takes hours to read and says nothing
+STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')  # in valid JSON; one with a colon after it is a key
 ODD_KINDS = {
     stat.S_IFDIR: "is a directory",
     stat.S_IFIFO: "is a FIFO",
@@ -100,34 +102,39 @@ def parse_json(content: bytes | bytearray, where: str, kind: Kind) -> Any:
     """The value that JSON text stands for, read strictly. where: what messages call it."""
     if kind.limit is not None and len(content) > kind.limit:
         raise kind.refusal(where, f"has {len(content):,} bytes, and at most {kind.limit:,} are read")
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > MOST_VALUES:
+        raise kind.refusal(where, f"holds more than {MOST_VALUES:,} values")
     try:
         value = orjson.loads(content)
-        if _deeper_than(value, NESTING):
-            raise ValueError(f"nested more than {NESTING} levels deep")
-        json.loads(content.decode(), object_pairs_hook=_once)
+        if _keys(value) != sum(1 for string in STRING.finditer(content) if string[1]):
+            json.loads(content.decode(), object_pairs_hook=_once)  # slower, and says which key it is
     except ValueError as error:  # orjson's and json's errors among them
         raise kind.refusal(where, f"not valid JSON ({error})") from error
     return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:
-    """Refuse an object that has a key twice; the value itself is orjson's."""
+    """Refuse an object that has a key twice."""
     if len(dict(pairs)) < len(pairs):
         seen: set[str] = set()
         again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {again[:60]!r} stands twice in one object")
 
 
-def _deeper_than(value: Any, levels: int) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(levels):
+def _keys(value: Any) -> int:
+    """How many keys all objects in a value have. Raises ValueError when it is nested too deep."""
+    level, keys = [value] if isinstance(value, dict | list) else [], 0
+    for _ in range(NESTING):
+        keys += sum(len(one) for one in level if isinstance(one, dict))
         level = [
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, dict | list)
         ]
-    return bool(level)
+    if level:
+        raise ValueError(f"nested more than {NESTING} levels deep")
+    return keys
 
 
 def _descriptor(path: Path, kind: Kind) -> int:

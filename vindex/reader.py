@@ -365,6 +365,6 @@ def open_vindex(path: str | Path) -> Vindex:
     re-hash (`vindex verify` does). Raises FormatError when anything is missing, malformed or of the wrong size.
     """
     directory = Path(path)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # which, unlike Path.is_dir, says no to a name that is too long
         raise FormatError(f"{directory} is not a directory; give the path of a vindex, as built by `vindex build`")
     return Vindex(directory)

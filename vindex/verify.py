@@ -75,7 +75,10 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
 def _directory(v: Vindex) -> Check:
     """Nothing but the files of the format, and what the Hub leaves in a download; links are counted."""
     known = {spec.name for spec in files_of(v.index)}
-    entries = sorted(v.path.iterdir())
+    try:
+        entries = sorted(v.path.iterdir())
+    except OSError as error:
+        return Check("directory", False, f"cannot be listed ({error.strerror})")
     others = [_described(entry) for entry in entries if entry.name not in known and entry.name not in OF_THE_HUB]
     links = sum(entry.is_symlink() for entry in entries if entry.name in known)
     if others:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from probes.gates.masks import DIGITS, INDICES_THRESHOLD, Gates, indices_of, keep_from_indices, point
 from vindex.errors import PatchError, TargetError
-from vindex.files import Kind, opened, read_bytes, read_text
+from vindex.files import Kind, opened, parse_json, read_bytes, read_text
 from vindex.files import read_json as read_any_json
 from vindex.format import MOST_LAYERS, MOST_NEURONS
 
@@ -176,8 +176,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _from_safetensors(path: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load
 
+    content = read_bytes(path, OF_LOGITS)
     try:
-        return load(read_bytes(path, OF_LOGITS))
+        parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], f"{path}: header", OF_LOGITS)
+        return load(content)
     except PatchError:
         raise
     except Exception as error:  # of the file's header: a dtype or shape that the package does not foresee

@@ -54,7 +54,7 @@ def refused(path) -> str:
     started = time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(str(path))
-    assert time.monotonic() - started < 1 and "\n" not in str(caught.value)
+    assert time.monotonic() - started < 5 and "\n" not in str(caught.value)
     return str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -89,14 +90,27 @@ def test_text_and_lines(tmp_path):
         (b'["\xff"]', "not valid JSON"),
         (b"[" * 65 + b"]" * 65, "nested more than 64 levels deep"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000, "not valid JSON"),
+        (b"[" + b"1," * (1 << 22) + b"1]", "holds more than 4,194,304 values"),
         (b"1" * 101, "has 101 bytes, and at most 100 are read"),
     ],
-    ids="twice nan infinity surrogate encoding deep deeper large".split(),
+    ids="twice nan infinity surrogate encoding deep deeper many large".split(),
 )
 def test_json_that_is_not_strict_is_refused(text, message):
     kind = KIND if message.startswith("has") else KIND._replace(limit=None)
     found = refused(lambda: parse_json(text, "f", kind))
     assert message in found and found.startswith("f: ") and found.endswith("; the way out")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r'{"a\"": ":\":", "a" :1, "b": {"a"' + "\n" + r': "\\"}}', '[":", "a", {"": ":"}]', '{"\\u0061": 1, "b": 2}'],
+)
+def test_strings_are_told_from_keys(text):
+    assert parse_json(text.encode(), "f", KIND) == json.loads(text)
+
+
+def test_a_key_that_is_the_same_once_unescaped():
+    assert "the key 'a' stands twice" in refused(lambda: parse_json(rb'{"a": 1, "\u0061": 2}', "f", KIND))
 
 
 def test_json_of_64_levels_is_read():

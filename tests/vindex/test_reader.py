@@ -141,6 +141,8 @@ def test_what_is_not_a_tokenizer(tmp_path, text):
 def test_not_a_directory_or_not_a_vindex(tmp_path):
     with pytest.raises(FormatError, match="is not a directory; give the path of a vindex"):
         vindex.open(tmp_path / "nothing")
+    with pytest.raises(FormatError, match="is not a directory; give the path of a vindex"):
+        vindex.open("x" * 5000)
     with pytest.raises(FormatError, match="a directory without a readable SHA256SUMS is not a vindex"):
         vindex.open(tmp_path)
 

@@ -10,7 +10,7 @@ import pytest
 import vindex
 from vindex.checksums import load_sums, render_sums
 from vindex.errors import FormatError
-from vindex.verify import verify
+from vindex.verify import Check, verify
 
 
 @pytest.fixture
@@ -217,3 +217,13 @@ def test_singular_values_that_are_negative_or_nan(copy):
     change(copy, "singular_values.bin", "<f4", lambda v: v.__setitem__(3, np.nan), resum=True)
     found = failures(copy)
     assert found["singular_values.bin finite"] == "row 0, column 3 is nan" and "singular values" in found
+
+
+def test_a_directory_that_cannot_be_listed(built, monkeypatch):
+    v = vindex.open(built)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+    assert Check("directory", False, "cannot be listed (Permission denied)") in list(verify(v))

@@ -143,7 +143,7 @@ def test_logits_that_are_not_finite_are_refused(tmp_path, bad):
     "name, content, message",
     [
         ("lambda_logits.pt", b"garbage", "damaged, or holds something"),
-        ("lambda_logits.safetensors", b"garbage", "damaged or not safetensors"),
+        ("lambda_logits.safetensors", b"garbage", "lambda_logits.safetensors: header: not valid JSON"),
         ("selected_thresholds.txt", b"0.4, half", "expected comma-separated numbers"),
         ("neuron_indices.json", b'{"0": 5}', "expected {.layer.: .neuron, ….}"),
         ("neuron_indices.json", b'{"7": [1]}', "name layer 7; there are layers 0 to 2"),
