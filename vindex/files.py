@@ -4,7 +4,8 @@ Every file that the project reads is opened here. Links are followed, since the 
 blobs/, and what they lead to must be a regular file: a FIFO, device or directory is refused and never waited for.
 
 JSON is read strictly: UTF-8, no key twice in an object, no NaN or infinity, no half of a surrogate pair, no more than
-NESTING levels and MOST_VALUES values. Integers past 64 bits come out as floats, so that whoever asks for a count refuses them.
+NESTING levels and MOST_VALUES values. Integers past 64 bits come out as floats, so that whoever asks for a count
+refuses them.
 """
 
 from __future__ import annotations
