@@ -181,7 +181,11 @@ def parse_index(fields: Fields) -> Index:
             NormEntry(entry.text("name"), entry.integer("offset"), entry.integer("length", low=1))
             for entry in fields.records("norms")
         ),
-        projection=Projection(projection.text("down_meta"), projection.flag("final_norm"), projection.flag("tied")),
+        projection=Projection(
+            projection.text("down_meta", choices=("lm_head", "embed_tokens")),
+            projection.flag("final_norm"),
+            projection.flag("tied"),
+        ),
         checksums=fields.texts("checksums"),
         source=fields.mapping("source"),
         model_config=fields.mapping("model_config"),

@@ -160,7 +160,7 @@ def parse_source_file(entry: Fields) -> SourceFile:
     return SourceFile(
         entry.text("name"),
         entry.integer("size"),
-        entry.text("sha256"),
+        entry.digest("sha256"),
         entry.text("hashed_by", choices=("vindex", "hub")),
     )
 
@@ -170,8 +170,8 @@ def parse_certificate(entry: Fields) -> Certificate:
         entry.integer("layer"),
         entry.text("projection", choices=("gate", "down")),
         entry.text("tensor"),
-        entry.number("max_residual"),
-        entry.number("median_residual"),
+        entry.share("max_residual"),
+        entry.share("median_residual"),
         entry.number_or_none("gap_at_cut"),
         entry.integer("close_neighbours"),
         entry.text("method"),
@@ -184,5 +184,5 @@ def parse_cast(entry: Fields) -> CastReport:
         entry.text("block"),
         entry.integer("values"),
         entry.integer("flushed_to_zero"),
-        entry.number("max_relative_error"),
+        entry.share("max_relative_error"),
     )

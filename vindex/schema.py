@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,8 +83,16 @@ class Fields:
         expected = f"{low}" if low == high else f"an integer from {low}" + (f" to {high}" if high < 2**53 else "")
         return self._take(key, lambda v: type(v) is int and low <= v <= high, expected, low)
 
+    def digest(self, key: str) -> str:
+        fits = lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None  # noqa: E731
+        return self._take(key, fits, "64 lower-case hex digits", "")
+
     def number(self, key: str) -> float:
         return self._take(key, _is_number, "a number", 0.0)
+
+    def share(self, key: str) -> float:
+        """A relative figure: 0 or more."""
+        return self._take(key, lambda v: _is_number(v) and v >= 0, "a number from 0", 0.0)
 
     def number_or_none(self, key: str) -> float | None:
         return self._take(key, lambda v: v is None or _is_number(v), "a number or null", None)

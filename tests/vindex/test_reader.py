@@ -337,6 +337,7 @@ def test_text_files_are_of_a_bounded_size(copy):
             "got 'x0'; 'x1'; 'x2'; 'x3'; 'x4'; and 4 more",
         ),
         (lambda i: i.update(model="x" * 10_001), "model: expected a string, got 'xxx"),
+        (lambda i: i["projection"].update(down_meta="head"), "down_meta: expected one of lm_head, embed_tokens, got"),
         (lambda i: i.update(embed_scale="1"), "embed_scale: expected a number"),
     ],
 )
