@@ -29,13 +29,17 @@ from extract.vocab_stage import VOCABULARY, vocabulary_blocks
 from vindex import format as form
 from vindex.card import render_card
 from vindex.checksums import sha256_of, sha256_of_all
-from vindex.errors import QueryError
-from vindex.index import EffectiveRank, LayerEntry
+from vindex.errors import CheckpointError, QueryError
+from vindex.index import EffectiveRank, Index, LayerEntry
+from vindex.index import require_readable as index_is_readable
 from vindex.manifest import CastReport, Certificate, Dequantised, Manifest
+from vindex.manifest import require_readable as manifest_is_readable
 from vindex.options import BuildOptions
 from vindex.schema import to_json
-from vindex.tokens import parse_vocabulary
+from vindex.tokens import Vocabulary, parse_vocabulary
 from vindex.writer import open_writer, refuse_taken
+
+NO_CERTIFICATE = Certificate(0, "gate", "", 0.0, 0.0, None, 0, "")  # before there is one
 
 
 def build(
@@ -56,12 +60,17 @@ def build(
     started, clock = now(), time.monotonic()
     layout = find_layout(checkpoint)
     index = plan_index(checkpoint, layout, options)
+    index_is_readable(index)
     options = replace(options, features=index.num_features_per_expert or index.num_feats)
     tokenizer = checkpoint.tokenizer()
     vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
+    _require_tokens(checkpoint, index, vocabulary)
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
     source = hash_source(checkpoint, options.threads, stages)
+    manifest_is_readable(
+        Manifest(source, (), options, (NO_CERTIFICATE,), (), library_versions(), started, started, 0, 0)
+    )
     fingerprint = {"source": asdict(source), "options": asdict(options), "versions": library_versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
     with open_writer(target, fingerprint, total_size(index, len(tokenizer)), resume=resume, force=force) as writer:
@@ -90,6 +99,16 @@ def build(
         )
         _commit(job, manifest, stages, force)
     return manifest
+
+
+def _require_tokens(checkpoint: Checkpoint, index: Index, vocabulary: Vocabulary) -> None:
+    """The tokenizer's ids are rows of the embeddings, and there are enough of them for either pole."""
+    if not form.META_TOP_K // 2 <= len(vocabulary) <= index.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.model}: {form.TOKENIZER.name} has ids up to {len(vocabulary) - 1} and the embeddings have "
+            f"{index.vocab_size} rows; expected at least {form.META_TOP_K // 2} ids and no id past the rows; give the "
+            "model's own with --tokenizer"
+        )
 
 
 def _run(job: Job, engine: Engine, stages: Stages, what: str, method: Method, blocks: Sequence[Any]) -> None:
@@ -186,6 +205,8 @@ def _dequantised(job: Job) -> tuple[Dequantised, ...]:
 def _prepare_device(options: BuildOptions) -> None:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise QueryError("--device cuda: this machine has no CUDA device that torch can use; leave the option out")
+    if int(options.device.partition(":")[2] or 0) >= max(torch.cuda.device_count(), 1):
+        raise QueryError(f"--device {options.device}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     torch.set_num_threads(options.threads)
 
 

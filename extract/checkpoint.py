@@ -23,10 +23,12 @@ from extract.stores.safetensors import Safetensors
 from extract.stores.tokenizer import WAY_OUT, require_same_tokens, tokenizer_from_gguf
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
+from vindex.files import read_bytes
 from vindex.hub import is_hub_id, refuse_revision, snapshot
 from vindex.manifest import Dequantised, SourceFile
+from vindex.model_config import checked
 from vindex.quantised import left_over_note, quantisation
-from vindex.weights import CONFIG, adapter_note, read_json, read_weights, refuse_adapter
+from vindex.weights import CONFIG, TEXT, adapter_note, read_json, read_small, read_weights, refuse_adapter
 
 ROWS_BYTES = 1 << 26  # read large matrices in pieces of about this size
 TOKENIZER, CARD = "tokenizer.json", "README.md"
@@ -102,7 +104,7 @@ class Checkpoint:
         """The licence named in the front matter of the model's README.md or in GGUF metadata, or None."""
         if isinstance(self.store, Gguf):
             return self.store.metadata.get("general.license")
-        text = self.files.read(CARD).decode(errors="replace") if CARD in self.files.sizes else ""
+        text = read_small(self.files, CARD).decode(errors="replace") if CARD in self.files.sizes else ""
         front_matter = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
         found = re.search(r"^license:\s*(\S+)", front_matter[1], re.MULTILINE) if front_matter else None
         return found[1] if found else None
@@ -110,7 +112,8 @@ class Checkpoint:
     def tokenizer(self) -> bytes:
         """The content of tokenizer.json. Raises CheckpointError when there is none and none can be made."""
         if self.own_tokenizer or TOKENIZER in self.files.sizes:
-            content = self.own_tokenizer.read_bytes() if self.own_tokenizer else bytes(self.files.read(TOKENIZER))
+            own = self.own_tokenizer
+            content = read_bytes(own, TEXT) if own else bytes(read_small(self.files, TOKENIZER))
             if isinstance(self.store, Gguf):
                 require_same_tokens(content, self.store.tokens, str(self.own_tokenizer or TOKENIZER))
             return content
@@ -206,7 +209,7 @@ def _gguf(files: Files, file: str, tokenizer: Path | None) -> Checkpoint:
 
 def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
     refuse_adapter(files)
-    config = read_json(files, CONFIG)
+    config = checked(read_json(files, CONFIG), files.name)
     weights = read_weights(files, config)
     quantised = quantisation(files, config)
     plain = Safetensors(files, weights)

@@ -46,7 +46,13 @@ def dequantised(store: Store, found: Quantisation | None) -> Store:
     """
     if found is None or not is_quantised(store.tensors):
         return store
-    return ScaledFloat8(store, _scaling(found.settings, store, found.path))
+    try:
+        scaling = _scaling(found.settings, store, found.path)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{found.path} holds a value of the wrong type ({error}); supported are {SUPPORTED}"
+        ) from error
+    return ScaledFloat8(store, scaling)
 
 
 def _scaling(settings: Mapping[str, Any], store: Store, path: str) -> Scaling:

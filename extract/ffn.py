@@ -15,6 +15,7 @@ import torch
 
 from extract.checkpoint import Checkpoint
 from vindex.errors import CheckpointError
+from vindex.model_config import Mixture
 
 
 class Weight(NamedTuple):
@@ -53,16 +54,6 @@ class Ffn(NamedTuple):
     num_experts: int | None = None
     router: str | None = None
     shared_gate: str | None = None
-
-
-class Mixture(NamedTuple):
-    """What config.json says of the experts. shared_neurons: I of the shared expert, 0 where none is named."""
-
-    num_experts: int
-    neurons: int
-    shared_neurons: int
-    experts_per_token: int | None
-    dense_layers: frozenset[int]
 
 
 def dense_ffn(checkpoint: Checkpoint, at: str, hidden: int, neurons: int) -> Ffn:

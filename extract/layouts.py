@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 
 from extract.checkpoint import Checkpoint
-from extract.ffn import Ffn, Mixture, dense_ffn, mixture_ffn, require_shape
+from extract.ffn import Ffn, dense_ffn, mixture_ffn, require_shape
 from vindex.errors import CheckpointError
-from vindex.quantised import NESTED
+from vindex.model_config import Mixture, mixture_of, positive, towers
 from vindex.weights import TOWERS, text_prefix
 
 ZERO_CENTRED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
@@ -27,9 +28,17 @@ MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_omni_moe", "qwen3_n
 DENSE = ("qwen3", "qwen2", "llama", "mistral", "qwen3_vl", "qwen3_5", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni")
 FAMILIES = DENSE + MIXTURES
 SUFFIXES = ("_text", "_thinker")  # of the model_type of a tower that was saved by itself
+QK_NORMED = (
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_omni_moe",
+    *ZERO_CENTRED,
+)  # every layer but linear
+BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")  # of every layer of every family, as long as H
 LAYER_NORMS = {
-    "input_layernorm": "input_layernorm",
-    "post_attention_layernorm": "post_attention_layernorm",
+    **{name: name for name in BLOCK_NORMS},
     "q_norm": "self_attn.q_norm",
     "k_norm": "self_attn.k_norm",
     "linear_attn_norm": "linear_attn.norm",
@@ -87,13 +96,14 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     """
     family, config = _text_tower(checkpoint)
     prefix = text_prefix(checkpoint.tensors, checkpoint.model)
-    num_layers, hidden = (_positive(checkpoint, config, key) for key in ("num_hidden_layers", "hidden_size"))
-    mixture = _mixture(checkpoint, config, num_layers) if family in MIXTURES else None
+    name = checkpoint.model
+    num_layers, hidden = (positive(config, name, key) for key in ("num_hidden_layers", "hidden_size"))
+    mixture = mixture_of(config, name) if family in MIXTURES else None
     dense = mixture is None or bool(mixture.dense_layers)
-    neurons = _positive(checkpoint, config, "intermediate_size") if dense else 0
-    vocabulary = _positive(checkpoint, config, "vocab_size")
+    neurons = positive(config, name, "intermediate_size") if dense else 0
+    vocabulary = positive(config, name, "vocab_size")
     ends = _ends(checkpoint, prefix, (vocabulary, hidden))
-    layout = Layout(
+    return Layout(
         family=family,
         prefix=prefix,
         num_layers=num_layers,
@@ -103,26 +113,24 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         tied=ends.tied,
         embeddings=ends.embeddings,
         unembedding=ends.unembedding,
-        norms=tuple(_norms(checkpoint, prefix, num_layers, family in ZERO_CENTRED)),
         ffns=tuple(
             mixture_ffn(checkpoint, f"{prefix}layers.{layer}.mlp", hidden, mixture)
             if mixture and layer not in mixture.dense_layers
             else dense_ffn(checkpoint, f"{prefix}layers.{layer}.mlp", hidden, neurons)
             for layer in range(num_layers)
         ),
+        norms=_norms(checkpoint, prefix, family, config, num_layers, hidden),
         mixture=mixture,
         config=config,
         ignored=_ignored(checkpoint, prefix),
         notes=(ends.note,) if ends.note else (),
     )
-    _check_norms(checkpoint, layout)
-    return layout
 
 
 def _text_tower(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     """(family, config) of the innermost text tower that config.json describes."""
     family = checkpoint.config.get("model_type")
-    config = _towers(checkpoint)[-1]
+    config = towers(checkpoint.config)[-1]
     nested = config.get("model_type") or family
     for suffix in SUFFIXES:
         nested = nested.removesuffix(suffix) if isinstance(nested, str) else nested
@@ -130,41 +138,6 @@ def _text_tower(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
         named = f"model_type {family!r}" + (f" (text tower {nested!r})" if nested != family else "")
         raise CheckpointError(f"{checkpoint.model}: {named} is not supported; known: {', '.join(FAMILIES)}")
     return nested, config
-
-
-def _towers(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """The config and those nested in it on the way to the text tower, outermost first."""
-    towers = [checkpoint.config]
-    for key in NESTED:
-        if isinstance(towers[-1].get(key), dict):
-            towers.append(towers[-1][key])
-    return towers
-
-
-def _positive(checkpoint: Checkpoint, config: dict[str, Any], *keys: str) -> int:
-    """The first of the keys that the config has, as a positive integer."""
-    key = next((key for key in keys if key in config), keys[0])
-    value = config.get(key)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{checkpoint.model}: config.json {key}: expected a positive integer, got {value!r}")
-    return value
-
-
-def _mixture(checkpoint: Checkpoint, config: dict[str, Any], num_layers: int) -> Mixture:
-    """The experts, and the layers that have none: those listed, and those that a sparse step leaves out."""
-    listed = config.get("mlp_only_layers") or []
-    if not isinstance(listed, list):
-        raise CheckpointError(f"{checkpoint.model}: config.json mlp_only_layers: expected a list, got {listed!r}")
-    step = _positive(checkpoint, config, "decoder_sparse_step") if config.get("decoder_sparse_step") else 1
-    shared = "shared_expert_intermediate_size"
-    dense = frozenset(layer for layer in range(num_layers) if layer in listed or (layer + 1) % step)
-    return Mixture(
-        num_experts=_positive(checkpoint, config, "num_experts", "num_local_experts"),
-        neurons=_positive(checkpoint, config, "moe_intermediate_size"),
-        shared_neurons=_positive(checkpoint, config, shared) if config.get(shared) else 0,
-        experts_per_token=config.get("num_experts_per_tok"),
-        dense_layers=dense,
-    )
 
 
 class _Ends(NamedTuple):
@@ -187,7 +160,7 @@ def _ends(checkpoint: Checkpoint, prefix: str, shape: tuple[int, int]) -> _Ends:
     found = [name for name in (embeddings, head) if name in checkpoint.tensors]
     for name in found:
         require_shape(checkpoint, name, shape)
-    said = [tower["tie_word_embeddings"] for tower in _towers(checkpoint) if "tie_word_embeddings" in tower]
+    said = [tower["tie_word_embeddings"] for tower in towers(checkpoint.config) if "tie_word_embeddings" in tower]
     tied = bool(said and said[0])
     if not tied and embeddings not in found:
         raise CheckpointError(f"{checkpoint.model}: {embeddings} is missing, and config.json does not tie it to {head}")
@@ -209,15 +182,69 @@ def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
     return all(torch.equal(rows, others) for (_, rows), (_, others) in pairs)
 
 
-def _norms(checkpoint: Checkpoint, prefix: str, num_layers: int, zero_centred: bool) -> list[Norm]:
-    """Every norm in the vindex's order: per layer those of LAYER_NORMS that exist, and last the final norm."""
-    found = [
-        Norm(f"layers.{layer}.{short}", tensor, zero_centred and short not in ONE_CENTRED)
-        for layer in range(num_layers)
-        for short, long in LAYER_NORMS.items()
-        if (tensor := f"{prefix}layers.{layer}.{long}.weight") in checkpoint.tensors
-    ]
-    return [*found, Norm("norm", f"{prefix}norm.weight", zero_centred)]
+def _norms(
+    checkpoint: Checkpoint, prefix: str, family: str, config: dict[str, Any], num_layers: int, hidden: int
+) -> tuple[Norm, ...]:
+    """Every norm in the vindex's order: those of each layer, and last the final norm.
+
+    A norm that the family has, or any other layer of the same kind, is in every layer of that kind: where it is not,
+    the checkpoint is damaged. Hybrids have layers of two kinds, with linear and with full attention.
+    """
+    linear = _linear_layers(checkpoint, prefix, family, config, num_layers)
+    kinds = (frozenset(range(num_layers)) - linear, linear)
+    found = {}
+    for kind in kinds:
+        required = {*BLOCK_NORMS, *(("linear_attn_norm",) if kind is linear else ())}
+        required |= {"q_norm", "k_norm"} if family in QK_NORMED and kind is not linear else set()
+        for short, long in LAYER_NORMS.items():
+            names = {layer: f"{prefix}layers.{layer}.{long}.weight" for layer in sorted(kind)}
+            if short in required or any(name in checkpoint.tensors for name in names.values()):
+                _require_norms(checkpoint, list(names.values()), hidden if short in BLOCK_NORMS else None)
+                found.update({(layer, short): name for layer, name in names.items()})
+    final = f"{prefix}norm.weight"
+    _require_norms(checkpoint, [final], hidden)
+    zero_centred = family in ZERO_CENTRED
+    return (
+        *(
+            Norm(f"layers.{layer}.{short}", found[layer, short], zero_centred and short not in ONE_CENTRED)
+            for layer in range(num_layers)
+            for short in LAYER_NORMS
+            if (layer, short) in found
+        ),
+        Norm("norm", final, zero_centred),
+    )
+
+
+def _linear_layers(
+    checkpoint: Checkpoint, prefix: str, family: str, config: dict[str, Any], num_layers: int
+) -> frozenset[int]:
+    """The layers of a hybrid that have linear attention: as config.json says, or else as the tensors there say."""
+    if family not in ZERO_CENTRED:
+        return frozenset()
+    layers, kinds, interval = range(num_layers), config.get("layer_types"), config.get("full_attention_interval")
+    if kinds is not None:
+        if len(kinds) != num_layers:
+            raise CheckpointError(
+                f"{checkpoint.model}: config.json layer_types has {len(kinds)} entries and num_hidden_layers is "
+                f"{num_layers}; the two do not belong together"
+            )
+        return frozenset(layer for layer in layers if kinds[layer] == "linear_attention")
+    if interval:
+        return frozenset(layer for layer in layers if (layer + 1) % interval)
+    numbers = re.compile(rf"{re.escape(prefix)}layers\.([0-9]{{1,9}})\.linear_attn\.")
+    found = {int(match[1]) for name in checkpoint.tensors if (match := numbers.match(name))}
+    return frozenset(found.intersection(layers))
+
+
+def _require_norms(checkpoint: Checkpoint, names: list[str], length: int | None) -> None:
+    """All of these are there, vectors of `length` numbers, or of as many as the first."""
+    for name in names:
+        shape = checkpoint.info(name).shape
+        if length is None:
+            length = shape[0] if len(shape) == 1 else 0
+            if not length:
+                raise CheckpointError(f"{name} has shape {shape}; expected one number or more in one dimension")
+        require_shape(checkpoint, name, (length,))
 
 
 def _ignored(checkpoint: Checkpoint, prefix: str) -> dict[str, int]:
@@ -226,11 +253,3 @@ def _ignored(checkpoint: Checkpoint, prefix: str) -> dict[str, int]:
     pieces = [name.split(".") for name in others]
     parts = Counter(".".join(piece[:2]) if piece[0] in ("model", "thinker") else piece[0] for piece in pieces)
     return dict(parts.most_common())
-
-
-def _check_norms(checkpoint: Checkpoint, layout: Layout) -> None:
-    hidden = layout.hidden_size
-    for layer in range(layout.num_layers):
-        for required in ("input_layernorm", "post_attention_layernorm"):
-            require_shape(checkpoint, f"{layout.prefix}layers.{layer}.{required}.weight", (hidden,))
-    require_shape(checkpoint, layout.final_norm.tensor, (hidden,))

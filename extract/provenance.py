@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from extract.checkpoint import Checkpoint
-from vindex.checksums import render_sums
+from vindex.errors import QueryError
 from vindex.manifest import Manifest, Source
+
+LAST_SECOND = 253402300799  # of the year 9999
 
 
 def hash_source(checkpoint: Checkpoint, threads: int, stages: Callable[[str, int], Callable[[int], object]]) -> Source:
@@ -25,13 +27,11 @@ def hash_source(checkpoint: Checkpoint, threads: int, stages: Callable[[str, int
 
 
 def index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """LARQL's source keys. One weight file gives its own SHA-256; several, that of their sorted SHA256SUMS lines."""
-    shards = {file.name: file.sha256 for file in manifest.source.files if file.name.endswith(".safetensors")}
-    several = hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
+    """LARQL's source keys."""
     return {
         "huggingface_repo": checkpoint.model if checkpoint.revision else None,
         "huggingface_revision": checkpoint.revision,
-        "safetensors_sha256": next(iter(shards.values())) if len(shards) == 1 else several,
+        "safetensors_sha256": manifest.source.weights_sha256,
         "extracted_at": manifest.finished_at,
         "larql_version": None,
     }
@@ -50,8 +50,12 @@ def _version(package: str) -> str:
 
 
 def now() -> str:
-    """UTC to the second; SOURCE_DATE_EPOCH stands in for the clock when set."""
+    """UTC to the second; SOURCE_DATE_EPOCH stands in for the clock when set. Raises QueryError when it is no time."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if epoch and not (re.fullmatch(r"[0-9]{1,12}", epoch) and int(epoch) <= LAST_SECOND):
+        raise QueryError(
+            f"SOURCE_DATE_EPOCH is {epoch[:40]!r}: expected whole seconds since 1970, at most {LAST_SECOND}; unset it"
+        )
     moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 

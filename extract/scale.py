@@ -19,8 +19,9 @@ import torch
 from extract.plan import DENSE_FEATURES, EXPERT_FEATURES
 from extract.svd import FIRST_CHECK, GRAM_PANELS, top_directions
 from extract.vocab import RUN, STEP, down_scores
-from vindex.errors import CheckpointError
+from vindex.errors import NumericError
 from vindex.format import HALF, META_TOP_K
+from vindex.model_config import checked, mixture_of, positive, towers
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of one weight, by config.json's dtype
 MEASURED_ROWS = 4096  # of the vocabulary, in a timed product
@@ -54,34 +55,32 @@ class Shapes(NamedTuple):
 
 def shapes_of(config: dict[str, Any], name: str) -> Shapes:
     """The sizes in a config.json. Raises CheckpointError naming the key that is missing or no positive integer."""
-    text = config
-    for nested in ("thinker_config", "text_config"):
-        text = text.get(nested, text)
-
-    def size(key: str) -> int:
-        value = text.get(key)
-        if type(value) is not int or value < 1:
-            raise CheckpointError(f"{name}: config.json {key}: expected a positive integer, got {value!r}")
-        return value
-
-    layers, experts = size("num_hidden_layers"), text.get("num_experts") or text.get("num_local_experts") or 0
-    listed, step = text.get("mlp_only_layers") or [], text.get("decoder_sparse_step") or 1
-    mixtures = sum(bool(experts) and layer not in listed and not (layer + 1) % step for layer in range(layers))
+    text = towers(checked(config, name))[-1]
+    layers = positive(text, name, "num_hidden_layers")
+    mixture = mixture_of(text, name) if text.get("num_experts") or text.get("num_local_experts") else None
+    mixtures = layers - len(mixture.dense_layers) if mixture else 0
     ffns: Counter[int] = Counter()
-    if mixtures:
-        ffns[size("moe_intermediate_size")] += mixtures * experts
-        if shared := text.get("shared_expert_intermediate_size"):
-            ffns[shared] += mixtures
+    if mixture:
+        ffns[mixture.neurons] += mixtures * mixture.num_experts
+        if mixture.shared_neurons:
+            ffns[mixture.shared_neurons] += mixtures
     if mixtures < layers:
-        ffns[size("intermediate_size")] += layers - mixtures
+        ffns[positive(text, name, "intermediate_size")] += layers - mixtures
     dtype = text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or config.get("torch_dtype")
     stored = 1 if config.get("quantization_config") else BYTES.get(str(dtype), 2)
-    return Shapes(size("hidden_size"), size("vocab_size"), layers, experts, ffns, stored)
+    hidden, vocabulary = (positive(text, name, key) for key in ("hidden_size", "vocab_size"))
+    return Shapes(hidden, vocabulary, layers, mixture.num_experts if mixture else 0, ffns, stored)
 
 
 def work_of(shapes: Shapes, features: int | None) -> list[Work]:
-    """The blocks of a build, by kind. features: directions of each weight, None for the default of a build."""
+    """The blocks of a build, by kind. features: directions of each weight, None for the default of a build.
+
+    Raises NumericError when a weight does not have as many.
+    """
     kept = features or (EXPERT_FEATURES if shapes.experts else DENSE_FEATURES)
+    most = min(shapes.hidden, *shapes.ffns)
+    if kept > most:
+        raise NumericError(f"a weight has at most {most} directions, and {kept} were asked for; use --features {most}")
     work = []
     for neurons, count in shapes.ffns.most_common():
         read, written = count * neurons * shapes.hidden * shapes.weight_bytes, count * kept * (shapes.hidden * HALF + 4)

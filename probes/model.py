@@ -24,7 +24,8 @@ from torch import nn
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError
 from vindex.hub import refuse_revision, snapshot
-from vindex.quantised import FEW_BITS, NESTED, left_over_note, quantisation
+from vindex.model_config import checked, towers
+from vindex.quantised import FEW_BITS, left_over_note, quantisation
 from vindex.weights import CONFIG, Weights, adapter_note, read_json, read_weights, refuse_adapter, text_prefix
 
 Side = Literal["input", "output"]
@@ -187,7 +188,7 @@ class _Stored(NamedTuple):
     def of(cls, files: LocalFiles) -> _Stored:
         """Raises CheckpointError when the files are damaged, no model, or not what transformers would take them for."""
         refuse_adapter(files)
-        config = read_json(files, CONFIG)
+        config = checked(read_json(files, CONFIG), files.name)
         weights = read_weights(files, config)
         prefix = text_prefix(weights.tensors, files.name)
         _require_layers(config, weights, prefix, files.name)
@@ -206,21 +207,13 @@ class _Stored(NamedTuple):
 
 def _require_layers(config: dict[str, Any], weights: Weights, prefix: str, where: str) -> None:
     """Refuse more layers than are stored before transformers makes room for them."""
-    tower = config
-    for key in NESTED:
-        tower = tower[key] if isinstance(tower.get(key), dict) else tower
-    count = tower.get("num_hidden_layers")
-    if type(count) is not int:
-        return  # transformers has a default, or a word for it
-    numbers = {
-        name.removeprefix(f"{prefix}layers.").partition(".")[0]
-        for name in weights.tensors
-        if name.startswith(f"{prefix}layers.")
-    }
-    lost = next((layer for layer in range(min(count, len(numbers) + 1)) if str(layer) not in numbers), None)
+    count = towers(config)[-1].get("num_hidden_layers", 0)  # transformers has a default where there is none
+    at = f"{prefix}layers."
+    stored = {name.removeprefix(at).partition(".")[0] for name in weights.tensors if name.startswith(at)}
+    lost = next((layer for layer in range(count) if str(layer) not in stored), None)
     if lost is not None:
         raise CheckpointError(
-            f"{where}: config.json says {count} layers, and no tensor of {prefix}layers.{lost} is stored; "
+            f"{where}: config.json says {count} layers, and no tensor of {at}{lost} is stored; "
             "the checkpoint is incomplete"
         )
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vindex.errors import FormatError
+from vindex.files import ANY, Kind, opened, read_text
 from vindex.format import FILES, SUMS, is_payload
 
 _CHUNK = 1 << 22
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+class _Stopped(Exception):
+    """Another file could not be hashed, or the user has had enough."""
+
+
+OF_SUMS = Kind(FormatError, f"a directory without a readable {SUMS.name} is not a vindex")
 
 
 @functools.cache
@@ -20,11 +30,11 @@ def _line_template() -> str:
     return (Path(__file__).parent / "SHA256SUMS.template").read_text()
 
 
-def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None) -> str:
-    """Hex SHA-256 of a file, read in 4 MiB pieces; `advance` is told the bytes of each."""
+def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None, kind: Kind = ANY) -> str:
+    """Hex SHA-256 of a file, read in 4 MiB pieces; `advance` is told the bytes of each. Raises what `kind` says."""
     digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
     view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
+    with opened(path, kind) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
             advance(count)
@@ -32,19 +42,19 @@ def sha256_of(path: Path, advance: Callable[[int], object] = lambda count: None)
 
 
 def sha256_of_all(
-    paths: Sequence[Path], threads: int, advance: Callable[[int], object] = lambda count: None
+    paths: Sequence[Path], threads: int, advance: Callable[[int], object] = lambda count: None, kind: Kind = ANY
 ) -> dict[str, str]:
     """{file name: hex SHA-256}, several files at a time: hashing lets go of the interpreter lock."""
     stopped = threading.Event()
 
     def go_on(count: int) -> None:
         if stopped.is_set():  # Ctrl-C must not wait for the rest of a large file
-            raise InterruptedError
+            raise _Stopped
         advance(count)
 
     with ThreadPoolExecutor(threads) as pool:
         try:
-            digests = pool.map(lambda path: sha256_of(path, go_on), paths)
+            digests = pool.map(lambda path: sha256_of(path, go_on, kind), paths)
             return dict(zip((path.name for path in paths), digests, strict=True))
         except BaseException:
             stopped.set()
@@ -63,25 +73,27 @@ def load_sums(directory: Path) -> dict[str, str]:
     that is not a plain file name.
     """
     path = directory / SUMS.name
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}; a directory without {SUMS.name} is not a vindex") from error
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not text; rebuild the vindex or download it again") from error
+    *lines, rest = read_text(path, OF_SUMS).split("\n")
     digests: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        digest, gap, name = line[:64], line[64:66], line[66:]
-        if gap not in ("  ", " *") or not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise FormatError(f"{SUMS.name} line {number}: expected `<64 hex digits>  <file name>`, got {line[:80]!r}")
-        require_plain_name(name, f"{SUMS.name} line {number}")
+        where, match = f"{SUMS.name} line {number}", _LINE.fullmatch(line)
+        if not match:
+            raise FormatError(f"{where}: expected `<64 lower-case hex digits>  <file name>`, got {line[:80]!r}")
+        digest, name = match.groups()
+        require_plain_name(name, where)
+        if name in digests:
+            raise FormatError(f"{where}: lists {name} a second time; rebuild the vindex or download it again")
         digests[name] = digest
+    if rest:
+        raise FormatError(
+            f"{SUMS.name}: its last line {rest[:80]!r} has no end; rebuild the vindex or download it again"
+        )
     return digests
 
 
 def require_plain_name(name: str, where: str) -> None:
     """Raise FormatError when `name` could lead out of the directory it is listed in."""
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise FormatError(f"{where}: names {name!r}, which is not a plain file name inside the vindex; refused")
 
 

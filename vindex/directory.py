@@ -10,8 +10,11 @@ from pathlib import Path
 
 from vindex.checksums import sha256_of_all
 from vindex.errors import CheckpointError
+from vindex.files import Kind, opened
 from vindex.hub import Cached, cached
 from vindex.manifest import SourceFile
+
+WEIGHTS = Kind(CheckpointError, "download it again", limit=None)
 
 
 class LocalFiles:
@@ -22,21 +25,21 @@ class LocalFiles:
         self.cached: Cached | None = cached(directory)
         self.name = self.cached.repo if self.cached else directory.resolve().name
         self.revision = self.cached.revision if self.cached else None
-        entries = sorted(directory.iterdir())
-        self.sizes = {path.name: path.stat().st_size for path in entries if path.is_file()}
+        try:
+            entries = sorted(directory.iterdir())
+            self.sizes = {path.name: path.stat().st_size for path in entries if path.is_file()}
+        except OSError as error:
+            raise WEIGHTS.refusal(directory, f"cannot be read ({error.strerror})") from error
         self.dangling = tuple(path.name for path in entries if path.is_symlink() and not path.exists())
         """Links whose target is not there: files of a download that was stopped, or of a cache that was pruned."""
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         content = bytearray((self.sizes[file] if stop is None else stop) - start)
         view, done = memoryview(content), 0
-        try:
-            with (self.directory / file).open("rb", buffering=0) as opened:
-                opened.seek(start)
-                while done < len(view) and (count := opened.readinto(view[done:])):
-                    done += count
-        except OSError as error:
-            raise CheckpointError(f"{self.directory / file} cannot be read ({error.strerror})") from error
+        with opened(self.directory / file, WEIGHTS) as source:
+            source.seek(start)
+            while done < len(view) and (count := source.readinto(view[done:])):
+                done += count
         if done < len(content):
             short = f"it ends {len(content) - done} bytes too early"
             raise CheckpointError(f"{file} is cut short: {short}; download it again")
@@ -45,7 +48,7 @@ class LocalFiles:
     def fingerprint(
         self, names: Sequence[str], threads: int, advance: Callable[[int], object]
     ) -> tuple[SourceFile, ...]:
-        digests = sha256_of_all([self.directory / name for name in names], threads, advance)
+        digests = sha256_of_all([self.directory / name for name in names], threads, advance, WEIGHTS)
         return tuple(SourceFile(name, self.sizes[name], digests[name], "vindex") for name in names)
 
     def missing(self, names: Sequence[str]) -> str:

@@ -22,6 +22,10 @@ META_MAGIC, META_VERSION = 0x444D4554, 1
 HALF = 2  # bytes of a half-precision number
 META_TOP_K = 20  # ten highest scores, then ten lowest
 
+# No model has as many by far; a count past these is damage, and is refused before anything is made of it.
+MOST_LAYERS, MOST_EXPERTS, MOST_COLUMNS = 1 << 14, 1 << 16, 1 << 20
+MOST_NEURONS, MOST_TOKENS, MOST_TOP_K = 1 << 24, 1 << 26, 1 << 10
+
 META_HEADER = np.dtype([("magic", "<u4"), ("version", "<u4"), ("layers", "<u4"), ("top_k", "<u4")])
 TOKEN_SCORE = np.dtype([("token_id", "<u4"), ("score", "<f4")])
 

@@ -9,8 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from vindex.checksums import require_plain_name
-from vindex.format import FORMAT_NAME, FORMAT_VERSION, HALF, INDEX, LARQL_VERSION, files_of, is_payload
-from vindex.schema import Fields, load_fields, refuse_problems
+from vindex.files import parse_json
+from vindex.format import (
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    HALF,
+    INDEX,
+    LARQL_VERSION,
+    MOST_COLUMNS,
+    MOST_EXPERTS,
+    MOST_LAYERS,
+    MOST_NEURONS,
+    MOST_TOKENS,
+    MOST_TOP_K,
+    files_of,
+    is_payload,
+)
+from vindex.schema import OF_A_VINDEX, Fields, Problems, listed, load_fields, to_json
+
+FINAL_NORM = "norm"
 
 
 @dataclass(frozen=True)
@@ -121,8 +138,17 @@ def load_index(directory: Path) -> Index:
     """Read and validate `directory`/index.json. Raises FormatError listing every problem."""
     fields = load_fields(directory / INDEX.name)
     index = parse_index(fields)
-    refuse_problems(INDEX.name, fields.problems)
+    fields.problems.refuse()
     return index
+
+
+def require_readable(index: Index) -> None:
+    """Raise FormatError unless what would be written of this index, with checksums, is what `load_index` takes."""
+    payload = {spec.name: "0" * 64 for spec in files_of(index) if is_payload(spec)}
+    content = to_json(dataclasses.replace(index, checksums=payload))
+    fields = Fields(parse_json(content, INDEX.name, OF_A_VINDEX), "", Problems(INDEX.name))
+    parse_index(fields)
+    fields.problems.refuse()
 
 
 def parse_index(fields: Fields) -> Index:
@@ -144,24 +170,28 @@ def parse_index(fields: Fields) -> Index:
         has_model_weights=fields.flag("has_model_weights"),
         has_embeddings=fields.flag("has_embeddings"),
         embed_scale=fields.number("embed_scale"),
-        down_top_k=fields.integer("down_top_k", low=2),
-        num_layers=fields.integer("num_layers", low=1),
+        down_top_k=fields.integer("down_top_k", 2, MOST_TOP_K),
+        num_layers=fields.integer("num_layers", 1, MOST_LAYERS),
         num_feats=fields.integer("num_feats", low=1),
-        hidden_size=fields.integer("hidden_size", low=1),
-        intermediate_size=fields.integer("intermediate_size", low=1),
-        vocab_size=fields.integer("vocab_size", low=1),
+        hidden_size=fields.integer("hidden_size", 1, MOST_COLUMNS),
+        intermediate_size=fields.integer("intermediate_size", 1, MOST_NEURONS),
+        vocab_size=fields.integer("vocab_size", 1, MOST_TOKENS),
         layers=tuple(_parse_layer(entry) for entry in fields.records("layers")),
         norms=tuple(
             NormEntry(entry.text("name"), entry.integer("offset"), entry.integer("length", low=1))
             for entry in fields.records("norms")
         ),
-        projection=Projection(projection.text("down_meta"), projection.flag("final_norm"), projection.flag("tied")),
-        checksums=fields.mapping("checksums"),
+        projection=Projection(
+            projection.text("down_meta", choices=("lm_head", "embed_tokens")),
+            projection.flag("final_norm"),
+            projection.flag("tied"),
+        ),
+        checksums=fields.texts("checksums"),
         source=fields.mapping("source"),
         model_config=fields.mapping("model_config"),
-        num_experts=fields.optional_integer("num_experts", low=1),
-        num_features_per_expert=fields.optional_integer("num_features_per_expert", low=1),
-        num_shared_experts=fields.optional_integer("num_shared_experts", low=1),
+        num_experts=fields.optional_integer("num_experts", 1, MOST_EXPERTS),
+        num_features_per_expert=fields.optional_integer("num_features_per_expert", 1, MOST_COLUMNS),
+        num_shared_experts=fields.optional_integer("num_shared_experts", 1, MOST_EXPERTS),
     )
     if not fields.problems:
         _check_layout(index, fields.problems)
@@ -176,13 +206,13 @@ def _parse_layer(entry: Fields) -> LayerEntry:
         offset=entry.integer("offset"),
         length=entry.integer("length"),
         effective_rank=EffectiveRank(ranks.integer("gate"), ranks.integer("down")),
-        num_experts=entry.optional_integer("num_experts", low=1),
-        num_features_per_expert=entry.optional_integer("num_features_per_expert", low=1),
-        num_shared_experts=entry.optional_integer("num_shared_experts", low=1),
+        num_experts=entry.optional_integer("num_experts", 1, MOST_EXPERTS),
+        num_features_per_expert=entry.optional_integer("num_features_per_expert", 1, MOST_COLUMNS),
+        num_shared_experts=entry.optional_integer("num_shared_experts", 1, MOST_EXPERTS),
     )
 
 
-def _check_layout(index: Index, problems: list[str]) -> None:
+def _check_layout(index: Index, problems: Problems) -> None:
     """Parts that agree one by one must also agree with each other: no holes, no overlaps, no file left out."""
 
     def expect(path: str, expected: Any, got: Any) -> None:
@@ -194,13 +224,23 @@ def _check_layout(index: Index, problems: list[str]) -> None:
     for at, norm in enumerate(index.norms):
         expect(f"norms[{at}].offset", end, norm.offset)
         end = norm.offset + norm.length
+    names = [norm.name for norm in index.norms]
+    if len(set(names)) < len(names):
+        problems.append("norms: expected every name once, got one twice")
+    expect("norms (the last one)", FINAL_NORM, names[-1] if names else None)
     for name in index.checksums:
         require_plain_name(name, f"{INDEX.name} checksums")
-    expect("checksums (its files)", sorted(s.name for s in files_of(index) if is_payload(s)), sorted(index.checksums))
+    payload = {spec.name for spec in files_of(index) if is_payload(spec)}
+    wrong = [f"no {name}" for name in sorted(payload - index.checksums.keys())]
+    wrong += [f"{name!r}" for name in sorted(index.checksums.keys() - payload)]
+    if wrong:
+        problems.append(f"checksums (its files): expected each binary and the tokenizer, got {listed(wrong)}")
 
 
-def _check_layers(index: Index, expect: Callable[[str, Any, Any], None], problems: list[str]) -> None:
+def _check_layers(index: Index, expect: Callable[[str, Any, Any], None], problems: Problems) -> None:
     expect("layers (their number)", index.num_layers, len(index.layers))
+    if index.num_experts and not any(entry.num_experts for entry in index.layers):
+        problems.append(f"num_experts: expected a layer with {index.num_experts} experts, got none")
     offset = 0
     for at, entry in enumerate(index.layers):
         features = _features_expected(index, entry)
@@ -215,8 +255,6 @@ def _check_layers(index: Index, expect: Callable[[str, Any, Any], None], problem
                 problems.append(f"layers[{at}].effective_rank.{side}: expected at most {entry.features}, got {rank}")
         offset = wanted.offset + wanted.length
     expect("num_feats", max((entry.num_features for entry in index.layers), default=0), index.num_feats)
-    if index.num_experts and not any(entry.num_experts for entry in index.layers):
-        problems.append(f"num_experts: expected a layer with {index.num_experts} experts, got none")
 
 
 def _features_expected(index: Index, entry: LayerEntry) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vindex.checksums import render_sums
+from vindex.errors import QueryError
+from vindex.files import parse_json
 from vindex.format import MANIFEST
 from vindex.options import BuildOptions
-from vindex.schema import Fields, load_fields, refuse_problems
+from vindex.schema import OF_A_VINDEX, Fields, Problems, load_fields, to_json
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class Source:
     revision: str | None
     licence: str | None
     files: tuple[SourceFile, ...]
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The SHA-256 of the one safetensors file; of several, that of their SHA256SUMS lines; None without any."""
+        shards = {file.name: file.sha256 for file in self.files if file.name.endswith(".safetensors")}
+        if len(shards) == 1:
+            return next(iter(shards.values()))
+        return hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,9 @@ def load_manifest(directory: Path) -> Manifest:
     """Read and validate `directory`/manifest.json. Raises FormatError listing every problem."""
     fields = load_fields(directory / MANIFEST.name)
     manifest = _parse_manifest(fields)
-    refuse_problems(MANIFEST.name, fields.problems)
+    if not fields.problems and not manifest.certificates:
+        fields.problems.append("certificates: expected one for each weight, got none")
+    fields.problems.refuse()
     return manifest
 
 
@@ -115,16 +129,10 @@ def _parse_manifest(fields: Fields) -> Manifest:
             Dequantised(entry.text("method"), entry.text("dtype"), entry.integer("tensors"))
             for entry in fields.records("dequantised")
         ),
-        options=BuildOptions(
-            options.integer("features", 1),
-            options.text("device"),
-            options.integer("threads", 1),
-            options.number("tolerance"),
-            options.flag("embeddings"),
-        ),
+        options=_parse_options(options),
         certificates=tuple(parse_certificate(entry) for entry in fields.records("certificates")),
         casts=tuple(parse_cast(entry) for entry in fields.records("casts")),
-        versions=fields.mapping("versions"),
+        versions=fields.texts("versions"),
         started_at=fields.text("started_at"),
         finished_at=fields.text("finished_at"),
         wall_seconds=fields.number_or_none("wall_seconds"),
@@ -133,11 +141,31 @@ def _parse_manifest(fields: Fields) -> Manifest:
     )
 
 
+def _parse_options(entry: Fields) -> BuildOptions:
+    features, threads = entry.integer("features", 1), entry.integer("threads", 1)
+    device, tolerance, embeddings = entry.text("device"), entry.number("tolerance"), entry.flag("embeddings")
+    if entry.problems:
+        return BuildOptions()
+    try:
+        return BuildOptions(features, device, threads, tolerance, embeddings)
+    except QueryError as error:
+        entry.problems.append(f"options: {error}")
+        return BuildOptions()
+
+
+def require_readable(manifest: Manifest) -> None:
+    """Raise FormatError unless what would be written of this manifest is what `load_manifest` takes."""
+    content = to_json(manifest)
+    fields = Fields(parse_json(content, MANIFEST.name, OF_A_VINDEX), "", Problems(MANIFEST.name))
+    _parse_manifest(fields)
+    fields.problems.refuse()
+
+
 def parse_source_file(entry: Fields) -> SourceFile:
     return SourceFile(
         entry.text("name"),
         entry.integer("size"),
-        entry.text("sha256"),
+        entry.digest("sha256"),
         entry.text("hashed_by", choices=("vindex", "hub")),
     )
 
@@ -147,8 +175,8 @@ def parse_certificate(entry: Fields) -> Certificate:
         entry.integer("layer"),
         entry.text("projection", choices=("gate", "down")),
         entry.text("tensor"),
-        entry.number("max_residual"),
-        entry.number("median_residual"),
+        entry.share("max_residual"),
+        entry.share("median_residual"),
         entry.number_or_none("gap_at_cut"),
         entry.integer("close_neighbours"),
         entry.text("method"),
@@ -161,5 +189,5 @@ def parse_cast(entry: Fields) -> CastReport:
         entry.text("block"),
         entry.integer("values"),
         entry.integer("flushed_to_zero"),
-        entry.number("max_relative_error"),
+        entry.share("max_relative_error"),
     )

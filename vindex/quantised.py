@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 from vindex.errors import CheckpointError
+from vindex.model_config import NESTED
 from vindex.weights import CONFIG, Readable, read_json
 
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 FEW_BITS = FLOAT8 | {"F8_E8M0", "F4", "I8", "U8", "I32", "U32"}
 PACKED = (".qweight", ".absmax", "_blocks", "_packed", "_scale", "_scale_inv")
-NESTED = ("thinker_config", "text_config")
 MODELOPT = "hf_quant_config.json"
 
 

@@ -9,16 +9,19 @@ v.top_features(" Paris", k=5)
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from vindex import scoring
 from vindex.checksums import load_sums, vindex_id
 from vindex.errors import FormatError, QueryError
+from vindex.files import TEXT_LIMIT, opened
 from vindex.format import (
     DOWN,
     DOWN_META,
@@ -43,9 +46,12 @@ from vindex.format import (
 from vindex.index import Index, LayerEntry, load_index
 from vindex.manifest import Manifest, load_manifest
 from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
+from vindex.schema import OF_A_VINDEX, listed
 from vindex.tokens import Vocabulary, load_vocabulary
 
 Query = str | int | list[int] | np.ndarray
+OF_NUMBERS = OF_A_VINDEX._replace(limit=None)
+LENGTHS = (1e-4, 1e18)  # of a vector: what float32 can square, and what EPSILON does not change
 
 
 class Vindex:
@@ -55,7 +61,8 @@ class Vindex:
         self.path = path
         self.digests = load_sums(path)
         self.index: Index = load_index(path)
-        _check_files(path, self.index, self.digests)
+        self.size_bytes = _check_files(path, self.index, self.digests)
+        """Of all its files."""
 
     def __repr__(self) -> str:
         i = self.index
@@ -80,21 +87,21 @@ class Vindex:
         In a mixture F counts the rows of all experts of a layer; `layer` gives them by expert. Where some layers have
         other numbers of rows (dense ones in a mixture) the shape is (R, H), all layers' rows in order.
         """
-        return self._map(GATE)
+        return self.array(GATE)
 
     @cached_property
     def down(self) -> np.ndarray:
         """float16 unit rows: what down_proj writes, largest singular value first; in the shape of `gate`."""
-        return self._map(DOWN)
+        return self.array(DOWN)
 
     @cached_property
     def singular_values(self) -> np.ndarray:
         """(2, L, F) or (2, R) float32: row 0 gate_proj, row 1 down_proj."""
-        return self._map(SIGMA)
+        return self.array(SIGMA)
 
     def layer(self, layer: int) -> LayerFrames:
         """One layer's directions and singular values, by expert. Raises QueryError when out of range."""
-        self._check_range("layer", layer, self.index.num_layers)
+        layer = self._in_range("layer", layer, self.index.num_layers)
         entry, first = self.index.layers[layer], self.index.first_row(layer)
         rows = slice(first, first + entry.num_features)
         gate, down = (frames.reshape(-1, self.index.hidden_size)[rows] for frames in (self.gate, self.down))
@@ -105,19 +112,19 @@ class Vindex:
     def router(self, layer: int) -> np.ndarray:
         """(E, H) float16 router weights of one layer. Raises QueryError when the layer has no experts."""
         entry = self._mixture(layer)
-        first, size = self.index.router_offset(layer), (entry.num_experts or 0) * self.index.hidden_size
-        return self._map(ROUTER)[first : first + size].reshape(-1, self.index.hidden_size)
+        first, size = self.index.router_offset(entry.layer), (entry.num_experts or 0) * self.index.hidden_size
+        return self.array(ROUTER)[first : first + size].reshape(-1, self.index.hidden_size)
 
     def shared_expert_gate(self, layer: int) -> np.ndarray:
         """(H,) float16 vector whose sigmoid scales the shared expert. Raises QueryError when there is none."""
-        if not self._mixture(layer).num_shared_experts:
+        mixture = self._mixture(layer)
+        if not mixture.num_shared_experts:
             raise QueryError(f"layer {layer} of {self.path.name} has no shared expert")
-        before = sum(bool(entry.num_shared_experts) for entry in self.index.layers[:layer])
-        return self._map(SHARED_GATES)[before]
+        before = sum(bool(entry.num_shared_experts) for entry in self.index.layers[: mixture.layer])
+        return self.array(SHARED_GATES)[before]
 
     def _mixture(self, layer: int) -> LayerEntry:
-        self._check_range("layer", layer, self.index.num_layers)
-        entry = self.index.layers[layer]
+        entry = self.index.layers[self._in_range("layer", layer, self.index.num_layers)]
         if not entry.num_experts:
             raise QueryError(f"layer {layer} of {self.path.name} is dense: it has no experts and no router")
         return entry
@@ -130,7 +137,7 @@ class Vindex:
                 f"{self.path.name} was built with --no-embeddings: pass a vector of {self.index.hidden_size} numbers, "
                 "or rebuild without that option"
             )
-        return self._map(EMBEDDINGS)
+        return self.array(EMBEDDINGS)
 
     @cached_property
     def norms(self) -> MappingProxyType[str, np.ndarray]:
@@ -138,7 +145,7 @@ class Vindex:
 
         They are what the normalised vector is multiplied by: 1 + weight in families that store it zero-centred.
         """
-        flat = self._map(NORMS)
+        flat = self.array(NORMS)
         return MappingProxyType({n.name: flat[n.offset : n.offset + n.length] for n in self.index.norms})
 
     @cached_property
@@ -151,22 +158,42 @@ class Vindex:
 
         Raises QueryError when the text is not one token or the id is out of range.
         """
-        if isinstance(token, str):
-            return self.vocabulary.id_of(token)
-        if not 0 <= token < self.index.vocab_size:
-            raise QueryError(f"token id {token} is out of range: this model has ids 0 to {self.index.vocab_size - 1}")
-        return int(token)
+        token_id = self.vocabulary.id_of(token) if isinstance(token, str) else _whole("token id", token)
+        if not 0 <= token_id < self.index.vocab_size:
+            raise QueryError(
+                f"token id {token_id} is out of range: this model has ids 0 to {self.index.vocab_size - 1}"
+            )
+        return token_id
 
     def vector(self, query: Query) -> np.ndarray:
-        """The query as float32 vectors: (H,) for a token or a vector, (B, H) for a list of ids or a matrix."""
+        """The query as float32 vectors: (H,) for a token or a vector, (B, H) for a list of ids or a matrix.
+
+        Raises QueryError for what is none of these, and for a vector that has no direction: zero or not finite.
+        """
         if isinstance(query, np.ndarray) and query.dtype.kind == "f":
-            if query.shape[-1] != self.index.hidden_size or query.ndim > 2:
-                raise QueryError(f"expected a vector of {self.index.hidden_size} numbers, got shape {query.shape}")
-            return query.astype(np.float32)
+            return self._given(query)
+        if isinstance(query, list | tuple) or (isinstance(query, np.ndarray) and query.ndim == 1):
+            return self.embeddings[[self.token_id(token) for token in query]].astype(np.float32)
         if isinstance(query, str | int | np.integer):
-            return self.embeddings[self.token_id(query if isinstance(query, str) else int(query))].astype(np.float32)
-        ids = [self.token_id(int(token)) for token in query]
-        return self.embeddings[ids].astype(np.float32)
+            return self.embeddings[self.token_id(query)].astype(np.float32)
+        got = f"array of {query.dtype}, shape {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
+        raise QueryError(
+            f"expected a token, a token id, a list of ids, or float vectors of {self.index.hidden_size} numbers, "
+            f"got {got}"
+        )
+
+    def _given(self, vectors: np.ndarray) -> np.ndarray:
+        """(H,) or (B, H) as float32, each with a direction."""
+        if vectors.ndim not in (1, 2) or vectors.shape[-1] != self.index.hidden_size:
+            raise QueryError(f"expected a vector of {self.index.hidden_size} numbers, got shape {vectors.shape}")
+        lengths = np.linalg.norm(np.atleast_2d(vectors).astype(np.float64), axis=1)
+        odd = np.flatnonzero(~((lengths >= LENGTHS[0]) & (lengths <= LENGTHS[1])))
+        if len(odd):
+            raise QueryError(
+                f"a vector of length {lengths[odd[0]]:g} has no cosine here: expected finite numbers and a length from "
+                f"{LENGTHS[0]:g} to {LENGTHS[1]:g}; scale it"
+            )
+        return vectors.astype(np.float32)
 
     def score(self, query: Query) -> np.ndarray:
         """Cosine of a token's embedding (or of a vector) with every gate direction.
@@ -179,6 +206,7 @@ class Vindex:
 
     def top_features(self, query: Query, k: int = 10) -> list[FeatureHit]:
         """The k features whose gate direction lies closest to the query, largest cosine first."""
+        k = _positive("k", k)
         vector = self.vector(query)
         if vector.ndim != 1:
             raise QueryError("top_features takes one token or vector at a time; use score() for a batch")
@@ -186,7 +214,7 @@ class Vindex:
 
     def nearest_features(self, layer: int, feature: int, k: int = 10, *, expert: int | None = None) -> list[FeatureHit]:
         """The k other features, of any layer and expert, whose gate directions lie closest to this one by |cosine|."""
-        row = self._row(layer, feature, expert)
+        k, row = _positive("k", k), self._row(layer, feature, expert)
         directions = self.gate.reshape(-1, self.index.hidden_size)
         scores = scoring.cosines(directions, directions[row].astype(np.float32))
         scores[row] = 0.0
@@ -199,9 +227,10 @@ class Vindex:
         Raises QueryError when one of them is out of range, or the layer needs an expert and none is given.
         """
         row = self._row(layer, feature, expert)
-        poles = (*self._poles(self._gate_meta, layer, row), *self._poles(self._down_meta, layer, row))
+        layer, feature = int(layer), int(feature)
+        poles = (*self._poles(GATE_META, layer, row), *self._poles(DOWN_META, layer, row))
         gate_sigma, down_sigma = (float(sigma) for sigma in self.singular_values.reshape(2, -1)[:, row])
-        return Feature(layer, feature, gate_sigma, down_sigma, *poles, expert)
+        return Feature(layer, feature, gate_sigma, down_sigma, *poles, None if expert is None else int(expert))
 
     def _hits(self, scores: np.ndarray, k: int, key: np.ndarray | None = None) -> list[FeatureHit]:
         sigma = self.singular_values[0].reshape(-1)
@@ -221,9 +250,9 @@ class Vindex:
 
     def _row(self, layer: int, feature: int, expert: int | None) -> int:
         """Which of the R rows a feature is."""
-        self._check_range("layer", layer, self.index.num_layers)
+        layer = self._in_range("layer", layer, self.index.num_layers)
         entry = self.index.layers[layer]
-        self._check_range("feature", feature, entry.features)
+        feature = self._in_range("feature", feature, entry.features)
         if expert is None and entry.num_experts:
             shared = f", {entry.num_experts} for the shared one" if entry.num_shared_experts else ""
             raise QueryError(
@@ -231,20 +260,28 @@ class Vindex:
             )
         if expert is not None:
             self._mixture(layer)
-            self._check_range("expert", expert, entry.groups)
+            expert = self._in_range("expert", expert, entry.groups)
         return self._first_rows[layer] + (expert or 0) * entry.features + feature
 
-    def _check_range(self, what: str, value: int, count: int) -> None:
-        if not 0 <= value < count:
-            raise QueryError(f"{what} {value} is out of range: {self.path.name} has {what}s 0 to {count - 1}")
+    def _in_range(self, what: str, value: Any, count: int) -> int:
+        number = _whole(what, value)
+        if not 0 <= number < count:
+            raise QueryError(f"{what} {number} is out of range: {self.path.name} has {what}s 0 to {count - 1}")
+        return number
 
-    def _poles(self, meta: np.ndarray, layer: int, row: int) -> tuple[list[TokenScore], list[TokenScore]]:
-        record = meta_record(self.index.down_top_k)
-        place = meta_offset(self.index, layer) + META_COUNT.itemsize
-        place += (row - self._first_rows[layer]) * record.itemsize
+    def meta_records(self, spec: FileSpec, layer: int) -> tuple[int, np.ndarray]:
+        """(the count that precedes them, records) of one layer in GATE_META or DOWN_META; see format.meta_record."""
+        content = self._gate_meta if spec is GATE_META else self._down_meta
+        place = meta_offset(self.index, layer)
+        count = np.frombuffer(content, META_COUNT, count=1, offset=place)[0]
+        features, record = self.index.layers[layer].num_features, meta_record(self.index.down_top_k)
+        return int(count), np.frombuffer(content, record, count=features, offset=place + META_COUNT.itemsize)
+
+    def _poles(self, spec: FileSpec, layer: int, row: int) -> tuple[list[TokenScore], list[TokenScore]]:
+        _, records = self.meta_records(spec, layer)
         tokens = [
             TokenScore(int(token_id), self.vocabulary.piece(int(token_id)), float(score))
-            for token_id, score in np.frombuffer(meta, record, count=1, offset=place)[0]["tokens"]
+            for token_id, score in records[row - self._first_rows[layer]]["tokens"]
         ]
         return tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
 
@@ -256,37 +293,69 @@ class Vindex:
     def _down_meta(self) -> np.ndarray:
         return self._map_meta(DOWN_META)
 
-    def _map(self, spec: FileSpec) -> np.ndarray:
+    def array(self, spec: FileSpec) -> np.ndarray:
+        """A binary of the format, mapped in the dtype and shape it has there."""
         assert spec.dtype and spec.shape
-        return np.memmap(self.path / spec.name, dtype=spec.dtype, mode="r", shape=spec.shape(self.index))
+        return self._map_file(spec, np.dtype(spec.dtype), spec.shape(self.index))
 
     def _map_meta(self, spec: FileSpec) -> np.ndarray:
-        path, i = self.path / spec.name, self.index
-        header = np.fromfile(path, META_HEADER, count=1)[0]
+        i = self.index
+        content = self._map_file(spec, np.dtype(np.uint8), (meta_offset(i, i.num_layers),))
+        header = np.frombuffer(content, META_HEADER, count=1)[0]
         expected = (META_MAGIC, META_VERSION, i.num_layers, i.down_top_k)
         if tuple(header) != expected:
             raise FormatError(
                 f"{spec.name}: expected header {expected}, got {tuple(map(int, header))}; run vindex verify"
             )
-        return np.memmap(path, np.uint8, mode="r")
+        return content
+
+    def _map_file(self, spec: FileSpec, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        path = self.path / spec.name
+        with opened(path, OF_NUMBERS) as file:
+            try:
+                return np.memmap(file, dtype=dtype, mode="r", shape=shape)
+            except ValueError as error:  # it was cut after it was opened
+                raise OF_NUMBERS.refusal(path, f"cannot be mapped ({error})") from error
 
 
-def _check_files(path: Path, index: Index, digests: dict[str, str]) -> None:
-    """Every file of the table is there with its exact size, and SHA256SUMS lists the same files."""
+def _whole(what: str, value: Any) -> int:
+    """An int or NumPy integer as an int; bool, float and what only looks like a number is none."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise QueryError(f"{what} {str(value)[:40]}: expected an integer, got {type(value).__name__}")
+
+
+def _positive(what: str, value: Any) -> int:
+    number = _whole(what, value)
+    if number < 1:
+        raise QueryError(f"{what} {number}: expected a positive integer")
+    return number
+
+
+def _check_files(path: Path, index: Index, digests: dict[str, str]) -> int:
+    """Every file of the table is there with its exact size, and SHA256SUMS lists the same files; their bytes."""
     problems: list[str] = []
+    total = 0
     for spec in files_of(index):
-        file = path / spec.name
-        if not file.is_file():
-            problems.append(f"{spec.name}: missing")
-        elif spec.byte_size and file.stat().st_size != spec.byte_size(index):
-            problems.append(f"{spec.name}: expected {spec.byte_size(index)} bytes, got {file.stat().st_size}")
+        try:
+            with opened(path / spec.name, OF_NUMBERS) as file:
+                size = os.fstat(file.fileno()).st_size
+        except FormatError as error:
+            problems.append(str(error).removeprefix(f"{path}/").removesuffix(f"; {OF_NUMBERS.way_out}"))
+            continue
+        total += size
+        if spec.byte_size and size != spec.byte_size(index):
+            problems.append(f"{spec.name}: expected {spec.byte_size(index)} bytes, got {size}")
+        if not spec.byte_size and size > TEXT_LIMIT:
+            problems.append(f"{spec.name}: expected at most {TEXT_LIMIT} bytes, got {size}")
         if spec is not SUMS and spec.name not in digests:
             problems.append(f"{spec.name}: not listed in SHA256SUMS")
     for name, digest in index.checksums.items():
         if digests.get(name) not in (None, digest):
             problems.append(f"{name}: index.json and SHA256SUMS give different checksums")
     if problems:
-        raise FormatError(f"{path}: " + "; ".join(problems) + "; rebuild the vindex or download it again")
+        raise OF_NUMBERS.refusal(path, listed(problems))
+    return total
 
 
 def open_vindex(path: str | Path) -> Vindex:
@@ -296,6 +365,6 @@ def open_vindex(path: str | Path) -> Vindex:
     re-hash (`vindex verify` does). Raises FormatError when anything is missing, malformed or of the wrong size.
     """
     directory = Path(path)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # which, unlike Path.is_dir, says no to a name that is too long
         raise FormatError(f"{directory} is not a directory; give the path of a vindex, as built by `vindex build`")
     return Vindex(directory)

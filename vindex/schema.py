@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+import math
+import re
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 
 from vindex.errors import FormatError
+from vindex.files import Kind, parse_json, read_bytes, read_json
 
 T = TypeVar("T")
+
+SHOWN = 5  # problems in a message
+MOST_PROBLEMS = 10_000  # after which a file is not read on
+LONGEST_TEXT = 10_000  # characters of a name
+OF_A_VINDEX = Kind(FormatError, "rebuild the vindex or download it again")
+RECORD = Kind(FormatError, "write it with --json")
+
+
+class Problems(list[str]):
+    """What is wrong with one file, in the order it was found."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def append(self, problem: str) -> None:
+        super().append(problem)
+        if len(self) >= MOST_PROBLEMS:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raise FormatError with the first problems and the number of the others; do nothing when there is none."""
+        if self:
+            raise FormatError(f"{self._name}: {listed(self)}")
+
+
+def listed(problems: Collection[str]) -> str:
+    """The first SHOWN of them and how many more there are, in one line."""
+    more = len(problems) - SHOWN
+    return "; ".join([*list(problems)[:SHOWN], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 class Fields:
     """A JSON object being read. A field that is missing or wrong is noted and a harmless stand-in is returned."""
 
-    def __init__(self, value: Any, path: str, problems: list[str]) -> None:
+    def __init__(self, value: Any, path: str, problems: Problems) -> None:
         self._path, self.problems = path, problems
         self._values: dict[str, Any] = value if isinstance(value, dict) else {}
         if not isinstance(value, dict):
@@ -41,27 +74,35 @@ class Fields:
 
     def text(self, key: str, choices: Collection[str] = ()) -> str:
         expected = f"one of {', '.join(choices)}" if choices else "a string"
-        return self._take(key, lambda v: isinstance(v, str) and (not choices or v in choices), expected, "")
+        return self._take(key, lambda v: _is_text(v) and (not choices or v in choices), expected, "")
 
     def text_or_none(self, key: str) -> str | None:
-        return self._take(key, lambda v: v is None or isinstance(v, str), "a string or null", None)
+        return self._take(key, lambda v: v is None or _is_text(v), "a string or null", None)
 
     def integer(self, key: str, low: int = 0, high: int = 2**53) -> int:
         expected = f"{low}" if low == high else f"an integer from {low}" + (f" to {high}" if high < 2**53 else "")
         return self._take(key, lambda v: type(v) is int and low <= v <= high, expected, low)
 
+    def digest(self, key: str) -> str:
+        fits = lambda v: isinstance(v, str) and re.fullmatch("[0-9a-f]{64}", v) is not None  # noqa: E731
+        return self._take(key, fits, "64 lower-case hex digits", "")
+
     def number(self, key: str) -> float:
-        return self._take(key, lambda v: type(v) in (int, float), "a number", 0.0)
+        return self._take(key, _is_number, "a number", 0.0)
+
+    def share(self, key: str) -> float:
+        """A relative figure: 0 or more."""
+        return self._take(key, lambda v: _is_number(v) and v >= 0, "a number from 0", 0.0)
 
     def number_or_none(self, key: str) -> float | None:
-        return self._take(key, lambda v: v is None or type(v) in (int, float), "a number or null", None)
+        return self._take(key, lambda v: v is None or _is_number(v), "a number or null", None)
 
     def integer_or_none(self, key: str) -> int | None:
         return self._take(key, lambda v: v is None or type(v) is int, "an integer or null", None)
 
-    def optional_integer(self, key: str, low: int = 0) -> int | None:
+    def optional_integer(self, key: str, low: int = 0, high: int = 2**53) -> int | None:
         """An integer that may be absent, or null."""
-        return None if self._values.get(key) is None else self.integer(key, low)
+        return None if self._values.get(key) is None else self.integer(key, low, high)
 
     def optional_texts(self, key: str) -> tuple[str, ...] | None:
         """A list of strings that may be absent."""
@@ -76,42 +117,50 @@ class Fields:
     def mapping(self, key: str) -> dict[str, Any]:
         return self._take(key, lambda v: isinstance(v, dict), "an object", {})
 
+    def texts(self, key: str) -> dict[str, str]:
+        """An object whose values are strings."""
+        fits = lambda v: isinstance(v, dict) and all(map(_is_text, v.values()))  # noqa: E731
+        return self._take(key, fits, "an object of strings", {})
+
     def record(self, key: str) -> Fields:
         value = self._take(key, lambda v: isinstance(v, dict), "an object", None)
-        return Fields(value, self._at(key), self.problems if value is not None else [])
+        return Fields(value, self._at(key), self.problems if value is not None else Problems(key))
 
-    def records(self, key: str) -> list[Fields]:
+    def records(self, key: str) -> Iterator[Fields]:
         values: list[Any] = self._take(key, lambda v: isinstance(v, list), "a list", [])
-        return [Fields(value, f"{self._at(key)}[{i}]", self.problems) for i, value in enumerate(values)]
+        return (Fields(value, f"{self._at(key)}[{i}]", self.problems) for i, value in enumerate(values))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def load_fields(path: Path) -> Fields:
-    """Parse a JSON file into Fields with an empty problem list.
+    """Parse a JSON file of a vindex into Fields with no problems yet.
 
     Raises FormatError when the file is missing, unreadable or not JSON.
     """
-    try:
-        return Fields(orjson.loads(path.read_bytes()), "", [])
-    except OSError as error:
-        raise FormatError(f"{path.name}: cannot be read ({error.strerror}); is {path.parent} a vindex?") from error
-    except orjson.JSONDecodeError as error:
-        raise FormatError(f"{path.name}: not valid JSON ({error}); rebuild the vindex or download it again") from error
+    return Fields(parse_json(read_bytes(path, OF_A_VINDEX), path.name, OF_A_VINDEX), "", Problems(path.name))
 
 
 def load_record(path: Path) -> dict[str, Any]:
     """A JSON object that this project wrote earlier. Raises FormatError when it is missing or not one."""
-    try:
-        record = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise FormatError(f"{path}: not a readable JSON record ({error}); write it with --json") from error
+    record = read_json(path, RECORD)
     if not isinstance(record, dict):
-        raise FormatError(f"{path}: expected a JSON object, got {type(record).__name__}; write it with --json")
+        raise RECORD.refusal(path, f"expected a JSON object, got {type(record).__name__}")
     return record
 
 
 def to_json(record: Any) -> bytes:
     """A dataclass as indented JSON. Fields that may be None by default are left out when they are."""
-    return orjson.dumps(_plain(record), option=orjson.OPT_INDENT_2)
+    try:
+        return orjson.dumps(_plain(record), option=orjson.OPT_INDENT_2)
+    except orjson.JSONEncodeError as error:  # a name of a file or directory that is not UTF-8
+        raise FormatError(f"a name in it cannot be written as JSON ({error}); rename the checkpoint") from error
 
 
 def _plain(value: Any) -> Any:
@@ -119,9 +168,3 @@ def _plain(value: Any) -> Any:
         kept = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
         return {field.name: _plain(item) for field, item in kept if item is not None or field.default is not None}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def refuse_problems(name: str, problems: list[str]) -> None:
-    """Raise FormatError with every problem in one line; do nothing when there is none."""
-    if problems:
-        raise FormatError(f"{name}: " + "; ".join(problems))

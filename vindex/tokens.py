@@ -6,12 +6,19 @@ vocabulary, in the spelling the tokenizer uses inside (byte-level "Ġ" or Senten
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import orjson
 
 from vindex.errors import FormatError, QueryError
+from vindex.files import Kind, parse_json, read_bytes
+from vindex.format import MOST_TOKENS
+
+OF_TOKENS = Kind(FormatError, "download it again, or give another with --tokenizer")
 
 
 class Vocabulary:
@@ -26,6 +33,11 @@ class Vocabulary:
     @cached_property
     def _inside(self) -> dict[int, str]:
         return {token_id: piece for piece, token_id in self._ids.items()}
+
+    @property
+    def pieces(self) -> Mapping[str, int]:
+        """{piece: id} in the spelling the tokenizer uses inside; tokens that were added are not among them."""
+        return MappingProxyType(self._ids)
 
     def __len__(self) -> int:
         """One past the last id any piece has."""
@@ -66,24 +78,43 @@ class Vocabulary:
 
 def load_vocabulary(path: Path) -> Vocabulary:
     """Read tokenizer.json. Raises FormatError when it is not a tokenizer with a vocabulary of pieces."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path.name}: cannot be read ({error.strerror})") from error
-    return parse_vocabulary(content, path.name)
+    return parse_vocabulary(read_bytes(path, OF_TOKENS), path.name)
 
 
 def parse_vocabulary(content: bytes, name: str) -> Vocabulary:
     """The vocabulary in the bytes of a tokenizer.json, called `name` in messages. Raises FormatError."""
+    tokenizer = parse_json(content, f"{name}: not a tokenizer.json with a vocabulary of pieces", OF_TOKENS)
     try:
-        tokenizer = orjson.loads(content)
-        pieces = tokenizer["model"]["vocab"]
-        ids = pieces if isinstance(pieces, dict) else {piece: at for at, (piece, _) in enumerate(pieces)}
-        special = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"{name}: not a tokenizer.json with a vocabulary of pieces ({error})") from error
+        pieces, added = tokenizer["model"]["vocab"], tokenizer.get("added_tokens")
+        ids = _numbered(
+            pieces.items() if isinstance(pieces, dict) else ((piece, at) for at, (piece, _) in enumerate(pieces))
+        )
+        if not isinstance(added, list | None):
+            raise ValueError(f"added_tokens is a {type(added).__name__}, not a list")
+        special = _numbered((token["content"], token["id"]) for token in added or [])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OF_TOKENS.refusal(name, f"not a tokenizer.json with a vocabulary of pieces ({_reason(error)})") from error
     parts = orjson.dumps([tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")])
     return Vocabulary(ids, special, byte_level=b'"ByteLevel"' in parts)
+
+
+def _numbered(pieces: Iterable[tuple[Any, Any]]) -> dict[str, int]:
+    """{piece: id}. Raises ValueError unless pieces are strings, ids are sensible, and no two share either."""
+    ids: dict[str, int] = {}
+    for piece, token_id in pieces:
+        if not isinstance(piece, str):
+            raise ValueError(f"a piece is {str(piece)[:40]!r}, not a string")
+        if type(token_id) is not int or not 0 <= token_id < MOST_TOKENS:
+            raise ValueError(f"{piece[:40]!r} has id {str(token_id)[:40]}, not an integer from 0 to {MOST_TOKENS - 1}")
+        if ids.setdefault(piece, token_id) != token_id:
+            raise ValueError(f"{piece[:40]!r} has two ids, {ids[piece]} and {token_id}")
+    if len(set(ids.values())) < len(ids):
+        raise ValueError("two pieces have the same id")
+    return ids
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _byte_characters() -> dict[int, str]:

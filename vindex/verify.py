@@ -1,18 +1,46 @@
-"""Check a vindex for what can go wrong with one: structure, sizes, checksums, finiteness, orthonormality."""
+"""Check everything in a vindex that can be checked without its source, whoever wrote it.
+
+1. The directory: the files of the format and no others; checksums.
+2. Every number: finite, and what its file says it is (unit directions at right angles, falling singular values, scores
+   in order). Rows are taken some at a time, so that memory does not grow with what a file claims to hold.
+3. index.json and manifest.json say the same of the model, the options and every weight.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vindex.checksums import load_sums, sha256_of
-from vindex.format import DOWN, EMBEDDINGS, GATE, NORMS, ROUTER, SHARED_GATES, SIGMA, FileSpec, files_of
+from vindex.checksums import sha256_of
+from vindex.errors import VindexError
+from vindex.format import (
+    DOWN,
+    DOWN_META,
+    EMBEDDINGS,
+    GATE,
+    GATE_META,
+    INDEX,
+    MANIFEST,
+    NORMS,
+    ROUTER,
+    SHARED_GATES,
+    SIGMA,
+    SUMS,
+    FileSpec,
+    files_of,
+)
+from vindex.index import LayerEntry
 from vindex.reader import Vindex
+from vindex.schema import listed
 
 ORTHONORMALITY = 1e-3  # float16 rounding of unit rows leaves dot products within about 3e-4
-ROWS = 1 << 14
+COSINE_LIMIT = 1 + 1e-3  # of a score in gate_meta.bin
+ROWS = 1 << 10  # rows at a time
+NUMBERS = 1 << 22  # numbers at a time
+OF_THE_HUB = (".gitattributes", ".cache")  # what the Hub and its client leave in a download
 
 
 class Check(NamedTuple):
@@ -30,46 +58,64 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
     """
     specs = files_of(v.index)
     yield Check("structure", True, f"{len(specs)} files, every size as index.json says")
-    yield from _checksums(v, advance)
+    yield _directory(v)
+    yield _checksums(v, advance)
     for spec, values in _arrays(v):
         yield _finite(spec, values)
     for spec, side in ((GATE, "gate"), (DOWN, "down")):
         yield _orthonormal(v, spec, side)
     yield _descending(v)
-    v.manifest  # noqa: B018 - parses and validates manifest.json
-    yield Check("manifest.json", True, f"worst certificate {v.manifest.worst_certificate.max_residual:.1e}")
+    if v.index.num_experts:
+        yield _biases(v)
+    for spec in (GATE_META, DOWN_META):
+        yield _tokens(v, spec)
+    yield _manifest(v)
 
 
-def _checksums(v: Vindex, advance: Callable[[int], object]) -> Iterator[Check]:
-    digests = load_sums(v.path)
-    wrong = [name for name, digest in digests.items() if sha256_of(v.path / name, advance) != digest]
-    detail = f"{len(digests)} files" if not wrong else f"changed since the build: {', '.join(wrong)}"
-    yield Check("checksums", not wrong, detail)
+def _directory(v: Vindex) -> Check:
+    """Nothing but the files of the format, and what the Hub leaves in a download; links are counted."""
+    known = {spec.name for spec in files_of(v.index)}
+    try:
+        entries = sorted(v.path.iterdir())
+    except OSError as error:
+        return Check("directory", False, f"cannot be listed ({error.strerror})")
+    others = [_described(entry) for entry in entries if entry.name not in known and entry.name not in OF_THE_HUB]
+    links = sum(entry.is_symlink() for entry in entries if entry.name in known)
+    if others:
+        return Check("directory", False, f"not part of a vindex: {listed(others)}; remove it")
+    return Check("directory", True, "nothing else in it" + (f"; {links} of its files are links" if links else ""))
+
+
+def _described(path: Path) -> str:
+    kind = "a link" if path.is_symlink() else "a directory" if path.is_dir() else "" if path.is_file() else "no file"
+    return ascii(path.name)[1:-1][:80] + (f" ({kind})" if kind else "")
+
+
+def _checksums(v: Vindex, advance: Callable[[int], object]) -> Check:
+    names = [spec.name for spec in files_of(v.index) if spec is not SUMS]
+    unknown = [f"{name!r}" for name in sorted(v.digests.keys() - set(names))]
+    if unknown:
+        return Check("checksums", False, f"{SUMS.name} lists what is no file of this vindex: {listed(unknown)}")
+    wrong = [name for name in names if sha256_of(v.path / name, advance) != v.digests[name]]
+    detail = f"{len(names)} files" if not wrong else f"changed since the build: {', '.join(wrong)}"
+    return Check("checksums", not wrong, detail)
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
-    yield GATE, v.gate
-    yield DOWN, v.down
-    yield SIGMA, v.singular_values
-    if v.index.has_embeddings:
-        yield EMBEDDINGS, v.embeddings
-    yield NORMS, np.concatenate(list(v.norms.values()))
-    mixtures = [entry for entry in v.index.layers if entry.num_experts]
-    if mixtures:
-        yield ROUTER, np.concatenate([v.router(entry.layer) for entry in mixtures])
-    if v.index.num_shared_experts:
-        yield SHARED_GATES, np.stack([v.shared_expert_gate(entry.layer) for entry in mixtures])
+    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES):
+        if spec.present(v.index):
+            yield spec, v.array(spec)
 
 
 def _finite(spec: FileSpec, values: np.ndarray) -> Check:
-    flat = values.reshape(-1, values.shape[-1])
-    for first in range(0, len(flat), ROWS):
-        bad = np.argwhere(~np.isfinite(flat[first : first + ROWS]))
+    flat = values.reshape(-1)
+    for first in range(0, len(flat), NUMBERS):
+        bad = np.flatnonzero(~np.isfinite(flat[first : first + NUMBERS]))
         if len(bad):
-            row, column = bad[0]
-            return Check(
-                f"{spec.name} finite", False, f"row {first + row}, column {column} is {flat[first + row, column]}"
-            )
+            at = first + int(bad[0])
+            row, column = divmod(at, values.shape[-1])
+            place = f"row {row}, column {column}" if values.ndim > 1 else f"number {at}"
+            return Check(f"{spec.name} finite", False, f"{place} is {flat[at]}")
     return Check(f"{spec.name} finite", True, f"{values.size:,} numbers")
 
 
@@ -79,23 +125,45 @@ def _orthonormal(v: Vindex, spec: FileSpec, side: str) -> Check:
     Each expert by itself. The rank of one is the number of its singular values that are not zero; index.json has the
     smallest of each layer.
     """
-    worst, where = 0.0, ""
+    what, worst, where = f"{spec.name} orthonormal", 0.0, ""
     for entry in v.index.layers:
         frames, stated = v.layer(entry.layer), getattr(entry.effective_rank, side)
         ranks = (getattr(frames, f"{side}_sigma") != 0).sum(axis=1)
         if ranks.min() != stated:
             detail = f"layer {entry.layer}: index.json says rank {stated}, and {ranks.min()} singular values are not 0"
-            return Check(f"{spec.name} orthonormal", False, detail)
-        for expert, (rank, group) in enumerate(zip(ranks, getattr(frames, side), strict=True)):
-            rows = group.astype(np.float32)
-            identity = np.zeros((len(rows), len(rows)), np.float32)
-            np.fill_diagonal(identity[:rank, :rank], 1.0)
-            error = float(np.abs(rows @ rows.T - identity).max())
-            if not error <= worst:
-                worst, where = error, f"layer {entry.layer}" + (f", expert {expert}" if entry.num_experts else "")
-    return Check(
-        f"{spec.name} orthonormal", worst <= ORTHONORMALITY, f"largest |row·row − identity| {worst:.1e} ({where})"
-    )
+            return Check(what, False, detail)
+        for expert, (rank, rows) in enumerate(zip(ranks, getattr(frames, side), strict=True)):
+            place = _place(entry, expert)
+            error = _distance_from_orthonormal(rows, int(rank))
+            if not error <= ORTHONORMALITY:
+                return Check(what, False, f"|row·row − identity| {error:.1e} ({place})")
+            worst, where = max((worst, where), (error, place))
+    return Check(what, True, f"largest |row·row − identity| {worst:.1e} ({where})")
+
+
+def _distance_from_orthonormal(rows: np.ndarray, rank: int) -> float:
+    """max |row·row − identity| of the first `rank` of (F, H) rows; infinity where a later row is not zero.
+
+    Some rows are multiplied by some at a time, until one product is too far off.
+    """
+    step = max(1, min(ROWS, NUMBERS // rows.shape[1]))
+    if any(rows[first : first + step].any() for first in range(rank, len(rows), step)):
+        return float("inf")
+    worst = 0.0
+    for first in range(0, rank, step):
+        these = rows[first : min(first + step, rank)].astype(np.float32)
+        for other in range(first, rank, step):
+            gram = these @ rows[other : min(other + step, rank)].astype(np.float32).T
+            if other == first:
+                gram[np.diag_indices(len(these))] -= 1.0
+            worst = float(np.maximum(worst, np.abs(gram).max()))  # np.maximum, since max drops a NaN
+            if not worst <= ORTHONORMALITY:
+                return worst  # with more rows than dimensions this comes soon
+    return worst
+
+
+def _place(entry: LayerEntry, expert: int) -> str:
+    return f"layer {entry.layer}" + (f", expert {expert}" if entry.num_experts else "")
 
 
 def _descending(v: Vindex) -> Check:
@@ -103,11 +171,99 @@ def _descending(v: Vindex) -> Check:
     for entry in v.index.layers:
         frames = v.layer(entry.layer)
         for side, sigma in (("gate", frames.gate_sigma), ("down", frames.down_sigma)):
-            rises = np.argwhere(np.diff(sigma, axis=-1) > 0)
+            rises = np.argwhere(~(np.diff(sigma, axis=-1) <= 0))
             if len(rises):
                 expert, feature = (int(i) for i in rises[0])
-                place = f"layer {entry.layer}" + (f", expert {expert}," if entry.num_experts else "")
+                place = _place(entry, expert) + ("," if entry.num_experts else "")
                 return Check("singular values", False, f"{side} {place} rises after feature {feature}")
             if not (sigma >= 0).all():
                 return Check("singular values", False, f"{side} layer {entry.layer} has a negative one")
     return Check("singular values", True, "non-negative, largest first")
+
+
+def _biases(v: Vindex) -> Check:
+    """What follows each router, where LARQL expects a bias, is zero."""
+    routers = v.array(ROUTER)
+    for entry in v.index.layers:
+        end = v.index.router_offset(entry.layer + 1)
+        if routers[end - (entry.num_experts or 0) : end].any():
+            return Check("router biases", False, f"layer {entry.layer} has one that is not zero")
+    return Check("router biases", True, "all zero")
+
+
+def _tokens(v: Vindex, spec: FileSpec) -> Check:
+    """A meta file: header, counts, ids of tokens, scores that are finite and in order, the top token first."""
+    what = f"{spec.name} tokens"
+    try:
+        tokens = min(v.index.vocab_size, len(v.vocabulary))
+        for entry in v.index.layers:
+            count, records = v.meta_records(spec, entry.layer)
+            if count != entry.num_features:
+                return Check(what, False, f"layer {entry.layer}: expected {entry.num_features} records, got {count}")
+            for first in range(0, len(records), ROWS):
+                for wrong, why in _wrong_records(records[first : first + ROWS], tokens, spec is GATE_META):
+                    if wrong.any():
+                        feature = first + int(wrong.argmax())
+                        return Check(what, False, f"layer {entry.layer}, row {feature}: {why}")
+    except VindexError as error:
+        return Check(what, False, str(error))
+    return Check(what, True, f"{v.index.num_rows:,} records of {v.index.down_top_k} tokens")
+
+
+def _wrong_records(records: np.ndarray, tokens: int, cosines: bool) -> Iterator[tuple[Any, str]]:
+    """(which of the records are wrong, in what way)."""
+    ids, scores = records["tokens"]["token_id"], records["tokens"]["score"]
+    pole = ids.shape[1] // 2
+    yield (ids >= tokens).any(axis=1), f"expected token ids below {tokens}"
+    yield ~np.isfinite(scores).all(axis=1), "a score is not finite"
+    yield (np.diff(scores[:, :pole]) > 0).any(axis=1), "the highest scores do not stand highest first"
+    yield (np.diff(scores[:, pole:]) < 0).any(axis=1), "the lowest scores do not stand lowest first"
+    for half in (ids[:, :pole], ids[:, pole:]):
+        yield (np.diff(np.sort(half)) == 0).any(axis=1), "a token stands twice at one pole"
+    yield records["top_token_id"] != ids[:, 0], "top_token_id is not the first token"
+    yield records["top_score"] != scores[:, 0], "top_score is not the first score"
+    if cosines:
+        yield (np.abs(scores) > COSINE_LIMIT).any(axis=1), "a cosine is larger than 1"
+
+
+def _manifest(v: Vindex) -> Check:
+    """manifest.json is valid and says what index.json says."""
+    try:
+        wrong = _disagreements(v)
+    except VindexError as error:
+        return Check(MANIFEST.name, False, str(error))
+    worst = v.manifest.worst_certificate
+    if wrong:
+        return Check(MANIFEST.name, False, f"{INDEX.name} and it differ: {listed(wrong)}")
+    if not worst.max_residual <= v.manifest.options.tolerance:
+        limit = v.manifest.options.tolerance
+        return Check(MANIFEST.name, False, f"{worst.tensor}: certificate {worst.max_residual:.1e}, limit {limit:.1e}")
+    return Check(MANIFEST.name, True, f"worst certificate {worst.max_residual:.1e}")
+
+
+def _disagreements(v: Vindex) -> list[str]:
+    index, manifest = v.index, v.manifest
+    pairs = {
+        "model": (index.model, manifest.source.model),
+        "revision": (index.source.get("huggingface_revision") or None, manifest.source.revision),
+        "features": (index.num_features_per_expert or index.num_feats, manifest.options.features),
+        "embeddings": (index.has_embeddings, manifest.options.embeddings),
+        "end": (index.source.get("extracted_at") or None, manifest.finished_at),
+        "weights": (index.source.get("safetensors_sha256") or None, manifest.source.weights_sha256),
+    }
+    wrong = [
+        f"{what} is {ours!r} there and {theirs!r} here" for what, (ours, theirs) in pairs.items() if ours != theirs
+    ]
+    weights = {
+        (entry.layer, side, at if entry.num_experts else None)
+        for entry in index.layers
+        for at in range(entry.groups)
+        for side in ("gate", "down")
+    }
+    certified = [(one.layer, one.projection, one.expert) for one in manifest.certificates]
+    if len(certified) != len(weights) or set(certified) != weights:
+        covered = len(weights & set(certified))
+        wrong.append(
+            f"there are {len(weights)} weights there, and {len(certified)} certificates of {covered} of them here"
+        )
+    return wrong

@@ -20,10 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, NamedTuple, Protocol
 
-import orjson
-
 from vindex.errors import CheckpointError
+from vindex.files import TEXT_LIMIT, Kind, parse_json
 
+TEXT = Kind(CheckpointError, "download it again")
 CONFIG = "config.json"
 SINGLE, WEIGHT_MAP = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -93,13 +93,17 @@ def read_json(files: Readable, name: str) -> dict[str, Any]:
         raise CheckpointError(files.missing([name]))
     if name not in files.sizes:
         raise CheckpointError(f"{name} is missing; is {files.name} a checkpoint directory?")
-    try:
-        value = orjson.loads(files.read(name))
-    except orjson.JSONDecodeError as error:
-        raise CheckpointError(f"{files.name}: {name} cannot be read ({error}); download it again") from error
+    value = parse_json(read_small(files, name), f"{files.name}: {name}", TEXT)
     if not isinstance(value, dict):
         raise CheckpointError(f"{files.name}: {name} does not hold a JSON object; download it again")
     return value
+
+
+def read_small(files: Readable, name: str) -> bytearray:
+    """The content of a file that is not weights, and so not large. Raises CheckpointError when it is."""
+    if files.sizes[name] > TEXT_LIMIT:
+        raise TEXT.refusal(f"{files.name}: {name}", f"has {files.sizes[name]:,} bytes, at most {TEXT_LIMIT:,} are read")
+    return files.read(name)
 
 
 def read_weights(files: Readable, config: Mapping[str, Any]) -> Weights:

@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 
 from vindex.errors import CheckpointError
+from vindex.tokens import parse_vocabulary
 
 WAY_OUT = "give the model's own with --tokenizer PATH"
 
@@ -33,12 +34,7 @@ def tokenizer_from_gguf(path: Path, tokens: Sequence[str]) -> bytes:
 
 def require_same_tokens(content: bytes, tokens: Sequence[str], where: str) -> None:
     """Raise CheckpointError when a tokenizer.json gives an id another piece than the GGUF file with these tokens."""
-    try:
-        vocabulary = orjson.loads(content)["model"]["vocab"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return  # that it is no tokenizer.json is said by who parses it
-    ids = vocabulary if isinstance(vocabulary, dict) else {piece: at for at, (piece, _) in enumerate(vocabulary)}
-    for piece, at in ids.items():
+    for piece, at in parse_vocabulary(content, where).pieces.items():
         theirs = tokens[at] if at < len(tokens) else None
         if piece != theirs:
             raise CheckpointError(

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from vindex.errors import FactError
+from vindex.files import Kind, parse_json, read_lines
 
+OF_FACTS = Kind(FactError, "expected JSON lines")
 BUNDLED = Path(__file__).parent
 MIN_TEMPLATES = 4
 ABOUT = ("{}", "{} is", "{} has", "The name {}", "I have been thinking about {} and")
@@ -102,14 +102,10 @@ def read(path: str | Path, name: str | None = None, base: Panel | None = None) -
     Raises FactError with the file's name and the line number at the first bad line.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise FactError(f"{path}: cannot be read: {error.strerror}") from error
     base = base or Panel("")
     own: dict[str, Relation] = {}
     facts: dict[tuple[str, str], Fact] = {}
-    for number, record in _records(path, lines):
+    for number, record in _records(path):
         where = f"{path}:{number}"
         if "subject" in record:
             fact = _fact(record, base.relations | own, where)
@@ -126,14 +122,9 @@ def read(path: str | Path, name: str | None = None, base: Panel | None = None) -
     return Panel(both, base.relations | own, tuple((kept | facts).values()))
 
 
-def _records(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise FactError(f"{path}:{number}: not JSON: {error}") from error
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in read_lines(path, OF_FACTS):
+        record = parse_json(line, f"{path}:{number}", OF_FACTS)
         if not isinstance(record, dict):
             raise FactError(f"{path}:{number}: found {type(record).__name__}, expected a JSON object")
         yield number, record

@@ -8,7 +8,6 @@ A forget row says a fact and where its entity stands: `text` with `entities` (of
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,12 +16,15 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from vindex.errors import FactError
+from vindex.files import Kind, opened, parse_json, read_lines
 
 Row = Mapping[str, Any]
 Span = tuple[int, int]
 Messages = tuple[dict[str, str], ...]
 Parsed = TypeVar("Parsed")
 ATLAS_RETAIN_ROWS = 4000
+LONGEST_ROW = 1 << 24  # bytes
+OF_ROWS = Kind(FactError, "expected JSONL or parquet", limit=1 << 32)
 
 
 class Forget(NamedTuple):
@@ -144,24 +146,16 @@ def _file(path: Path) -> tuple[str, str, Iterable[tuple[str, Row]]]:
     readers = {".jsonl": _jsonl, ".parquet": _parquet}
     if path.suffix not in readers:
         raise FactError(f"{path}: expected a .jsonl or .parquet file")
-    if not path.is_file():
-        raise FactError(f"{path}: no such file")
-    return path.name, sha256_of(path), readers[path.suffix](path)
+    return path.name, sha256_of(path, kind=OF_ROWS), readers[path.suffix](path)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path.name} line {number}"
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise FactError(f"{where}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise FactError(f"{where}: expected a JSON object, found {str(row)[:40]}")
-            yield where, row
+    for number, line in read_lines(path, OF_ROWS, LONGEST_ROW):
+        where = f"{path.name} line {number}"
+        row = parse_json(line, where, OF_ROWS)
+        if not isinstance(row, dict):
+            raise FactError(f"{where}: expected a JSON object, found {str(row)[:40]}")
+        yield where, row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -172,11 +166,12 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
         raise FactError(f"{path}: parquet needs pyarrow; pip install 'vindex[train]', or convert to JSONL") from error
     number = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path.name} row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+        with opened(path, OF_ROWS) as file:
+            for batch in parquet.ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path.name} row {number}", row
+    except (pyarrow.ArrowException, ValueError) as error:
         raise FactError(f"{path}: damaged or not parquet ({str(error).splitlines()[0]})") from error
 
 
@@ -224,10 +219,7 @@ def _answers(row: Row, where: str) -> tuple[str, ...]:
     """`obj` and `possible_answers`, which PopQA stores as a JSON list in a string."""
     obj, possible = _string(row, "obj", where), row.get("possible_answers")
     if isinstance(possible, str):
-        try:
-            possible = json.loads(possible)
-        except json.JSONDecodeError as error:
-            raise FactError(f"{where}: possible_answers is not a JSON list ({error})") from error
+        possible = parse_json(possible.encode(), f"{where}: possible_answers", OF_ROWS)
     if possible is not None and not (isinstance(possible, list) and all(isinstance(a, str) for a in possible)):
         raise FactError(f"{where}: possible_answers {str(possible)[:40]}; expected a list of strings")
     return tuple(dict.fromkeys([*([obj] if obj else []), *(possible or [])]))

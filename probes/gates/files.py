@@ -12,10 +12,12 @@ Keys may have any prefix (DDP's `module.` among them). Nothing but tensors is ev
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from torch import Tensor
 
 from probes.gates.masks import DIGITS, INDICES_THRESHOLD, Gates, indices_of, keep_from_indices, point
 from vindex.errors import PatchError, TargetError
+from vindex.files import Kind, opened, parse_json, read_bytes, read_text
+from vindex.files import read_json as read_any_json
+from vindex.format import MOST_LAYERS, MOST_NEURONS
 
 LOGITS_PT = "lambda_logits.pt"
 LOGITS_SAFETENSORS = "lambda_logits.safetensors"
@@ -32,7 +37,12 @@ INDICES = "neuron_indices.json"
 STATS = "gate_stats.json"
 THRESHOLDS = ("selected_thresholds.txt", "thresholds.txt")  # the first is written
 PUBLISHED_PREFIX = "model.module.model."
-KEY = re.compile(r"(?:^|.*\.)layers\.(\d+)\.mlp\.lambda_logits$")
+KEY = re.compile(r"(?:.*\.)?layers\.(0|[1-9][0-9]{0,4})\.mlp\.lambda_logits")
+LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
+MOST_THRESHOLDS = 100
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OF_LOGITS = Kind(PatchError, "download it again", limit=1 << 28)
+OF_TEXTS = Kind(PatchError, "download it again")
 
 
 def read_gates(path: Path) -> Gates:
@@ -40,9 +50,9 @@ def read_gates(path: Path) -> Gates:
 
     Raises PatchError when there are none, or when a directory's two files differ, NumericError when one is not finite.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return _assemble(_read_tensors(path), path.name)
-    found = [path / name for name in (LOGITS_SAFETENSORS, LOGITS_PT) if (path / name).is_file()]
+    found = [path / name for name in (LOGITS_SAFETENSORS, LOGITS_PT) if os.path.lexists(path / name)]
     if not found:
         raise PatchError(f"{path}: neither {LOGITS_PT} nor {LOGITS_SAFETENSORS} here; expected a directory of gates")
     gates, *others = (_assemble(_read_tensors(file), file.name) for file in found)
@@ -106,87 +116,131 @@ def read_indices(directory: Path, shape: tuple[int, int]) -> Tensor:
 
     Raises PatchError when it is missing or does not fit `shape`.
     """
-    path = directory / INDICES if directory.is_dir() else directory
+    path = directory / INDICES if os.path.isdir(directory) else directory
     record = read_json(path)
-    try:
-        indices = {int(layer): [int(n) for n in neurons] for layer, neurons in record.items() if layer != "direction"}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise PatchError(f'{path}: expected {{"layer": [neuron, …]}}, found {str(record)[:60]}') from error
-    return keep_from_indices(indices, shape)
+    if not isinstance(record, dict):
+        raise PatchError(f'{path}: expected {{"layer": [neuron, …]}}, found a {type(record).__name__}')
+    for layer, neurons in record.items():
+        if layer != "direction" and not (LAYER.fullmatch(layer) and _are_neurons(neurons)):
+            raise PatchError(
+                f'{path}: layer {layer[:40]!r}: expected {{"layer": [neuron, …]}}, whole numbers, each neuron once, '
+                f"found {str(neurons)[:60]}"
+            )
+    return keep_from_indices({int(key): neurons for key, neurons in record.items() if key != "direction"}, shape)
+
+
+def _are_neurons(value: Any) -> bool:
+    return isinstance(value, list) and all(type(one) is int for one in value) and len(set(value)) == len(value)
 
 
 def read_thresholds(directory: Path) -> tuple[float, ...] | None:
     """The comma-separated thresholds under either file name, or None where there is no such file."""
     for name in THRESHOLDS:
         path = directory / name
-        if path.is_file():
-            try:
-                return tuple(float(value) for value in re.split(r"[,\s]+", path.read_text().strip()) if value)
-            except ValueError as error:
-                raise PatchError(f"{path}: expected comma-separated numbers ({error})") from error
+        if os.path.lexists(path):
+            found = [value for value in re.split(r"[,\s]+", read_text(path, OF_TEXTS).strip()) if value]
+            return _thresholds(path, found)
     return None
 
 
-def read_json(path: Path) -> Any:
+def _thresholds(path: Path, found: list[str]) -> tuple[float, ...]:
+    if len(found) > MOST_THRESHOLDS:
+        raise PatchError(f"{path}: expected at most {MOST_THRESHOLDS} thresholds, found {len(found):,}")
     try:
-        return orjson.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise PatchError(f"{path}: no such file") from error
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise PatchError(f"{path}: not readable as JSON ({error})") from error
+        values = tuple(float(value) for value in found)
+    except ValueError as error:
+        raise PatchError(f"{path}: expected comma-separated numbers ({str(error)[:80]})") from error
+    wrong = [value for value in values if not 0 < value < 1]
+    if wrong:
+        raise PatchError(f"{path}: threshold {wrong[0]:g}: expected a λ between 0 and 1, both excluded")
+    return values
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file of a directory of gates or of a checkpoint. Raises PatchError."""
+    return read_any_json(path, OF_TEXTS)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise PatchError(f"{path}: no such file or directory; expected a directory of gates, or a .pt or .safetensors")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise PatchError(f"{path}: damaged or not safetensors ({error}); download it again") from error
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols; the errors below say more
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise PatchError(
-            f"{path}: damaged, or holds something that is not a tensor; refused, since loading it could run code"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise PatchError(f"{path}: damaged or not a PyTorch file; download it again") from error
+    state = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
     if not isinstance(state, dict):
         raise PatchError(f"{path}: holds a {type(state).__name__}; expected a state dict of tensors")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise PatchError(f"{path}: {name!r} is a {type(value).__name__}; expected tensors only")
+            raise PatchError(f"{path}: {str(name)[:80]!r} is a {type(value).__name__}; expected tensors only")
     return state
+
+
+def _from_safetensors(path: Path) -> Mapping[str, Tensor]:
+    from safetensors.torch import load
+
+    content = read_bytes(path, OF_LOGITS)
+    try:
+        parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], f"{path}: header", OF_LOGITS)
+        return load(content)
+    except PatchError:
+        raise
+    except Exception as error:  # of the file's header: a dtype or shape that the package does not foresee
+        raise OF_LOGITS.refusal(path, f"damaged or not safetensors ({error})") from error
+
+
+def _from_pickle(path: Path) -> Any:
+    """What a .pt holds: nothing but tensors is unpickled, and nothing becomes more than it is on disk."""
+    with opened(path, OF_LOGITS) as file:
+        try:
+            if zipfile.is_zipfile(file) and any(entry.compress_type for entry in zipfile.ZipFile(file).infolist()):
+                raise PatchError(f"{path}: is compressed, which torch.save never does; refused")
+            file.seek(0)
+            with warnings.catch_warnings(action="ignore"):  # of pickle protocols; the errors below say more
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except PatchError:
+            raise
+        except pickle.UnpicklingError as error:
+            raise PatchError(
+                f"{path}: damaged, or holds something that is not a tensor; refused, since loading it could run code"
+            ) from error
+        except Exception as error:  # whatever a damaged pickle makes torch do
+            raise OF_LOGITS.refusal(path, "damaged or not a PyTorch file") from error
 
 
 def _assemble(state: dict[str, Tensor], where: str) -> Gates:
     """Rows by layer number, all present, all of one width."""
     rows: dict[int, Tensor] = {}
     for name, value in state.items():
-        match = KEY.match(name)
+        match = KEY.fullmatch(name)
         if not match:
-            raise PatchError(f"{where}: key {name!r}; expected only keys ending in layers.<i>.mlp.lambda_logits")
+            raise PatchError(f"{where}: key {name[:80]!r}; expected only keys ending in layers.<i>.mlp.lambda_logits")
         number = int(match[1])
         if number in rows:
-            raise PatchError(f"{where}: two keys for layer {number}, the second {name!r}")
-        if not value.is_floating_point() or value.numel() != max(value.shape, default=0):
-            raise PatchError(f"{where}: {name} is {value.dtype} {tuple(value.shape)}; expected one float per neuron")
-        rows[number] = value.flatten().float()
+            raise PatchError(f"{where}: two keys for layer {number}, the second {name[:80]!r}")
+        rows[number] = _row(value, f"{where}: {name[:80]}")
     if not rows:
         raise PatchError(f"{where}: no tensors; expected keys ending in layers.<i>.mlp.lambda_logits")
-    missing = sorted(set(range(max(rows) + 1)) - rows.keys())
-    if missing:
-        raise PatchError(f"{where}: layer {missing[0]} is missing of 0 to {max(rows)}; the file is incomplete")
+    if max(rows) >= MOST_LAYERS:
+        raise PatchError(f"{where}: a key for layer {max(rows)}; expected fewer than {MOST_LAYERS} layers")
+    missing = next((number for number in range(max(rows)) if number not in rows), None)
+    if missing is not None:
+        raise PatchError(f"{where}: layer {missing} is missing of 0 to {max(rows)}; the file is incomplete")
     widths = {number: len(row) for number, row in rows.items()}
     for number, width in sorted(widths.items()):
         if width != widths[0]:
             raise PatchError(f"{where}: layer {number} has {width} neurons, layer 0 {widths[0]}")
     return Gates(torch.stack([rows[number] for number in range(len(rows))]))
+
+
+def _row(value: Tensor, name: str) -> Tensor:
+    """One layer's logits as float32 of their own: plain numbers, all of which lie in the file."""
+    plain = value.layout is torch.strided and not value.is_meta and not value.is_quantized
+    if not plain or value.dtype not in FLOATS or value.numel() != max(value.shape, default=0):
+        kind = f"{value.dtype} {tuple(value.shape)}" + ("" if plain else ", sparse, quantised or without numbers")
+        raise PatchError(f"{name} is {kind}; expected one float per neuron")
+    if not 1 <= value.numel() <= MOST_NEURONS or value.untyped_storage().nbytes() < value.nbytes:
+        raise PatchError(
+            f"{name} has shape {tuple(value.shape)} and fewer numbers in the file; expected one per neuron"
+        )
+    return value.detach().flatten().float()
 
 
 def _safetensors(state: dict[str, Tensor]) -> bytes:

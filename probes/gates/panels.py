@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 from probes.gates.data import Forget, Retain
 from probes.gates.encode import ask, render
 from vindex.errors import FactError
+from vindex.files import Kind, read_text
 
+OF_A_TEXT = Kind(FactError, "expected a UTF-8 text file")
 QUESTIONS = ("forget", "oracle", "conflict", "reasoning")
 
 
@@ -167,7 +169,5 @@ def neutral_texts(path: Path | None) -> tuple[str, ...]:
 
         return tuple(texts.read(name) for name in texts.BUNDLED)
     if path.suffix == ".txt":
-        if not path.is_file():
-            raise FactError(f"{path}: no such file")
-        return (path.read_text(encoding="utf-8"),)
+        return (read_text(path, OF_A_TEXT),)
     return tuple(row.text for row in read_retain(path)[0])

@@ -6,14 +6,26 @@ Published directories carry gate_stats.json without a documented layout, so its 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from probes.gates.files import INDICES, STATS, read_gates, read_indices, read_json, read_thresholds, summary
+from probes.gates.files import (
+    INDICES,
+    MOST_THRESHOLDS,
+    STATS,
+    read_gates,
+    read_indices,
+    read_json,
+    read_thresholds,
+    summary,
+)
 from probes.gates.masks import INDICES_THRESHOLD, Gates, Point, point
+from vindex.errors import PatchError
 
 TOLERANCE = 1e-3  # published figures have three decimals
 NAMES = {
@@ -58,14 +70,17 @@ def read_stats(directory: Path) -> Stats:
     gates = read_gates(directory)
     own = summary(gates)
     figures = {"gates": own["total_gates"], **{name: own[name] for name in ("mean", "std", "min", "max")}}
-    stated = read_json(directory / STATS) if (directory / STATS).is_file() else {}
+    stated = read_json(directory / STATS) if os.path.lexists(directory / STATS) else {}
     claims = [
         Claim(STATS, name, value, figures[name])
         for name, aliases in NAMES.items()
         for key, value in _numbers(stated)
         if key in aliases
     ]
-    for threshold, off in _stated_points(stated):
+    points = list(islice(_stated_points(stated), MOST_THRESHOLDS + 1))
+    if len(points) > MOST_THRESHOLDS:
+        raise PatchError(f"{directory / STATS}: expected at most {MOST_THRESHOLDS} thresholds, found more")
+    for threshold, off in points:
         claims.append(Claim(STATS, f"off-fraction at {threshold:g}", off, point(gates, threshold).off_fraction))
     thresholds = (read_thresholds(directory) if directory.is_dir() else None) or gates.selected_thresholds()
     return Stats(
@@ -112,7 +127,7 @@ def _is_threshold(name: Any) -> bool:
 
 
 def _direction(directory: Path, gates: Gates) -> str:
-    if not (directory / INDICES).is_file():
+    if not os.path.lexists(directory / INDICES):
         return "missing"
     listed = ~read_indices(directory, tuple(gates.logits.shape))  # type: ignore[arg-type]
     below = ~gates.keep(INDICES_THRESHOLD)

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vindex.errors import ProbeError
+from vindex.files import Kind, read_text
 
 BUNDLED = ("factual", "science", "story", "dialogue", "code", "mathematics", "instructions", "report")
 """Names of the bundled texts; the first is the headline text."""
+OF_A_TEXT = Kind(ProbeError, f"expected a UTF-8 text file or a bundled text ({', '.join(BUNDLED)})")
 
 
 class ProbeText(NamedTuple):
@@ -30,14 +32,7 @@ def read(name: str) -> str:
     """The text called `name`: one of BUNDLED, or else a path to a UTF-8 file. Raises ProbeError if there is none."""
     if name in BUNDLED:
         return (resources.files(__name__) / f"{name}.txt").read_text(encoding="utf-8")
-    try:
-        return Path(name).read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ProbeError(f"{name}: byte {error.start} is not UTF-8; a probe text is a plain UTF-8 file") from error
-    except OSError as error:
-        raise ProbeError(
-            f"{name}: {error.strerror or error}; expected a text file or a bundled text ({', '.join(BUNDLED)})"
-        ) from error
+    return read_text(Path(name), OF_A_TEXT)
 
 
 def encode(name: str, text: str, tokenizer: Any, *, tokens: int, vocabulary: int) -> ProbeText:

@@ -107,7 +107,7 @@ def broken(tmp_path, what):
         return r"config\.json is missing; is m a checkpoint directory\?"
     if what == "config not JSON":
         (directory / "config.json").write_text("{")
-        return r"config\.json cannot be read"
+        return r"config\.json: not valid JSON"
     if what == "config not an object":
         (directory / "config.json").write_text("[]")
         return "does not hold a JSON object"
@@ -289,7 +289,7 @@ def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path):
     ):
         opened.tensor(last)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read \(No such file or directory\)"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: cannot be read \(No such file or directory\)"):
         opened.tensor(last)
 
 

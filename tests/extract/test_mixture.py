@@ -225,9 +225,10 @@ def turn_down(tensors):
         ({"config": {"moe_intermediate_size": 9}}, "has shape (12, 16), and config.json says (9, 16)"),
         ({"config": {"mlp_only_layers": []}}, "model.layers.0.mlp.experts: found no tensors; supported are"),
         ({"config": {"decoder_sparse_step": 2}}, "tensor model.layers.2.mlp.gate_proj.weight is missing"),
-        ({"config": {"mlp_only_layers": 3}}, "config.json mlp_only_layers: expected a list, got 3"),
+        ({"config": {"mlp_only_layers": 3}}, "config.json mlp_only_layers: expected a list of layers, got 3"),
         ({"config": {"decoder_sparse_step": -1}}, "decoder_sparse_step: expected a positive integer, got -1"),
-        ({"config": {"text_config": "none"}, "model_type": "qwen3"}, "model.layers.1.mlp.gate_proj.weight is missing"),
+        ({"config": {"text_config": "none"}}, "config.json text_config: expected an object, got 'none'"),
+        ({"model_type": "qwen3"}, "model.layers.1.mlp.gate_proj.weight is missing"),
         ({"model_type": "qwen4_exp"}, "model_type 'qwen4_exp' is not supported; known: qwen3, qwen2"),
     ],
 )

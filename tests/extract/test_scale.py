@@ -65,11 +65,13 @@ def test_the_command(checkpoint, tmp_path):
     assert (
         shown.exit_code == 0 and "Wall time by workers, each 1 thread" in shown.output and "gate tokens" in shown.output
     )
-    record = json.loads(CliRunner().invoke(app, ["plan", str(checkpoint / "config.json"), "--json"]).output)
+    record = json.loads(
+        CliRunner().invoke(app, ["plan", str(checkpoint / "config.json"), "--features", "8", "--json"]).output
+    )
     assert [of["kind"] for of in record["work"]] == ["gate_proj", "down_proj", "gate tokens", "down tokens"]
     (tmp_path / "config.json").write_text("[]")
     assert "does not hold a JSON object" in str(CliRunner().invoke(app, ["plan", str(tmp_path)]).exception)
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in str(CliRunner().invoke(app, ["plan", str(tmp_path)]).exception)
+    assert "not valid JSON" in str(CliRunner().invoke(app, ["plan", str(tmp_path)]).exception)
     nowhere = CliRunner().invoke(app, ["plan", str(tmp_path / "none")]).exception
     assert "no such directory or file here, and no config.json" in str(nowhere)

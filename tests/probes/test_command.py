@@ -64,7 +64,7 @@ def test_one_text_has_no_interval(tiny_checkpoint, tmp_path, monkeypatch, capsys
         (["--plot", "x.pdf"], "x.pdf: plots are written as .html or .png"),
         (["--json", "nowhere/x.json"], "nowhere/x.json: the directory nowhere does not exist"),
         (["--json", "."], ".: is a directory"),
-        (["--text", "no-such-text"], "no-such-text: No such file or directory"),
+        (["--text", "no-such-text"], "no-such-text: cannot be read (No such file or directory)"),
         (["--vindex", "no-such-vindex"], "no-such-vindex"),
         (["--dtype", "int3"], "dtype 'int3'"),
     ],

@@ -50,7 +50,7 @@ def test_every_reference_and_relation_of_the_bundled_panel_exists(panel):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{not json", r"facts.jsonl:3: not JSON"),
+        ("{not json", r"facts.jsonl:3: not valid JSON"),
         ("[1]", r"facts.jsonl:3: found list, expected a JSON object"),
         ('{"subject": "dog", "relation": "kind"}', r"facts.jsonl:3: answer is None, expected a non-empty string"),
         (

@@ -172,7 +172,7 @@ def test_errors_are_one_line(tmp_path):
     facts.write_text('{"subject": "France", "relation": "capital", "answer": "Paris", "answer_ids": [1]}')
     assert "is tokens" in fails("gate3", CHECKPOINT, "--facts", facts)
     facts.write_text('{"subject": "France"\n')
-    assert "facts.jsonl:1: not JSON" in fails("gate3", CHECKPOINT, "--facts", facts)
+    assert "facts.jsonl:1: not valid JSON" in fails("gate3", CHECKPOINT, "--facts", facts)
     assert "layer 7: the model has layers 0 to 3" in fails("gate3", CHECKPOINT, "--layer", 7)
     assert "the directory" in fails("gate3", CHECKPOINT, "--json", tmp_path / "none" / "r.json")
     assert "leave --all out" in fails("gate3", CHECKPOINT, "--all", "--save-patch", tmp_path / "p")

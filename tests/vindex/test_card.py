@@ -102,7 +102,7 @@ def test_records_that_do_not_belong(copy, tmp_path, record, message):
 
 
 @pytest.mark.parametrize(
-    "text, message", [("{", "not a readable JSON record"), ("[]", "expected a JSON object, got list")]
+    "text, message", [("{", "not valid JSON .*; write it with --json"), ("[]", "expected a JSON object, got list")]
 )
 def test_files_that_are_no_records(copy, tmp_path, text, message):
     (tmp_path / "probe.json").write_text(text)

@@ -58,16 +58,23 @@ def test_several_files_at_once_and_stopping_in_the_middle(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("abc  f", "line 1: expected `<64 hex digits>  <file name>`, got 'abc  f'"),
+        ("abc  f", "line 1: expected `<64 lower-case hex digits>  <file name>`, got 'abc  f'"),
         ("0" * 64 + " f", "line 1: expected"),
         ("Z" * 64 + "  f", "line 1: expected"),
         ("0" * 64 + "  ../f", "line 1: names '../f', which is not a plain file name inside the vindex; refused"),
         ("0" * 64 + "  /etc/passwd", "line 1: names '/etc/passwd', which is not a plain file name"),
         ("0" * 64 + "  ..", "line 1: names '..', which is not a plain file name"),
+        ("0" * 64 + " *f", "line 1: expected"),
+        ("A" * 64 + "  f", "line 1: expected"),
+        ("0" * 64 + "  f\r", r"line 1: names 'f\\r', which is not a plain file name"),
+        ("0" * 64 + "  f\u2028", r"line 1: names 'f\\u2028', which is not a plain file name"),
+        ("\n" + "0" * 64 + "  f", "line 1: expected"),
+        (("0" * 64 + "  f\n") * 2, "line 2: lists f a second time"),
+        ("0" * 64 + "  f\n" + "0" * 64, "its last line '0*' has no end"),
     ],
 )
 def test_bad_lines(tmp_path, line, message):
-    (tmp_path / "SHA256SUMS").write_text(line + "\n")
+    (tmp_path / "SHA256SUMS").write_bytes((line + "\n" * (not line.endswith("0"))).encode())
     with pytest.raises(FormatError, match=message):
         load_sums(tmp_path)
 

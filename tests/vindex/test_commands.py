@@ -80,7 +80,10 @@ def test_score_prints_id_and_piece_and_mentions_the_other_spacing(built):
         (("feature", 7, 0), "layer 7 is out of range"),
         (("compare", "nowhere"), "nowhere is not a directory"),
         (("verify", "--source", "nowhere"), "nowhere: no such directory"),
-        (("card", "--probe", "nowhere.json"), "nowhere.json: not a readable JSON record"),
+        (
+            ("card", "--probe", "nowhere.json"),
+            "nowhere.json: cannot be read (No such file or directory); write it with --json",
+        ),
     ],
 )
 def test_questions_without_an_answer(built, arguments, message):

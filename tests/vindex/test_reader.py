@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
@@ -71,6 +72,37 @@ def test_nearest_features_leave_out_the_feature_itself(built):
         (lambda v: v.top_features([1, 2]), "one token or vector at a time"),
         (lambda v: v.feature(2, 0), "layer 2 is out of range: tiny.vindex has layers 0 to 1"),
         (lambda v: v.nearest_features(0, 8), "feature 8 is out of range"),
+        (lambda v: v.layer(-1), "layer -1 is out of range"),
+        (lambda v: v.layer(True), "layer True: expected an integer, got bool"),
+        (lambda v: v.layer(np.bool_(True)), "layer True: expected an integer, got bool"),
+        (lambda v: v.layer(0.0), "layer 0.0: expected an integer, got float"),
+        (lambda v: v.layer("0"), "layer 0: expected an integer, got str"),
+        (lambda v: v.feature(0, -1), "feature -1 is out of range"),
+        (lambda v: v.feature(0, 1.5), "feature 1.5: expected an integer, got float"),
+        (lambda v: v.feature(np.uint64(2**64 - 1), 0), "layer 18446744073709551615 is out of range"),
+        (lambda v: v.feature(0, 0, expert=0), "layer 0 of tiny.vindex is dense"),
+        (lambda v: v.router(0.5), "layer 0.5: expected an integer"),
+        (lambda v: v.top_features(0, k=0), "k 0: expected a positive integer"),
+        (lambda v: v.top_features(0, k=-3), "k -3: expected a positive integer"),
+        (lambda v: v.nearest_features(0, 0, k=2.0), "k 2.0: expected an integer, got float"),
+        (lambda v: v.token_id(True), "token id True: expected an integer, got bool"),
+        (lambda v: v.token_id(1.0), "token id 1.0: expected an integer, got float"),
+        (lambda v: v.score(True), "token id True: expected an integer, got bool"),
+        (lambda v: v.score([0, 1.0]), "token id 1.0: expected an integer, got float"),
+        (lambda v: v.score(np.array([True, False])), "token id True: expected an integer, got bool"),
+        (lambda v: v.score(np.array([[0, 1]])), r"expected a token, .*, got array of int64, shape \(1, 2\)"),
+        (lambda v: v.score(np.ones(16, complex)), "token id .*: expected an integer, got complex128"),
+        (
+            lambda v: v.score(None),
+            "expected a token, a token id, a list of ids, or float vectors of 16 numbers, got None",
+        ),
+        (lambda v: v.score(np.float32(1)), "got float32"),
+        (lambda v: v.score(np.array(1.0)), r"expected a vector of 16 numbers, got shape \(\)"),
+        (lambda v: v.score(np.full(16, np.nan)), "a vector of length nan has no cosine here"),
+        (lambda v: v.score(np.full(16, np.inf, np.float16)), "a vector of length inf has no cosine here"),
+        (lambda v: v.score(np.zeros(16)), "a vector of length 0 has no cosine here"),
+        (lambda v: v.score(np.full(16, 1e30)), r"a vector of length 4e\+30 has no cosine here: .*; scale it"),
+        (lambda v: v.score(np.eye(17, 16)), "a vector of length 0 has no cosine here"),
     ],
 )
 def test_questions_without_an_answer(built, ask, message):
@@ -109,7 +141,9 @@ def test_what_is_not_a_tokenizer(tmp_path, text):
 def test_not_a_directory_or_not_a_vindex(tmp_path):
     with pytest.raises(FormatError, match="is not a directory; give the path of a vindex"):
         vindex.open(tmp_path / "nothing")
-    with pytest.raises(FormatError, match="a directory without SHA256SUMS is not a vindex"):
+    with pytest.raises(FormatError, match="is not a directory; give the path of a vindex"):
+        vindex.open("x" * 5000)
+    with pytest.raises(FormatError, match="a directory without a readable SHA256SUMS is not a vindex"):
         vindex.open(tmp_path)
 
 
@@ -167,8 +201,8 @@ def test_index_problems_come_together_with_their_paths(copy):
     with pytest.raises(FormatError) as caught:
         vindex.open(copy)
     for part in (
-        "num_layers: missing, expected an integer from 1",
-        "hidden_size: expected an integer from 1, got '16'",
+        "num_layers: missing, expected an integer from 1 to 16384",
+        "hidden_size: expected an integer from 1 to 1048576, got '16'",
         "layers[1].length: expected an integer from 0, got -1",
         "norms: expected a list, got 3",
         "projection.tied: expected true or false, got 1",
@@ -227,3 +261,87 @@ def test_a_manifest_with_problems(copy):
         FormatError, match=r"manifest.json: source: missing.*certificates\[0\].projection: expected one of"
     ):
         _ = vindex.open(copy).manifest
+
+
+def test_numpy_integers_are_integers(built):
+    v = vindex.open(built)
+    for kind in (np.int8, np.uint16, np.int64, np.uint64):
+        assert v.feature(kind(1), kind(2)) == v.feature(1, 2)
+        assert type(v.feature(kind(1), kind(2)).layer) is int
+        assert v.top_features(kind(0), k=kind(2)) == v.top_features(0, k=2)
+    np.testing.assert_array_equal(v.score(np.array([0, 3], np.uint8)), v.score([0, 3]))
+    np.testing.assert_array_equal(v.score((0, 3)), v.score([0, 3]))
+
+
+def test_a_token_of_the_tokenizer_without_an_embedding(copy):
+    tokenizer = orjson.loads((copy / "tokenizer.json").read_bytes())
+    tokenizer["added_tokens"].append({"content": "<pad>", "id": 40})
+    (copy / "tokenizer.json").write_bytes(orjson.dumps(tokenizer))
+    with pytest.raises(QueryError, match="token id 40 is out of range: this model has ids 0 to 39"):
+        vindex.open(copy).score("<pad>")
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda t: t["model"].update(vocab={"a": -1}), "'a' has id -1, not an integer from 0"),
+        (lambda t: t["model"].update(vocab={"a": 10**9}), "'a' has id 1000000000, not an integer from 0"),
+        (lambda t: t["model"].update(vocab={"a": True}), "'a' has id True, not an integer"),
+        (lambda t: t["model"].update(vocab={"a": 1.0}), "'a' has id 1.0, not an integer"),
+        (lambda t: t["model"].update(vocab={"a": 1, "b": 1}), "two pieces have the same id"),
+        (lambda t: t["model"].update(vocab=[["a", 0.5], ["a", 0.5]]), "'a' has two ids, 0 and 1"),
+        (lambda t: t["model"].update(vocab=[["a"]]), "not enough values to unpack"),
+        (lambda t: t["model"].update(vocab=[[1, 2.0]]), "a piece is '1', not a string"),
+        (lambda t: t.update(added_tokens={"a": 1}), "added_tokens is a dict, not a list"),
+        (lambda t: t.update(added_tokens=["a"]), "string indices must be integers"),
+        (lambda t: t.update(added_tokens=[{"content": "a", "id": "1"}]), "'a' has id 1, not an integer"),
+        (lambda t: t.update(added_tokens=[{"content": "a", "id": 1}, {"content": "a", "id": 2}]), "'a' has two ids"),
+        (lambda t: t.update(added_tokens=[{"content": "a"}]), "no 'id'"),
+    ],
+)
+def test_a_vocabulary_that_is_not_sound(copy, edit, message):
+    tokenizer = orjson.loads((copy / "tokenizer.json").read_bytes())
+    edit(tokenizer)
+    (copy / "tokenizer.json").write_bytes(orjson.dumps(tokenizer))
+    with pytest.raises(FormatError, match=rf"tokenizer.json: not a tokenizer.json with a vocabulary of .*{message}"):
+        _ = vindex.open(copy).vocabulary
+
+
+def test_a_piece_with_two_ids_as_json_allows_it(copy):
+    (copy / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "a": 1}}}')
+    with pytest.raises(FormatError, match="the key 'a' stands twice"):
+        _ = vindex.open(copy).vocabulary
+
+
+@pytest.mark.parametrize("name", ["norms.bin", "gate_meta.bin", "tokenizer.json", "README.md", "manifest.json"])
+def test_a_fifo_in_a_vindex_is_named_at_once(copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(FormatError, match=f"{name}: cannot be read: it is a FIFO, and a regular file was expected"):
+        vindex.open(copy)
+
+
+def test_text_files_are_of_a_bounded_size(copy):
+    os.truncate(copy / "README.md", 1 << 27)
+    with pytest.raises(FormatError, match="README.md: expected at most 67108864 bytes, got 134217728"):
+        vindex.open(copy)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda i: i["norms"].__setitem__(1, i["norms"][0] | {"offset": 16}), "norms: expected every name once"),
+        (lambda i: i["norms"].pop(), r"norms \(the last one\): expected norm, got layers.1.k_norm"),
+        (
+            lambda i: i["checksums"].update({f"x{n}": "" for n in range(9)}),
+            "got 'x0'; 'x1'; 'x2'; 'x3'; 'x4'; and 4 more",
+        ),
+        (lambda i: i.update(model="x" * 10_001), "model: expected a string, got 'xxx"),
+        (lambda i: i["projection"].update(down_meta="head"), "down_meta: expected one of lm_head, embed_tokens, got"),
+        (lambda i: i.update(embed_scale="1"), "embed_scale: expected a number"),
+    ],
+)
+def test_more_an_index_must_not_say(copy, edit, message):
+    edit_index(copy, edit)
+    with pytest.raises(FormatError, match=message):
+        vindex.open(copy)

@@ -41,7 +41,7 @@ def info(path: VindexPath, json: Json = False) -> None:
         "down_meta_projection": _projection(i.projection),
         **({"notes": "; ".join(m.notes)} if m.notes else {}),
         "worst_certificate": f"{worst.max_residual:.1e} ({worst.tensor})",
-        "size_bytes": sum(file.stat().st_size for file in path.iterdir()),
+        "size_bytes": v.size_bytes,
         "built_at": m.finished_at,
         "built_with": ", ".join(f"{name} {version}" for name, version in m.versions.items()),
     }
@@ -69,7 +69,7 @@ def verify(
 
     v = open_vindex(path)
     with progress() as display:
-        advance = stage(display, "checksums", sum((path / name).stat().st_size for name in v.digests))
+        advance = stage(display, "checksums", v.size_bytes)
         checks = list(checks_of(v, advance))
         if source is not None:
             checks += _check_source(v, source, layers, experts, display)

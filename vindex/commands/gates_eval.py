@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,9 +162,9 @@ def _panels(
 
 def _trained_scale(directory: Path) -> str:
     """The scale mode that the run record beside the gates states, or none."""
-    from probes.gates.files import read_json
     from probes.gates.train import TRAINING
+    from vindex.schema import load_record
 
     path = directory / TRAINING
-    options: Mapping[str, Any] = read_json(path).get("options", {}) if path.is_file() else {}
-    return str(options.get("scale_mode", "none"))
+    options = load_record(path).get("options") if os.path.lexists(path) else None
+    return str(options.get("scale_mode", "none")) if isinstance(options, dict) else "none"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 
 from vindex.commands.console import print_json, print_table, say
 from vindex.demo import or_bundled
 from vindex.errors import CheckpointError
+from vindex.files import Kind, read_json
 from vindex.options import HELP
 
 if TYPE_CHECKING:
     from extract.scale import Work
 
+CONFIG = Kind(CheckpointError, "give a checkpoint or its config.json")
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -73,14 +75,11 @@ def _config(name: str) -> dict[str, Any]:
     path = Path(name).expanduser()
     if path.is_dir():
         path = path / "config.json"
-    elif not path.is_file():
+    elif not os.path.lexists(path):
         path = _download(name)
-    try:
-        config = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); give a checkpoint or its config.json") from error
+    config = read_json(path, CONFIG)
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; give a checkpoint or its config.json")
+        raise CONFIG.refusal(path, "does not hold a JSON object")
     return config
 
 

@@ -141,7 +141,7 @@ FINE = {"text": "The capital is Oslo.", "entities": ["Oslo"]}
         ({"question": "Who?"}, "expected `text` with `entities`, or `question` with `obj`; found columns question"),
         ({}, "found an empty row"),
         ({"text": 3}, "text is int; expected a string"),
-        (POPQA | {"possible_answers": "[Bamako"}, "possible_answers is not a JSON list"),
+        (POPQA | {"possible_answers": "[Bamako"}, "possible_answers: not valid JSON"),
         (POPQA | {"possible_answers": [3]}, "expected a list of strings"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_bad_retain_row_is_named_by_its_line(tmp_path, row, message):
         ("a.jsonl", "", "a.jsonl: no rows"),
         ("a.jsonl", "\n\n", "a.jsonl: no rows"),
         ("a.jsonl", "{}\n{", "a.jsonl line 1: expected `text`"),
-        ("a.jsonl", "{", "a.jsonl line 1: not JSON"),
+        ("a.jsonl", "{", "a.jsonl line 1: not valid JSON"),
         ("a.jsonl", "[1]", "a.jsonl line 1: expected a JSON object"),
         ("a.csv", "x", "expected a .jsonl or .parquet file"),
         ("a.parquet", "x", "damaged or not parquet"),
@@ -183,7 +183,7 @@ def test_files_that_are_no_data_are_named(tmp_path, name, content, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FactError, match="nowhere.jsonl: no such file"):
+    with pytest.raises(FactError, match="nowhere.jsonl: cannot be read .No such file"):
         read_retain(tmp_path / "nowhere.jsonl")
 
 

@@ -143,12 +143,12 @@ def test_logits_that_are_not_finite_are_refused(tmp_path, bad):
     "name, content, message",
     [
         ("lambda_logits.pt", b"garbage", "damaged, or holds something"),
-        ("lambda_logits.safetensors", b"garbage", "damaged or not safetensors"),
+        ("lambda_logits.safetensors", b"garbage", "lambda_logits.safetensors: header: not valid JSON"),
         ("selected_thresholds.txt", b"0.4, half", "expected comma-separated numbers"),
         ("neuron_indices.json", b'{"0": 5}', "expected {.layer.: .neuron, ….}"),
         ("neuron_indices.json", b'{"7": [1]}', "name layer 7; there are layers 0 to 2"),
         ("neuron_indices.json", b'{"0": [48]}', "name neuron 48; there are 0 to 47"),
-        ("gate_stats.json", b"{", "not readable as JSON"),
+        ("gate_stats.json", b"{", "gate_stats.json: not valid JSON"),
     ],
 )
 def test_damaged_files_are_named(gates, tmp_path, name, content, message):
@@ -163,7 +163,7 @@ def test_missing_and_contradicting_files_are_named(gates, tmp_path):
         read_gates(tmp_path)
     with pytest.raises(PatchError, match="no such file or directory"):
         read_gates(tmp_path / "nowhere")
-    with pytest.raises(PatchError, match="no such file"):
+    with pytest.raises(PatchError, match="neuron_indices.json: cannot be read .No such file"):
         read_indices(tmp_path, (3, 48))
     write_gates(gates, tmp_path)
     save_file({"layers.0.mlp.lambda_logits": torch.zeros(4)}, tmp_path / "lambda_logits.safetensors")
