@@ -41,9 +41,9 @@ ROLES: dict[str, tuple[str, Side]] = {
     "residual": ("block", "output"),  # residual stream after the block, width H
     "mlp_in": ("mlp", "input"),  # the normed residual stream that gate_proj and up_proj read, width H
     "mlp_out": ("mlp", "output"),  # what the FFN adds to the residual stream, width H
-    "gate": ("gate_proj", "output"),  # gate_proj(x), before the SiLU, width I
+    "gate": ("gate_proj", "output"),  # gate_proj(x), before the activation, width I
     "up": ("up_proj", "output"),  # up_proj(x), width I
-    "hidden": ("down_proj", "input"),  # h = silu(gate_proj(x)) · up_proj(x), what down_proj receives, width I
+    "hidden": ("down_proj", "input"),  # h = act(gate_proj(x)) · up_proj(x), what down_proj receives, width I
 }
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # role -> which argument of a mixture's fused experts; the tokens of a batch are one after the other there

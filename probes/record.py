@@ -40,6 +40,8 @@ def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -
             "choices": definition.choices(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": _model(loaded, weights_sha256),
+            "activation": results.readings[0].activation.name,
+            "null_layers": null_layers(results),
             "libraries": libraries(),
             "texts": [text._asdict() for text in results.texts],
             "constants": {constant.symbol: _constant(constant) for constant in results.constants},
@@ -49,6 +51,28 @@ def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -
             "spectra": _spectra(results.geometry),
         }
     )
+
+
+def null_layers(results: Results) -> dict[str, list[Any]]:
+    """Layers that some figures leave out: without a direction, since the weight is zero, or without a scale of h.
+
+    `hidden`: h is 0 at every token (or at every one that no_sink keeps) of a text. `experts`: [layer, expert] of routed
+    experts whose gate_proj is zero.
+    """
+    geometry, layers = results.geometry, range(len(results.geometry.gate))
+    scales = [(layer.sparsity.rms, layer.sparsity_no_sink.rms) for text in results.readings for layer in text.layers]
+    silent = {place % len(layers) for place, rms in enumerate(scales) if not all(rms)}
+    return {
+        "gate_proj": [layer for layer in layers if not geometry.gate[layer].energy],
+        "down_proj": [layer for layer in layers if not geometry.down[layer].energy],
+        "hidden": sorted(silent),
+        "experts": [
+            [layer, int(expert)]
+            for layer, frame in enumerate(geometry.experts)
+            if frame is not None
+            for expert in np.flatnonzero(~frame.any(axis=1))
+        ],
+    }
 
 
 def published() -> dict[str, Any]:
