@@ -80,8 +80,11 @@ def _values(function: Callable[[Tensor], Tensor], sample: Tensor) -> Tensor | No
 
 def _same(values: Tensor, turned: Tensor, alone: Tensor) -> bool:
     """Whether a number's value does not depend on the others, on its place, or on their shape."""
-    close = {"rtol": 1e-5, "atol": 1e-6}
-    return torch.allclose(values.flatten(), turned.flip(0), **close) and torch.allclose(alone, values[1:2, 2:3], **close)
+    return _close(values.flatten(), turned.flip(0)) and _close(alone, values[1:2, 2:3])
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def _name(model: nn.Module, function: Callable[[Tensor], Tensor], sample: Tensor, values: Tensor) -> str:
@@ -93,7 +96,7 @@ def _name(model: nn.Module, function: Callable[[Tensor], Tensor], sample: Tensor
         name = getattr(config, key, None)
         if isinstance(name, str) and name in ACT2CLS:
             stated = _values(ACT2FN[name].to(sample.device), sample)
-            if stated is not None and torch.allclose(stated, values, rtol=1e-5, atol=1e-6):
+            if stated is not None and _close(stated, values):
                 return name
     return _called(function)
 

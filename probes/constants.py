@@ -41,7 +41,10 @@ class Constant:
     definition: str
     headline: Measure
     per_layer: tuple[float | None, ...]
-    """The headline's curve for the first text: L values, or L − 1 where it is about adjacent layers; None: undefined."""
+    """The headline's curve for the first text: L values, or L − 1 where it is about adjacent layers.
+
+    None where a layer has no direction.
+    """
     variants: dict[str, Measure]
 
 
@@ -56,8 +59,8 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
             null = _mean(_gaussian_below(threshold, layer.rms) for layer in found[0])
             variants[f"|h| < {threshold:g}{suffix}"] = measure(samples, unit, null=null)
         for index, part in enumerate(RELATIVE_THRESHOLDS):
-            samples = [_mean_defined(layer.below_relative[index] for layer in text) for text in found]
-            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part, 1.0))
+            shares = [_mean_defined(layer.below_relative[index] for layer in text) for text in found]
+            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(shares, unit, null=_gaussian_below(part, 1.0))
     headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
     if _mixed(readings):
         for wide in (False, True):
@@ -68,8 +71,8 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
         "C1",
         "FFN sparsity",
         f"fraction of |h| < {SPARSITY_HEADLINE:g} over layers, neurons and tokens; "
-        f"h = {readings[0].activation.name}(gate_proj x) · (up_proj x), float32; null: normal entries of each layer's rms"
-        + (FIRING if _mixed(readings) else ""),
+        f"h = {readings[0].activation.name}(gate_proj x) · (up_proj x), float32; "
+        "null: normal entries of each layer's rms" + (FIRING if _mixed(readings) else ""),
         variants.pop(f"|h| < {SPARSITY_HEADLINE:g}"),
         tuple(layer.sparsity.below[headline] for layer in readings[0].layers),
         variants,
@@ -128,9 +131,7 @@ def gate_coherence(
                 null=random_frame_cosine(width, count),
                 over=over,
             ),
-            "mean gate row": mean_of(
-                (means[:-1] * means[1:]).sum(1)[mean_pairs].tolist(), "cos", null=0.0, over=over
-            ),
+            "mean gate row": mean_of((means[:-1] * means[1:]).sum(1)[mean_pairs].tolist(), "cos", null=0.0, over=over),
             **_expert_coherence(experts),
         },
     )
@@ -163,7 +164,8 @@ def layer_temperature(readings: Sequence[Reading]) -> Constant:
         "C4",
         "layer temperature",
         "mean over layers and neurons of the unbiased variance of h over tokens; "
-        f"null: its expectation when {readings[0].activation.name}(gate_proj x) and up_proj x come from different tokens"
+        f"null: its expectation when {readings[0].activation.name}(gate_proj x) and up_proj x "
+        "come from different tokens"
         + (f"{FIRING}, each neuron over the tokens at which its expert does" if _mixed(readings) else ""),
         over_texts("all_tokens", null),
         tuple(layer.temperature.all_tokens for layer in readings[0].layers),

@@ -32,6 +32,7 @@ from probes.experts import Fired, count, fire, recombine, spans
 from probes.model import Mixture
 from vindex.errors import ProbeError
 
+
 def read_mixture(
     mixture: Mixture,
     activations: Sequence[Activation],
@@ -44,8 +45,8 @@ def read_mixture(
     """One layer on one text.
 
     From the activations of the routed experts and of the shared one, the FFN's input and output (n, H), the experts
-    chosen for each token and their weights (n, k), and which tokens are sinks (n,). Raises ProbeError where an activation is not finite, or where the experts that fire do not add up
-    to the output.
+    chosen for each token and their weights (n, k), and which tokens are sinks (n,). Raises ProbeError where an
+    activation is not finite, or where the experts that fire do not add up to the output.
     """
     fired = fire(mixture, routed, chosen, weight)
     finite(sum_of_squares(fired, len(sink)), mixture.number)

@@ -162,7 +162,9 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
     for axis, panel in zip(axes, panels, strict=False):
         for line in panel.lines:
             marks = {"linestyle": "--", "linewidth": 1.2} if line.dashed else {"marker": "o", "markersize": 3}
-            axis.plot(line.x, [math.nan if y is None else y for y in line.y], color=line.colour, label=line.label, **marks)
+            axis.plot(
+                line.x, [math.nan if y is None else y for y in line.y], color=line.colour, label=line.label, **marks
+            )
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -132,7 +132,7 @@ def _constant(constant: Constant) -> dict[str, Any]:
 def _measure(measure: Measure) -> dict[str, Any]:
     """As it is; a count of stages is written as the whole number it is."""
     entry = asdict(measure)
-    if measure.unit == "stages":
+    if measure.unit == "stages" and measure.value is not None:
         entry["value"], entry["samples"] = int(measure.value), [int(sample) for sample in measure.samples]
     return entry
 

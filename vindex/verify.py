@@ -37,7 +37,9 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
         yield _orthonormal(v, spec, side)
     yield _descending(v)
     v.manifest  # noqa: B018 - parses and validates manifest.json
-    yield Check("manifest.json", True, f"worst certificate {v.manifest.worst_certificate.max_residual:.1e}")
+    worst, zero = v.manifest.worst_certificate, v.manifest.zero_weights
+    said = "no certificate" if worst is None else f"worst certificate {worst.max_residual:.1e}"
+    yield Check("manifest.json", True, f"{said}; {zero}" if zero else said)
 
 
 def _checksums(v: Vindex, advance: Callable[[int], object]) -> Iterator[Check]:
