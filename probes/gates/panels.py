@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from probes.chat import ask, render
 from probes.gates.data import Forget, Retain
-from probes.gates.encode import ask, render
 from vindex.errors import FactError
 
 QUESTIONS = ("forget", "oracle", "conflict", "reasoning")
@@ -121,7 +121,7 @@ def _asked(row: Forget, answers: tuple[str, ...], context: str, tokenizer: Any, 
     lead = row.text[row.turn if chat else 0 : start].rstrip()
     gap = row.text[:start][len(row.text[:start].rstrip()) :] if lead else ""
     if chat:
-        text = render(ask(context + str(row.question)), tokenizer, prompt=True) + lead
+        text = render(tokenizer, ask(context + str(row.question)), prompt=True, where=row.where).text + lead
     elif lead:
         text = context + lead
     else:
@@ -134,12 +134,12 @@ def _reason(row: Retain, tokenizer: Any, chat: bool, worked: bool) -> Prompt | N
     if row.answer is None:
         return None
     if not worked and row.problem:
-        alone = render(ask(row.problem), tokenizer, prompt=True) if chat else row.problem
+        alone = render(tokenizer, ask(row.problem), prompt=True, where=row.where).text if chat else row.problem
         return Prompt(alone, (row.answer,))
     if chat and row.problem:
         turn = row.messages[-1]["content"] if row.messages else row.text
         place = turn.rfind(row.answer)
-        head = render(ask(row.problem), tokenizer, prompt=True) + turn[: max(place, 0)]
+        head = render(tokenizer, ask(row.problem), prompt=True, where=row.where).text + turn[: max(place, 0)]
     else:
         place = row.text.rfind(row.answer)
         head = row.text[: max(place, 0)]
