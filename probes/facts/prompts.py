@@ -56,8 +56,8 @@ class Encoder(NamedTuple):
         whole = before + text.replace("{}", fact.subject)
         starts = [*asked, len(before) + text.index("{}")]
         ids, spans = self._tokens(whole)
-        answered, _ = self._tokens(f"{whole} {fact.answer}")
-        if answered == ids:
+        answered, places = self._tokens(f"{whole} {fact.answer}")
+        if not _covering(places, len(whole) + 1, fact.answer):
             raise FactError(f"{name}: the answer {fact.answer!r} has no tokens for this tokenizer; correct the fact")
         if answered[: len(ids)] != ids or len(answered) < len(ids):
             raise FactError(
@@ -65,6 +65,9 @@ class Encoder(NamedTuple):
                 "end the template elsewhere"
             )
         answer = answered[len(ids) :]
+        unknown = self.tokenizer.unk_token_id
+        if unknown in answer and self.tokenizer.unk_token not in fact.answer:
+            raise FactError(f"{name}: the tokenizer has no token for a part of the answer {fact.answer!r}; correct it")
         if fact.answer_ids is not None and answer != fact.answer_ids:
             raise FactError(
                 f"{fact.name}: the answer ' {fact.answer}' is tokens {list(answer)} for this tokenizer, "
@@ -101,8 +104,13 @@ def _read_at(spans: Sequence[Span], starts: Sequence[int], subject: str, name: s
     """Index of the last token of the subject at each of its starts, but 1 for 0. FactError where it has no token."""
     found = []
     for start in starts:
-        own = [index for index, span in enumerate(spans) if span[0] < start + len(subject) and span[1] > start]
+        own = _covering(spans, start, subject)
         if not own:
             raise FactError(f"{name}: the subject {subject!r} has no tokens for this tokenizer; correct the fact")
         found.append(own[-1] if own[-1] or len(spans) == 1 else 1)
     return tuple(found)
+
+
+def _covering(spans: Sequence[Span], start: int, words: str) -> list[int]:
+    """The tokens that cover a character of the words that begin at `start`; special tokens have empty spans."""
+    return [index for index, span in enumerate(spans) if span[0] < start + len(words) and span[1] > start]

@@ -42,29 +42,41 @@ class Panels:
     """Where the prompts come from, for the record."""
 
 
-def atlas(*, chat: bool, count: int = 300, seed: int = 0) -> Panels:
-    """Held-out prompts of the bundled atlas, at most `count` to a panel, drawn with `seed`."""
-    from vindex.demo import corpus
+def atlas(tokenizer: Any, *, chat: bool, count: int = 300, seed: int = 0) -> Panels:
+    """Held-out prompts of the bundled atlas, at most `count` to a panel, drawn with `seed`; `chat`: facts are asked so.
 
-    recall = corpus.chat_fact_prompts(True) if chat else corpus.fact_prompts(True)
+    Then the answer begins as the headline statement of the fact does, in the tokenizer's own chat template.
+    """
+    from vindex.demo import corpus, facts
+
+    def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
+        chosen = _sample(prompts, count, seed)
+        return tuple(Prompt(prompt.text, (prompt.answer,)) for prompt in chosen)
+
+    if chat:
+        asked = [(fact, number) for fact in facts.facts() for number in fact.withheld_questions]
+        recall = tuple(_in_chat(*each, tokenizer) for each in _sample(asked, count, seed))
+    else:
+        recall = some(corpus.fact_prompts(True))
     styles = tuple(
         style for style in corpus.STYLES if style != "comparison"
     )  # a comparison copies, it computes nothing
     sums = [prompt for style in styles for prompt in corpus.sum_prompts(style, True, count // len(styles), seed)]
     given = {name: corpus.context_prompts(name == "oracle", seed=seed) for name in ("oracle", "conflict")}
 
-    def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
-        chosen = _sample(prompts, count, seed)
-        return tuple(Prompt(prompt.text, (prompt.answer,)) for prompt in chosen)
-
     return Panels(
-        some(recall),
+        recall,
         some(given["oracle"]),
         some(given["conflict"]),
         some(sums),
         tuple(corpus.neutral_texts(20, seed)),
         f"atlas, held out, {'chat' if chat else 'plain'} recall, seed {seed}",
     )
+
+
+def _in_chat(fact: Any, question: int, tokenizer: Any) -> Prompt:
+    asked = render(tokenizer, ask(fact.question(question)), prompt=True).text
+    return Prompt(asked + fact.prompt(0), (f" {fact.answer}",))
 
 
 def from_rows(

@@ -1,7 +1,8 @@
 """The eight bundled probe texts, one domain each, and any text of the user's, as token ids.
 
-Every text is encoded with the special tokens that the tokenizer puts before it (`probes.tokens`) and cut to the same number of tokens, so that figures from
-different texts and models are comparable; a shorter text is an error, because padding it would change what is measured.
+Every text is encoded with the special tokens that the tokenizer puts before it (`probes.tokens`) and cut to the same
+number of tokens, so that figures from different texts and models are comparable; a shorter text is an error, because
+padding it would change what is measured.
 """
 
 from __future__ import annotations
