@@ -171,6 +171,22 @@ def ffns(model: nn.Module) -> tuple[Layer | Mixture, ...]:
     return tuple(_ffn(index, block) for index, block in enumerate(_blocks(model)))
 
 
+def null_layers(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """The layers whose FFN writes nothing, since a projection is zero, and which are: LLaMA-Pro's, wholly baked gates.
+
+    No change of gate_proj can do anything there.
+    """
+    found = {
+        layer.number: tuple(name for name in PROJECTIONS if _zero(getattr(layer, name))) for layer in layers(model)
+    }
+    return {number: names for number, names in found.items() if names}
+
+
+def _zero(projection: nn.Linear) -> bool:
+    weight = projection.weight.detach()
+    return not (weight[:1].any() or weight.any())  # nearly always a look at one row
+
+
 def sites(model: nn.Module, *roles: str, only: Iterable[int] | None = None) -> tuple[Site, ...]:
     """The sites of these roles in every layer (or in the layers `only`), role by role."""
     indices = range(len(_blocks(model))) if only is None else tuple(only)

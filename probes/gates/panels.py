@@ -55,7 +55,7 @@ def atlas(tokenizer: Any, *, chat: bool, count: int = 300, seed: int = 0) -> Pan
 
     if chat:
         asked = [(fact, number) for fact in facts.facts() for number in fact.withheld_questions]
-        recall = tuple(_in_chat(*each, tokenizer) for each in _sample(asked, count, seed))
+        recall = tuple(_in_chat(fact, number, tokenizer) for fact, number in _sample(asked, count, seed))
     else:
         recall = some(corpus.fact_prompts(True))
     styles = tuple(
