@@ -85,7 +85,7 @@ def run(layers: int, threads: int, where: Path) -> dict:
     after = bare_kernels(source, layers)
     kernels = Kernels(*(min(pair) for pair in zip(before, after, strict=True)))
     manifest = json.loads((target / "manifest.json").read_text())
-    worst = max(certificate["max_residual"] for certificate in manifest["certificates"])
+    worst = max(certificate["max_residual"] or 0.0 for certificate in manifest["certificates"])
     bare = kernels.read + kernels.gram + kernels.project
     return {
         "layers": layers,

@@ -41,7 +41,7 @@ def run(loaded: Any, preset: str, changes: dict[str, Any], steps: int) -> dict[s
     facts = random.Random(0).sample(facts[0], min(size, len(facts[0]))), facts[1]
     sums = sums[0][: size * options.retain_ratio], sums[1]
     trained = train(loaded, encode(loaded, facts, sums, options, {}), options)
-    panels, gates = atlas(chat=options.chat, count=COUNT), trained.gates
+    panels, gates = atlas(loaded.tokenizer, chat=options.chat, count=COUNT), trained.gates
 
     def kept(factors: Any) -> list[float]:
         scores = [accuracy(loaded, prompts, factors, Settings()) for prompts in (panels.forget, panels.reasoning)]

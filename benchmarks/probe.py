@@ -38,12 +38,14 @@ def times(model_name: str, dtype: str) -> None:
     import torch
 
     from probes import constants, readings, suite
+    from probes.activity import Activations
     from probes.cka import compare, gram
     from probes.hooks import capture
     from probes.model import layers, load, sites
 
     loaded = load(model_name, dtype=dtype, device="cpu")
     model, count = loaded.model, len(layers(loaded.model))
+    own = [readings.own_activations(model, layer) for layer in layers(model)]
     (text,) = suite.encode(loaded, ["factual"])
     ids = torch.tensor([text.token_ids])
     with torch.inference_mode(), capture(model, sites(model, "gate", "up", "hidden", "residual")) as seen:
@@ -62,7 +64,8 @@ def times(model_name: str, dtype: str) -> None:
                     seen[role, layer][0].float() for role in ("gate", "up", "hidden", "residual")
                 )
                 sink = readings.sink_tokens(residual, layer)
-                readings.read_layer(gate, up, hidden, sink, layer, scratch)
+                found = Activations(gate, up, hidden, model.dtype, own[layer][0])
+                readings.read_layer(found, sink, layer, scratch)
                 grams.append(gram(residual, about=residual[~sink].mean(0)))
             readings.top_mass(logits)
             compare(grams, list(range(1, len(text.token_ids))))

@@ -74,7 +74,7 @@ def rederive(v: Vindex, checkpoint: Checkpoint, blocks: list[DirectionBlock]) ->
         yield Rederived(
             block.weight.name,
             _largest_angle(stored[: fresh.rank], fresh.rows[: fresh.rank].numpy(), fresh.sigma[: fresh.rank].numpy()),
-            HALF_ANGLE + certificate.max_residual / max(narrowest, 1e-12),
+            HALF_ANGLE + (certificate.max_residual or 0.0) / max(narrowest, 1e-12),
             float((np.abs(sigma - fresh.sigma.numpy()) / np.maximum(sigma, 1e-30)).max()) if sigma.any() else 0.0,
         )
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probes.activation import Activation, require_own
 from probes.definition import RELATIVE_THRESHOLDS, SINK_RATIO, SPARSITY_THRESHOLDS
 from vindex.errors import ProbeError
 
@@ -17,8 +18,8 @@ class Sparsity(NamedTuple):
     rms: float
     below: tuple[float, ...]
     """At each of SPARSITY_THRESHOLDS."""
-    below_relative: tuple[float, ...]
-    """At each of RELATIVE_THRESHOLDS times `rms`."""
+    below_relative: tuple[float | None, ...]
+    """At each of RELATIVE_THRESHOLDS times `rms`; None where that is 0 and no threshold."""
 
 
 class Temperature(NamedTuple):
@@ -28,9 +29,9 @@ class Temperature(NamedTuple):
     no_sink: float
     median: float
     linear: float
-    """Of gate_proj(x) · up_proj(x), without the SiLU."""
+    """Of gate_proj(x) · up_proj(x), without the activation."""
     shuffled: float
-    """Expected when silu(gate) meets up from another token: the exact mean over all permutations."""
+    """Expected when act(gate) meets up from another token: the exact mean over all permutations."""
 
 
 class MixtureReading(NamedTuple):
@@ -65,10 +66,26 @@ class LayerReading(NamedTuple):
     """None for a dense layer."""
 
 
-def read_layer(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, number: int, scratch: Tensor) -> LayerReading:
-    """Statistics of layer `number` from gate, up, hidden (n, I), which tokens are sinks (n,), and scratch (2, n, I)."""
-    everything, no_sink = sparsity(hidden, sink, number, scratch)
-    heat = temperature(gate, up, hidden, sink, scratch)
+class Activations(NamedTuple):
+    """What one dense layer computes for n tokens, (n, I) float32, and how."""
+
+    gate: Tensor
+    up: Tensor
+    hidden: Tensor
+    dtype: torch.dtype
+    """The model's, in which `hidden` was computed."""
+    activation: Activation
+
+
+def read_layer(found: Activations, sink: Tensor, number: int, scratch: Tensor) -> LayerReading:
+    """Statistics of layer `number` from its activations, which tokens are sinks (n,), and scratch (2, n, I).
+
+    Raises ProbeError where an activation is not finite, or where h is not act(gate) · up.
+    """
+    everything, no_sink = sparsity(found.hidden, sink, number, scratch)
+    activated = found.activation.function(found.gate)
+    require_own(torch.mul(activated, found.up, out=scratch[0]), found.hidden, found.dtype, f"layers.{number}.mlp")
+    heat = temperature(found.gate, activated, found.up, found.hidden, sink, scratch)
     return LayerReading(tuple(sink.nonzero().flatten().tolist()), everything, no_sink, heat)
 
 
@@ -96,18 +113,19 @@ def sparsity(hidden: Tensor, sink: Tensor, number: int, scratch: Tensor) -> tupl
         relative = torch.stack([below(part * rms) for part in RELATIVE_THRESHOLDS])
         shares = (torch.cat([absolute, relative])[:, chosen].double().mean(1) / hidden.shape[1]).tolist()
         count = len(SPARSITY_THRESHOLDS)
-        found.append(Sparsity(rms, tuple(shares[:count]), tuple(shares[count:])))
+        found.append(Sparsity(rms, tuple(shares[:count]), tuple(share if rms else None for share in shares[count:])))
     return found[0], found[1]
 
 
-def temperature(gate: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, scratch: Tensor) -> Temperature:
-    """From gate_proj(x), up_proj(x), h (n, I), which tokens are sinks (n,), and scratch (2, n, I)."""
+def temperature(
+    gate: Tensor, activated: Tensor, up: Tensor, hidden: Tensor, sink: Tensor, scratch: Tensor
+) -> Temperature:
+    """From gate_proj(x), act of it, up_proj(x), h (n, I), which tokens are sinks (n,), and scratch (2, n, I)."""
     every = torch.ones(len(sink), device=sink.device)
     variance = moments(hidden, every, scratch[0]).variance
     no_sink = moments(hidden, (~sink).float(), scratch[0]).variance
     linear = moments(torch.mul(gate, up, out=scratch[1]), every, scratch[0]).variance
-    silu = torch.sigmoid(gate, out=scratch[1]).mul_(gate)
-    shuffled = shuffled_variance(moments(silu, every, scratch[0]), moments(up, every, scratch[0]), len(sink))
+    shuffled = shuffled_variance(moments(activated, every, scratch[0]), moments(up, every, scratch[0]), len(sink))
     means = torch.stack([values.mean() for values in (variance, no_sink, linear, shuffled)]).tolist()
     return Temperature(means[0], means[1], float(variance.quantile(0.5)), means[2], means[3])
 

@@ -40,8 +40,11 @@ class Constant:
     name: str
     definition: str
     headline: Measure
-    per_layer: tuple[float, ...]
-    """The headline's curve for the first text: L values, or L − 1 where it is about adjacent layers."""
+    per_layer: tuple[float | None, ...]
+    """The headline's curve for the first text: L values, or L − 1 where it is about adjacent layers.
+
+    None where a layer has no direction.
+    """
     variants: dict[str, Measure]
 
 
@@ -56,8 +59,8 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
             null = _mean(_gaussian_below(threshold, layer.rms) for layer in found[0])
             variants[f"|h| < {threshold:g}{suffix}"] = measure(samples, unit, null=null)
         for index, part in enumerate(RELATIVE_THRESHOLDS):
-            samples = [_mean(layer.below_relative[index] for layer in text) for text in found]
-            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(samples, unit, null=_gaussian_below(part, 1.0))
+            shares = [_mean_defined(layer.below_relative[index] for layer in text) for text in found]
+            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(shares, unit, null=_gaussian_below(part, 1.0))
     headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
     if _mixed(readings):
         for wide in (False, True):
@@ -68,8 +71,8 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
         "C1",
         "FFN sparsity",
         f"fraction of |h| < {SPARSITY_HEADLINE:g} over layers, neurons and tokens; "
-        "h = silu(gate_proj x) · (up_proj x), float32; null: normal entries of each layer's rms"
-        + (FIRING if _mixed(readings) else ""),
+        f"h = {readings[0].activation.name}(gate_proj x) · (up_proj x), float32; "
+        "null: normal entries of each layer's rms" + (FIRING if _mixed(readings) else ""),
         variants.pop(f"|h| < {SPARSITY_HEADLINE:g}"),
         tuple(layer.sparsity.below[headline] for layer in readings[0].layers),
         variants,
@@ -98,13 +101,16 @@ def gate_coherence(
     `directions`: per layer (F, H), unit rows, leading first, rows past the weight's rank zero. `mean_rows`: (L, H),
     mean over neurons of each gate_proj's rows. `experts`: per layer (E, H), unit rows, the leading direction of every
     routed expert, None for a dense layer; `directions` of a mixture are those of all its experts' rows together.
+    A layer whose gate_proj is zero has no direction: pairs with it are undefined, and left out of every mean.
     """
-    frames = [frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64) for frame in directions]  # drop zero rows
+    frames = list(map(_rows, directions))
     width = directions[0].shape[1]
-    pairs = list(pairwise(frames))
-    leading = [float(abs(one[0] @ other[0])) for one, other in pairs]
-    means = mean_rows / np.linalg.norm(mean_rows, axis=1, keepdims=True)
-    count = min(len(frame) for frame in frames)
+    pairs = [(one, other) for one, other in pairwise(frames) if len(one) and len(other)]
+    leading = [float(abs(one[0] @ other[0])) if len(one) and len(other) else None for one, other in pairwise(frames)]
+    sizes = np.linalg.norm(mean_rows, axis=1)
+    means = mean_rows / np.where(sizes, sizes, 1.0)[:, None]
+    mean_pairs = np.flatnonzero(sizes[:-1] * sizes[1:])
+    count = min((len(frame) for frame in frames if len(frame)), default=len(directions[0]))
     chance = mean_abs_cosine(width)
     unit, over = "|cos|", "layer pairs"
     return Constant(
@@ -113,7 +119,7 @@ def gate_coherence(
         "mean over adjacent layers of |cos| between their leading right singular vectors of gate_proj; "
         "null: independent random directions"
         + ("; of a mixture: all its experts' rows together" if any(each is not None for each in experts) else ""),
-        mean_of(leading, unit, null=chance, over=over),
+        mean_of([cosine for cosine in leading if cosine is not None], unit, null=chance, over=over),
         tuple(leading),
         {
             f"same index, all {count}": mean_of(
@@ -125,7 +131,7 @@ def gate_coherence(
                 null=random_frame_cosine(width, count),
                 over=over,
             ),
-            "mean gate row": mean_of((means[:-1] * means[1:]).sum(1).tolist(), "cos", null=0.0, over=over),
+            "mean gate row": mean_of((means[:-1] * means[1:]).sum(1)[mean_pairs].tolist(), "cos", null=0.0, over=over),
             **_expert_coherence(experts),
         },
     )
@@ -142,7 +148,7 @@ def layer_temperature(readings: Sequence[Reading]) -> Constant:
     variants = {
         "no_sink": over_texts("no_sink"),
         "median over neurons": over_texts("median"),
-        "without the SiLU": over_texts("linear"),
+        f"without the {readings[0].activation.label}": over_texts("linear"),
     }
     if _mixed(readings):
         for field, name in (("weighted", "of w·h"), ("wide", f"of w·h{WIDE}")):
@@ -158,7 +164,8 @@ def layer_temperature(readings: Sequence[Reading]) -> Constant:
         "C4",
         "layer temperature",
         "mean over layers and neurons of the unbiased variance of h over tokens; "
-        "null: its expectation when silu(gate_proj x) and up_proj x come from different tokens"
+        f"null: its expectation when {readings[0].activation.name}(gate_proj x) and up_proj x "
+        "come from different tokens"
         + (f"{FIRING}, each neuron over the tokens at which its expert does" if _mixed(readings) else ""),
         over_texts("all_tokens", null),
         tuple(layer.temperature.all_tokens for layer in readings[0].layers),
@@ -222,20 +229,21 @@ def random_frame_cosine(width: int, count: int) -> float:
 def _expert_coherence(experts: Sequence[np.ndarray | None]) -> dict[str, Measure]:
     """C3 of single experts: their leading directions within a layer, and across adjacent layers that are mixtures."""
     found: dict[str, Measure] = {}
-    frames = [frame.astype(np.float64) for frame in experts if frame is not None]
-    if not frames:
+    mixtures = [frame for frame in experts if frame is not None]
+    if not mixtures:
         return found
-    number, width = frames[0].shape
+    number, width = mixtures[0].shape
     chance = mean_abs_cosine(width)
-    within = [_off_diagonal_mean(np.abs(frame @ frame.T)) for frame in frames]
+    frames = [None if frame is None else _rows(frame) for frame in experts]
+    within = [_off_diagonal_mean(np.abs(frame @ frame.T)) for frame in frames if frame is not None and len(frame) > 1]
     pairs = [
-        np.abs(one.astype(np.float64) @ other.astype(np.float64).T)
-        for one, other in pairwise(experts)
-        if one is not None and other is not None
+        np.abs(one @ other.T)
+        for one, other in pairwise(frames)
+        if one is not None and other is not None and len(one) and len(other)
     ]
     if number > 1:
         found["experts of one layer"] = mean_of(within, "|cos|", null=chance, over="layers")
-    if pairs:
+    if any(one is not None and other is not None for one, other in pairwise(frames)):
         over = "layer pairs"
         found["experts of adjacent layers"] = mean_of([float(p.mean()) for p in pairs], "|cos|", null=chance, over=over)
         found["nearest expert"] = mean_of(
@@ -251,6 +259,11 @@ def nearest_cosine(width: int, number: int) -> float:
     """
     cosine = np.linspace(0, 1, 20_001)
     return float(np.trapezoid(1 - betainc(0.5, (width - 1) / 2, cosine**2) ** number, cosine))
+
+
+def _rows(frame: np.ndarray) -> np.ndarray:
+    """The directions of a frame (F, H): without the rows that are zero, past the weight's rank."""
+    return frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64)
 
 
 def _off_diagonal_mean(square: np.ndarray) -> float:
@@ -286,6 +299,12 @@ def _adjacent(similarity: np.ndarray) -> np.ndarray:
 def _gaussian_below(threshold: float, rms: float) -> float:
     """P(|x| < threshold) for x ~ N(0, rms²)."""
     return math.erf(threshold / (rms * math.sqrt(2))) if rms > 0 else 1.0
+
+
+def _mean_defined(values: Iterable[float | None]) -> float | None:
+    """Of those that are defined; None where none is."""
+    defined = [value for value in values if value is not None]
+    return _mean(defined) if defined else None
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probes.activation import AGREEMENT, Activation
 from probes.activity import (
     LayerReading,
     MixtureReading,
@@ -31,18 +32,21 @@ from probes.experts import Fired, count, fire, recombine, spans
 from probes.model import Mixture
 from vindex.errors import ProbeError
 
-AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-"""How far the recomputed FFN may be from the module's own output, as a share of its norm."""
-
 
 def read_mixture(
-    mixture: Mixture, routed: Tensor, chosen: Tensor, weight: Tensor, output: Tensor, sink: Tensor
+    mixture: Mixture,
+    activations: Sequence[Activation],
+    routed: Tensor,
+    chosen: Tensor,
+    weight: Tensor,
+    output: Tensor,
+    sink: Tensor,
 ) -> LayerReading:
     """One layer on one text.
 
-    From the FFN's input and output (n, H), the experts chosen for each token and their weights (n, k), and which tokens
-    are sinks (n,). Raises ProbeError where an activation is not finite, or where the experts that fire do not add up
-    to the output.
+    From the activations of the routed experts and of the shared one, the FFN's input and output (n, H), the experts
+    chosen for each token and their weights (n, k), and which tokens are sinks (n,). Raises ProbeError where an
+    activation is not finite, or where the experts that fire do not add up to the output.
     """
     fired = fire(mixture, routed, chosen, weight)
     finite(sum_of_squares(fired, len(sink)), mixture.number)
@@ -56,7 +60,7 @@ def read_mixture(
         tuple(sink.nonzero().flatten().tolist()),
         sparsity(fired, none),
         sparsity(fired, sink),
-        temperature(fired, sink),
+        temperature(fired, activations, sink),
         MixtureReading(
             load=tuple(fired[0].expert.bincount(minlength=count(mixture)).tolist()),
             top_k=chosen.shape[1],
@@ -84,10 +88,11 @@ def sparsity(fired: Sequence[Fired], dropped: Tensor) -> Sparsity:
     entries = sum(size.numel() for size in sizes)
     rms = float(sum(torch.linalg.vector_norm(size, dtype=torch.float64).square() for size in sizes) / entries) ** 0.5
 
-    def below(thresholds: Sequence[float]) -> tuple[float, ...]:
-        return tuple(sum(int((size < threshold).sum()) for size in sizes) / entries for threshold in thresholds)
+    def below(threshold: float) -> float:
+        return sum(int((size < threshold).sum()) for size in sizes) / entries
 
-    return Sparsity(rms, below(SPARSITY_THRESHOLDS), below([part * rms for part in RELATIVE_THRESHOLDS]))
+    relative = tuple(below(part * rms) if rms else None for part in RELATIVE_THRESHOLDS)
+    return Sparsity(rms, tuple(map(below, SPARSITY_THRESHOLDS)), relative)
 
 
 class Spread(NamedTuple):
@@ -120,19 +125,22 @@ def spread(values: Tensor, expert: Tensor) -> Spread:
     return Spread(counts, torch.stack(means), torch.stack(squares))
 
 
-def temperature(fired: Sequence[Fired], sink: Tensor) -> Temperature:
+def temperature(fired: Sequence[Fired], activations: Sequence[Activation], sink: Tensor) -> Temperature:
     """Pooled variances of h, gate and up (see above), and the median over neurons of experts that fire twice."""
     hidden = [spread(part.hidden, part.expert) for part in fired]
     kept = [spread(part.hidden[rows], part.expert[rows]) for part in fired for rows in (~sink[part.token],)]
     linear = [spread(part.gate * part.up, part.expert) for part in fired]
-    silu = [spread(torch.nn.functional.silu(part.gate), part.expert).varying() for part in fired]
+    activated = [
+        spread(activation.function(part.gate), part.expert).varying()
+        for part, activation in zip(fired, activations, strict=True)
+    ]
     up = [spread(part.up, part.expert).varying() for part in fired]
     shuffled = [
         one._replace(
             squares=(one.times - 1)
             * shuffled_variance(Moments(one.mean, one.variance), Moments(other.mean, other.variance), one.times)
         )
-        for one, other in zip(silu, up, strict=True)
+        for one, other in zip(activated, up, strict=True)
     ]
     median = torch.cat([part.varying().variance.flatten() for part in hidden]).quantile(0.5)
     return Temperature(pooled(hidden), pooled(kept), float(median), pooled(linear), pooled(shuffled))
@@ -153,7 +161,7 @@ def wide_variance(spreads: Sequence[Spread], tokens: int, neurons: int) -> float
 def _agree(mixture: Mixture, recombined: Tensor, output: Tensor) -> float:
     """How far the recombined output is from the module's own, as a share of its norm; ProbeError past AGREEMENT."""
     norm = float(torch.linalg.vector_norm(output.float()))
-    mismatch = float(torch.linalg.vector_norm(recombined - output.float())) / norm if norm else 0.0
+    mismatch = float(torch.linalg.vector_norm(recombined - output.float())) / (norm or 1.0)
     if not mismatch <= AGREEMENT[output.dtype]:
         raise ProbeError(
             f"layers.{mixture.number}.mlp: {type(mixture.mlp).__name__} gives out something else than its experts, "

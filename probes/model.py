@@ -47,9 +47,9 @@ ROLES: dict[str, tuple[str, Side]] = {
     "residual": ("block", "output"),  # residual stream after the block, width H
     "mlp_in": ("mlp", "input"),  # the normed residual stream that gate_proj and up_proj read, width H
     "mlp_out": ("mlp", "output"),  # what the FFN adds to the residual stream, width H
-    "gate": ("gate_proj", "output"),  # gate_proj(x), before the SiLU, width I
+    "gate": ("gate_proj", "output"),  # gate_proj(x), before the activation, width I
     "up": ("up_proj", "output"),  # up_proj(x), width I
-    "hidden": ("down_proj", "input"),  # h = silu(gate_proj(x)) · up_proj(x), what down_proj receives, width I
+    "hidden": ("down_proj", "input"),  # h = act(gate_proj(x)) · up_proj(x), what down_proj receives, width I
 }
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 # role -> which argument of a mixture's fused experts; the tokens of a batch are one after the other there
@@ -282,6 +282,22 @@ def ffns(model: nn.Module) -> tuple[Layer | Mixture, ...]:
     Raises ProbeError naming the first block that has neither.
     """
     return tuple(_ffn(index, block) for index, block in enumerate(_blocks(model)))
+
+
+def null_layers(model: nn.Module) -> dict[int, tuple[str, ...]]:
+    """The layers whose FFN writes nothing, since a projection is zero, and which are: LLaMA-Pro's, wholly baked gates.
+
+    No change of gate_proj can do anything there.
+    """
+    found = {
+        layer.number: tuple(name for name in PROJECTIONS if _zero(getattr(layer, name))) for layer in layers(model)
+    }
+    return {number: names for number, names in found.items() if names}
+
+
+def _zero(projection: nn.Linear) -> bool:
+    weight = projection.weight.detach()
+    return not (weight[:1].any() or weight.any())  # nearly always a look at one row
 
 
 def sites(model: nn.Module, *roles: str, only: Iterable[int] | None = None) -> tuple[Site, ...]:

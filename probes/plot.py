@@ -6,6 +6,7 @@ values) or by matplotlib into a PNG.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ class Line:
     """One curve, or one level across the panel when `level` is set."""
 
     label: str
-    y: tuple[float, ...]
+    y: tuple[float | None, ...]
+    """None where a figure is undefined: the curve is broken there."""
     x: tuple[float, ...] = ()
     colour: str = COLOURS[0]
     dashed: bool = False
@@ -76,7 +78,10 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
 def title_of(record: Mapping[str, Any]) -> str:
     """C1–C5 with the headline values, on one line."""
-    figures = ", ".join(f"{symbol} = {entry['value']:.3g}" for symbol, entry in record["constants"].items())
+    figures = ", ".join(
+        f"{symbol} = {'–' if entry['value'] is None else format(entry['value'], '.3g')}"
+        for symbol, entry in record["constants"].items()
+    )
     text = record["texts"][0]["name"]
     return f"{record['model']['name']}: {figures} (definition {record['definition']}, text: {text})"
 
@@ -91,10 +96,11 @@ def describe(record: Mapping[str, Any]) -> tuple[tuple[Panel, ...], Heatmap]:
         for place, index in enumerate(shown)
     )
     heat = first["temperature"]
+    logarithmic = {name: [value or None for value in values] for name, values in heat.items()}  # 0 has no place there
     temperature = (
-        _curve("all tokens", heat["all_tokens"], COLOURS[0]),
-        _curve("no_sink", heat["no_sink"], COLOURS[1]),
-        _curve("null: gate and up from different tokens", heat["shuffled"], QUIET, dashed=True),
+        _curve("all tokens", logarithmic["all_tokens"], COLOURS[0]),
+        _curve("no_sink", logarithmic["no_sink"], COLOURS[1]),
+        _curve("null: gate and up from different tokens", logarithmic["shuffled"], QUIET, dashed=True),
     )
     coherence = (
         _curve("leading direction", constants["C3"]["per_layer"], COLOURS[0], shift=0.5),
@@ -130,7 +136,7 @@ def _spectra(spectra: Mapping[str, Any]) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _curve(label: str, y: Sequence[float], colour: str, *, shift: float = 0.0, dashed: bool = False) -> Line:
+def _curve(label: str, y: Sequence[float | None], colour: str, *, shift: float = 0.0, dashed: bool = False) -> Line:
     """Over layers; a figure of layers l and l + 1 is drawn between them, at l + 0.5."""
     return Line(label, tuple(y), tuple(index + shift for index in range(len(y))), colour, dashed)
 
@@ -156,7 +162,9 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
     for axis, panel in zip(axes, panels, strict=False):
         for line in panel.lines:
             marks = {"linestyle": "--", "linewidth": 1.2} if line.dashed else {"marker": "o", "markersize": 3}
-            axis.plot(line.x, line.y, color=line.colour, label=line.label, **marks)
+            axis.plot(
+                line.x, [math.nan if y is None else y for y in line.y], color=line.colour, label=line.label, **marks
+            )
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.x_label)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

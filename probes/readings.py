@@ -12,18 +12,20 @@ Texts in a batch are read row by row; positions that the attention mask hides ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from probes.activity import LayerReading, read_layer, sink_tokens
+from probes import activation
+from probes.activation import Activation
+from probes.activity import Activations, LayerReading, read_layer, sink_tokens
 from probes.cka import Similarity, compare, gram
 from probes.definition import TOP
 from probes.hooks import capture
 from probes.mixture import read_mixture
-from probes.model import EXPERT_ROLES, Mixture, Site, ffns, sites
+from probes.model import EXPERT_ROLES, Layer, Mixture, Site, ffns, sites
 from vindex.errors import ProbeError
 
 DENSE = ("gate", "up", "hidden")
@@ -34,6 +36,8 @@ class Reading(NamedTuple):
     """One text; L = layers, n = tokens."""
 
     layers: tuple[LayerReading, ...]
+    activation: Activation
+    """Of the FFNs; where they differ, of the first."""
     top_mass: tuple[float, ...]
     """Sum of the TOP largest next-token probabilities at each of the n positions."""
     similarity: Similarity
@@ -43,11 +47,11 @@ class Reading(NamedTuple):
 def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Reading]:
     """One Reading for each row of `input_ids` (batch, tokens) on the model's device, 1 = counted in the mask.
 
-    Raises ProbeError naming the layer where an activation is not finite.
+    Raises ProbeError naming the layer where an activation is not finite, or the FFN is none that the probes know.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     mixtures = {ffn.number: ffn for ffn in ffns(model) if isinstance(ffn, Mixture)}
-    observer = _Observer(mask.bool(), mixtures)
+    observer = _Observer(mask.bool(), mixtures, [own_activations(model, ffn) for ffn in ffns(model)])
     dense = [layer for layer in range(len(ffns(model))) if layer not in mixtures]
     wanted = (
         *sites(model, *DENSE, only=dense),
@@ -60,12 +64,24 @@ def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) ->
     return [observer.reading(row, mass) for row, mass in enumerate(masses)]
 
 
+def own_activations(model: Any, ffn: Layer | Mixture) -> tuple[Activation, ...]:
+    """Of a dense layer one; of a mixture that of the routed experts, then that of the shared one."""
+    place = f"layers.{ffn.number}.mlp"
+    if isinstance(ffn, Layer):
+        return (activation.of(model, ffn.mlp, place),)
+    shared = () if ffn.shared is None else (activation.of(model, ffn.shared, f"{place}.shared_expert"),)
+    return (activation.of(model, ffn.experts, f"{place}.experts"), *shared)
+
+
 class _Observer:
     """Collects the statistics of every row as the hooks fire."""
 
-    def __init__(self, mask: Tensor, mixtures: Mapping[int, Mixture]) -> None:
+    def __init__(
+        self, mask: Tensor, mixtures: Mapping[int, Mixture], activations: Sequence[tuple[Activation, ...]]
+    ) -> None:
         self.mask = mask  # (batch, tokens) bool
         self.mixtures = mixtures
+        self.activations = activations  # of each layer
         self.whole = [bool(row.all()) for row in mask]
         self.pending: dict[str, Tensor] = {}  # the current layer's activations
         self.scratch = torch.empty(2, 0, 0)  # reused by every layer: fresh memory costs more than the arithmetic
@@ -88,11 +104,13 @@ class _Observer:
             routed, chosen, weight, output = (
                 self.counted(self.pending[role].reshape(*self.mask.shape, -1), row) for role in MIXTURE
             )
-            return read_mixture(self.mixtures[number], routed, chosen, weight, output, sink)
+            own = self.activations[number]
+            return read_mixture(self.mixtures[number], own, routed, chosen, weight, output, sink)
         gate, up, hidden = (self.counted(self.pending[role], row).float() for role in DENSE)
         if self.scratch.shape[1:] != hidden.shape or self.scratch.device != hidden.device:
             self.scratch = torch.empty(2, *hidden.shape, device=hidden.device)
-        return read_layer(gate, up, hidden, sink, number, self.scratch)
+        found = Activations(gate, up, hidden, self.pending["hidden"].dtype, self.activations[number][0])
+        return read_layer(found, sink, number, self.scratch)
 
     def counted(self, values: Tensor, row: int) -> Tensor:
         """The row's tokens that are no padding: (batch, tokens, width) → (n, width), without a copy where all are."""
@@ -102,7 +120,7 @@ class _Observer:
         layers = tuple(self.layers[row])
         sinks = {position for layer in layers for position in layer.sinks}
         kept = [position for position in range(len(mass)) if position not in sinks]
-        return Reading(layers, mass, compare(self.grams[row], kept))
+        return Reading(layers, self.activations[0][0], mass, compare(self.grams[row], kept))
 
 
 def top_mass(logits: Tensor) -> tuple[float, ...]:

@@ -40,6 +40,8 @@ def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -
             "choices": definition.choices(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "model": _model(loaded, weights_sha256),
+            "activation": results.readings[0].activation.name,
+            "null_layers": null_layers(results),
             "libraries": libraries(),
             "texts": [text._asdict() for text in results.texts],
             "constants": {constant.symbol: _constant(constant) for constant in results.constants},
@@ -49,6 +51,28 @@ def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -
             "spectra": _spectra(results.geometry),
         }
     )
+
+
+def null_layers(results: Results) -> dict[str, list[Any]]:
+    """Layers that some figures leave out: without a direction, since the weight is zero, or without a scale of h.
+
+    `hidden`: h is 0 at every token (or at every one that no_sink keeps) of a text. `experts`: [layer, expert] of routed
+    experts whose gate_proj is zero.
+    """
+    geometry, layers = results.geometry, range(len(results.geometry.gate))
+    scales = [(layer.sparsity.rms, layer.sparsity_no_sink.rms) for text in results.readings for layer in text.layers]
+    silent = {place % len(layers) for place, rms in enumerate(scales) if not all(rms)}
+    return {
+        "gate_proj": [layer for layer in layers if not geometry.gate[layer].energy],
+        "down_proj": [layer for layer in layers if not geometry.down[layer].energy],
+        "hidden": sorted(silent),
+        "experts": [
+            [layer, int(expert)]
+            for layer, frame in enumerate(geometry.experts)
+            if frame is not None
+            for expert in np.flatnonzero(~frame.any(axis=1))
+        ],
+    }
 
 
 def published() -> dict[str, Any]:
@@ -108,7 +132,7 @@ def _constant(constant: Constant) -> dict[str, Any]:
 def _measure(measure: Measure) -> dict[str, Any]:
     """As it is; a count of stages is written as the whole number it is."""
     entry = asdict(measure)
-    if measure.unit == "stages":
+    if measure.unit == "stages" and measure.value is not None:
         entry["value"], entry["samples"] = int(measure.value), [int(sample) for sample in measure.samples]
     return entry
 

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from probes.definition import SPECTRUM_RANKS
 
+RANK_TOLERANCE = 1e-6
+"""σ/σ₁ up to which a direction of a float64 Gram matrix is rounding, not signal."""
+
 
 class Spectrum(NamedTuple):
     """The head of a weight's spectrum."""
@@ -28,14 +31,15 @@ class Spectrum(NamedTuple):
     energy: float
     """‖W‖²_F, of the whole weight."""
 
-    def share(self, rank: int) -> float:
-        """var@rank."""
-        return float(np.square(self.singular_values[:rank]).sum() / self.energy)
+    def share(self, rank: int) -> float | None:
+        """var@rank; None for a weight that is zero."""
+        return float(np.square(self.singular_values[:rank]).sum() / self.energy) if self.energy else None
 
 
 def leading(weights: Tensor | Iterable[Tensor], count: int, *, side: int) -> tuple[Spectrum, np.ndarray]:
     """The `count` largest singular values of a weight and their unit directions (count, H) float64.
 
+    Past the weight's rank both are zero: what an eigensolver gives there is no direction of the weight.
     `side` is the weight's residual axis: 1 for gate_proj (I, H), which reads, and 0 for down_proj (H, I), which writes.
     Several weights stand for one: a mixture's experts, their neurons side by side. One at a time is held in float64.
     """
@@ -52,7 +56,8 @@ def leading(weights: Tensor | Iterable[Tensor], count: int, *, side: int) -> tup
     shape = (neurons, width) if side == 1 else (width, neurons)
     count = min(count, *shape)
     head = values.flip(0)[:count].clamp_min(0).sqrt()
-    directions = vectors.flip(1)[:, :count].mT
+    head = head * (head > RANK_TOLERANCE * head[0])
+    directions = vectors.flip(1)[:, :count].mT * (head > 0)[:, None]
     return (
         Spectrum(shape, head.cpu().numpy(), float(gram.diagonal().sum())),
         directions.contiguous().cpu().numpy(),
@@ -60,8 +65,13 @@ def leading(weights: Tensor | Iterable[Tensor], count: int, *, side: int) -> tup
 
 
 def leading_read(weight: Tensor) -> np.ndarray:
-    """The leading right singular vector (H,) of a gate_proj (I, H), by the Gram matrix of its shorter side."""
+    """The leading right singular vector (H,) of a gate_proj (I, H), by the Gram matrix of its shorter side.
+
+    Zero for a weight that is zero.
+    """
     matrix = weight.detach().double()
+    if not matrix.any():
+        return np.zeros(matrix.shape[1])
     if matrix.shape[0] >= matrix.shape[1]:
         return torch.linalg.eigh(matrix.mT @ matrix).eigenvectors[:, -1].cpu().numpy()
     read = matrix.mT @ torch.linalg.eigh(matrix @ matrix.mT).eigenvectors[:, -1]

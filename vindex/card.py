@@ -191,11 +191,14 @@ def _number(value: Any) -> str:
 
 
 def _certificates(manifest: Manifest) -> str:
-    worst = manifest.worst_certificate
+    worst, zero = manifest.worst_certificate, manifest.zero_weights
+    title, note = "## Certificates", f" Some weights are {zero}." if zero else ""
+    if worst is None:
+        return f"{title}\nNone:{note.removeprefix(' Some')}"
     return (
-        "## Certificates\nEvery direction v of a weight W satisfies ‖WᵀWv − σ²v‖ / σ² ≤ "
+        f"{title}\nEvery direction v of a weight W satisfies ‖WᵀWv − σ²v‖ / σ² ≤ "
         f"{worst.max_residual:.1e} (worst: {worst.tensor}), measured before the cast to float16; the figure for each "
-        "layer, and the spectral gap at the cut, are in `manifest.json`."
+        f"layer, and the spectral gap at the cut, are in `manifest.json`.{note}"
     )
 
 

@@ -13,11 +13,14 @@ from vindex.reader import Vindex
 
 
 class SideDifference(NamedTuple):
-    """One projection of one layer. Angles in radians; drift is ‖σ_A − σ_B‖ / ‖σ_A‖."""
+    """One projection of one layer. Angles in radians; drift is ‖σ_A − σ_B‖ / ‖σ_A‖.
 
-    largest_angle: float
-    mean_cosine: float
-    spectrum_drift: float
+    None where a weight is zero: without directions there is no angle, and without a spectrum no drift from it.
+    """
+
+    largest_angle: float | None
+    mean_cosine: float | None
+    spectrum_drift: float | None
 
 
 class LayerDifference(NamedTuple):
@@ -77,7 +80,7 @@ def compare(a: Vindex, b: Vindex, advance: Callable[[int], object] = lambda laye
 
 
 def by_layer(differences: list[LayerDifference]) -> list[LayerDifference]:
-    """One for each layer: of its experts the largest angle, the mean cosine and the largest drift."""
+    """One for each layer: of its experts the largest angle, the mean cosine and the largest drift, where defined."""
     layers = itertools.groupby(differences, key=lambda difference: difference.layer)
     return [
         LayerDifference(layer, _together([one.gate for one in experts]), _together([one.down for one in experts]))
@@ -87,18 +90,17 @@ def by_layer(differences: list[LayerDifference]) -> list[LayerDifference]:
 
 
 def _together(sides: list[SideDifference]) -> SideDifference:
-    return SideDifference(
-        max(side.largest_angle for side in sides),
-        sum(side.mean_cosine for side in sides) / len(sides),
-        max(side.spectrum_drift for side in sides),
-    )
+    angles, cosines, drifts = ([value for value in values if value is not None] for values in zip(*sides, strict=True))
+    mean = sum(cosines) / len(cosines) if cosines else None
+    return SideDifference(max(angles, default=None), mean, max(drifts, default=None))
 
 
 def _side_difference(
     rows_a: np.ndarray, rows_b: np.ndarray, sigma_a: np.ndarray, sigma_b: np.ndarray
 ) -> SideDifference:
+    size = float(np.linalg.norm(sigma_a))
+    drift = float(np.linalg.norm(sigma_a - sigma_b) / size) if size else None
+    if not rows_a.any() or not rows_b.any():
+        return SideDifference(None, None, drift)
     angles = principal_angles(rows_a, rows_b)
-    drift = np.linalg.norm(sigma_a - sigma_b) / max(float(np.linalg.norm(sigma_a)), 1e-30)
-    return SideDifference(
-        float(angles.max(initial=0.0)), float(np.cos(angles).mean()) if len(angles) else 1.0, float(drift)
-    )
+    return SideDifference(float(angles.max()), float(np.cos(angles).mean()), drift)

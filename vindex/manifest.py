@@ -13,6 +13,8 @@ from vindex.format import MANIFEST
 from vindex.options import BuildOptions
 from vindex.schema import OF_A_VINDEX, Fields, Problems, load_fields, to_json
 
+ZERO_SHOWN = 4
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -55,7 +57,8 @@ class Source:
 class Certificate:
     """How well the kept directions of one weight satisfy WᵀWv = σ²v, in float32 before the f16 cast.
 
-    max_residual, median_residual: of ‖WᵀWv − σ²v‖/σ² over the kept directions.
+    max_residual, median_residual: of ‖WᵀWv − σ²v‖/σ² over the kept directions, None for a weight that is zero: it has
+    none.
     gap_at_cut: (σ_F − σ_F+1)/σ_F, None when F is the whole side or σ_F is zero.
     close_neighbours: adjacent kept singular values closer than 1e-3 (relative): single vectors are arbitrary there.
     method: "block-lanczos" or "lapack". expert: which one of a mixture; None in a dense layer.
@@ -64,8 +67,8 @@ class Certificate:
     layer: int
     projection: str
     tensor: str
-    max_residual: float
-    median_residual: float
+    max_residual: float | None
+    median_residual: float | None
     gap_at_cut: float | None
     close_neighbours: int
     method: str
@@ -102,8 +105,23 @@ class Manifest:
     notes: tuple[str, ...] | None = None
 
     @property
-    def worst_certificate(self) -> Certificate:
-        return max(self.certificates, key=lambda certificate: certificate.max_residual)
+    def worst_certificate(self) -> Certificate | None:
+        """That of the largest residual; None where every weight is zero."""
+        held = [one for one in self.certificates if one.max_residual is not None]
+        return max(held, key=lambda one: one.max_residual or 0.0, default=None)
+
+    @property
+    def worst(self) -> str:
+        """The largest residual, and of which tensor."""
+        found = self.worst_certificate
+        return "none" if found is None else f"{found.max_residual:.1e} ({found.tensor})"
+
+    @property
+    def zero_weights(self) -> str:
+        """Which tensors are zero and have no direction, in a few words; empty where none is."""
+        names = [one.tensor for one in self.certificates if one.max_residual is None]
+        shown = ", ".join(names[:ZERO_SHOWN]) + (f" and {len(names) - ZERO_SHOWN} more" * (len(names) > ZERO_SHOWN))
+        return f"zero, without a direction: {shown}" if names else ""
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -175,8 +193,8 @@ def parse_certificate(entry: Fields) -> Certificate:
         entry.integer("layer"),
         entry.text("projection", choices=("gate", "down")),
         entry.text("tensor"),
-        entry.share("max_residual"),
-        entry.share("median_residual"),
+        entry.share_or_none("max_residual"),
+        entry.share_or_none("median_residual"),
         entry.number_or_none("gap_at_cut"),
         entry.integer("close_neighbours"),
         entry.text("method"),

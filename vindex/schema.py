@@ -94,6 +94,10 @@ class Fields:
         """A relative figure: 0 or more."""
         return self._take(key, lambda v: _is_number(v) and v >= 0, "a number from 0", 0.0)
 
+    def share_or_none(self, key: str) -> float | None:
+        """A relative figure: 0 or more."""
+        return self._take(key, lambda v: v is None or (_is_number(v) and v >= 0), "a number from 0, or null", None)
+
     def number_or_none(self, key: str) -> float | None:
         return self._take(key, lambda v: v is None or _is_number(v), "a number or null", None)
 

@@ -232,13 +232,14 @@ def _manifest(v: Vindex) -> Check:
         wrong = _disagreements(v)
     except VindexError as error:
         return Check(MANIFEST.name, False, str(error))
-    worst = v.manifest.worst_certificate
+    worst, zero = v.manifest.worst_certificate, v.manifest.zero_weights
     if wrong:
         return Check(MANIFEST.name, False, f"{INDEX.name} and it differ: {listed(wrong)}")
-    if not worst.max_residual <= v.manifest.options.tolerance:
-        limit = v.manifest.options.tolerance
+    limit = v.manifest.options.tolerance
+    if worst and not (worst.max_residual or 0.0) <= limit:
         return Check(MANIFEST.name, False, f"{worst.tensor}: certificate {worst.max_residual:.1e}, limit {limit:.1e}")
-    return Check(MANIFEST.name, True, f"worst certificate {worst.max_residual:.1e}")
+    said = f"worst certificate {worst.max_residual:.1e}" if worst else "no certificate"
+    return Check(MANIFEST.name, True, f"{said}; {zero}" if zero else said)
 
 
 def _disagreements(v: Vindex) -> list[str]:

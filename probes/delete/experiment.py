@@ -1,5 +1,7 @@
 """Gate 3, one fact from beginning to end.
 
+0. `Bench` refuses what cannot be measured: a model that gives something else when it is run in parts, a layer that
+   writes nothing, an FFN whose activation is unknown.
 1. Split the fact's prompts into what the methods see and what they do not (`probes.facts.sets`).
 2. Run everything once unpatched. A fact with P < 0.1 ends here: there is nothing to delete.
 3. `forward` and `geometric` each compute a `Delta` from the fit set, or from the weights alone.
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from probes import activation
 from probes.delete import Delta, relative_norm, verdict
 from probes.delete.controls import DRAWS, Control, controls, random_suppression
 from probes.delete.forward import Forward, ForwardOptions, candidates, forward
@@ -26,15 +29,18 @@ from probes.delete.generic import generic_prompts
 from probes.delete.geometric import Geometric, geometric
 from probes.delete.keys import Moment, observe
 from probes.delete.measure import KNOWN, Baseline, Effect, Outcome, measure
+from probes.delete.passes import check_layers, check_parts
 from probes.delete.verdict import Verdict
 from probes.facts import Fact, Panel
-from probes.facts.prompts import Encoder
-from probes.facts.sets import Sets, split
+from probes.facts.prompts import Encoder, Prompt
+from probes.facts.sets import Sets, passages, split
 from probes.hooks import patched
-from probes.model import Loaded, layers
+from probes.model import Loaded, layers, null_layers
 from vindex.errors import ProbeError
 
 METHODS = ("forward", "geometric")
+CHECKED = 48
+"""Tokens of the text on which a model run in parts is held against the model run whole."""
 Tick = Callable[[str], None]
 """Called with the name of each stage as it begins, for a progress display."""
 
@@ -99,16 +105,31 @@ class Bench:
         layer = self.options.layer
         if layer is not None and not 0 <= layer < count:
             raise ProbeError(f"layer {layer}: the model has layers 0 to {count - 1}")
+        self.null_layers = null_layers(self.model)
+        if layer in self.null_layers:
+            zero = " and ".join(self.null_layers[layer])
+            raise ProbeError(f"layer {layer} writes nothing, its {zero} being zero; no patch can, choose another layer")
         self.baseline = Baseline(self.model)
         self.encoder = Encoder(self.loaded.tokenizer, self.options.chat)
+        own = [activation.of(self.model, layer.mlp, f"layers.{layer.number}.mlp") for layer in layers(self.model)]
+        self.activation = own[0].name
+        ids = self.encoder.text(passages("generic.txt")[0])[:CHECKED]
+        prompt = Prompt("check", "", ids, (), (len(ids) // 2,))
+        check_layers(self.model, prompt)
+        for layer in self._layers():
+            check_parts(self.model, layer, prompt)
+
+    def _layers(self) -> tuple[int, ...]:
+        """Those that the forward method may use."""
+        if "forward" not in self.options.methods:
+            return ()
+        return candidates(self.model) if self.options.layer is None else (self.options.layer,)
 
     def generic_moments(self) -> dict[int, Moment]:
         """Second moments of generic text in every layer that the forward method may use; computed once."""
         if not self.generic:
-            layer = self.options.layer
-            chosen = candidates(self.model) if layer is None else (layer,)
             prompts = generic_prompts(self.model, self.loaded.tokenizer, self.options.samples)
-            seen = observe(self.model, prompts, chosen)
+            seen = observe(self.model, prompts, self._layers())
             self.generic = {index: found.moment for index, found in seen.items()}
         return self.generic
 

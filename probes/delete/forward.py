@@ -27,11 +27,12 @@ from probes.delete.controls import random_felt
 from probes.delete.fisher import fisher_rows
 from probes.delete.keys import Moment, Seen, observe, read_direction
 from probes.delete.measure import KNOWN, answers
-from probes.delete.passes import Tail, check_parts
+from probes.delete.passes import Tail
 from probes.delete.value import PARTS, Value, ValueOptions, fit_value, moved, suppression
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
-from probes.model import layers
+from probes.model import layers, null_layers
+from vindex.errors import ProbeError
 
 WANTED = 0.95
 """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
@@ -128,10 +129,17 @@ class Read(NamedTuple):
 
 
 def candidates(model: nn.Module) -> tuple[int, ...]:
-    """The layers of the first quarter but the first sixth, at least two (fewer only in smaller models)."""
-    count = len(layers(model))
+    """The layers of the first quarter but the first sixth, at least two (fewer only in smaller models).
+
+    Layers that write nothing are passed over, for the next ones. Raises ProbeError where no layer is left.
+    """
+    count, nothing = len(layers(model)), null_layers(model)
     first = count // 6
-    return tuple(range(first, min(max(first + 2, count // 4), count)))
+    wanted = max(2, count // 4 - first)
+    found = tuple(layer for layer in range(first, count) if layer not in nothing)[:wanted]
+    if not found:
+        raise ProbeError(f"no layer from {first} on writes anything, a projection of each is zero; no patch can either")
+    return found
 
 
 def forward(
@@ -148,7 +156,6 @@ def forward(
     """
     chosen = candidates(model) if layer is None else (layer,)
     tick("layer scan")
-    check_parts(model, chosen[-1], fit.phrasings[0])
     phrasings = _answered(model, fit.phrasings + fit.contexts)
     halves = _read(model, phrasings, fit, chosen)
     scan = {index: _leakage(index, halves[index], generic[index], options) for index in chosen}

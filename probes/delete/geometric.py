@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from probes.delete import Delta
-from probes.model import layers, weight
+from probes.model import layers, null_layers, weight
 from vindex.errors import ProbeError
 
 FEATURES = 128
+RANK_TOLERANCE = 1e-5
+"""σ/σ₁ up to which a direction is rounding: what the gate does not read is no direction of it."""
 
 
 class Alignment(NamedTuple):
@@ -45,7 +47,8 @@ def geometric(
 ) -> Geometric:
     """ΔW that closes the gate direction most aligned with `token`; `gate` is a vindex's (L, F, H) array, if given.
 
-    Raises ProbeError when `gate` has another shape than the model.
+    Layers whose FFN writes nothing are left out. Raises ProbeError when `gate` has another shape than the model, or
+    when no layer is left.
     """
     causal: Any = model
     count = len(layers(model))
@@ -60,7 +63,11 @@ def geometric(
         read = lambda index: torch.as_tensor(gate[index].astype("float32")).to(embedding.device)  # noqa: E731
     else:
         read = lambda index: gate_directions(weight(model, "gate_proj", index), features)  # noqa: E731
-    scan = tuple(_best(index, read(index), embedding) for index in ([layer] if layer is not None else range(count)))
+    nothing = null_layers(model)
+    chosen = [index for index in ([layer] if layer is not None else range(count)) if index not in nothing]
+    if not chosen:
+        raise ProbeError("no layer writes anything: a projection of each is zero; there is no direction to close")
+    scan = tuple(_best(index, read(index), embedding) for index in chosen)
     best = max(scan, key=lambda found: abs(found.cosine))
     direction = read(best.layer)[best.feature]
     direction = direction / direction.norm()
@@ -70,10 +77,12 @@ def geometric(
 
 
 def gate_directions(gate: Tensor, features: int) -> Tensor:
-    """(F, H) unit right singular vectors of a gate_proj weight (I, H), largest singular value first."""
+    """(F, H) unit right singular vectors of a gate_proj weight (I, H), leading first; zero past its rank."""
     full = gate.detach().float()
     _, vectors = torch.linalg.eigh(full.T @ full)
-    return vectors.flip(1).T[:features].contiguous()
+    directions = vectors.flip(1).T[:features].contiguous()
+    sizes = (directions @ full.T).norm(dim=1, keepdim=True)
+    return directions.where(sizes > RANK_TOLERANCE * sizes[0], 0.0)
 
 
 def _best(index: int, directions: Tensor, embedding: Tensor) -> Alignment:

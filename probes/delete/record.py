@@ -135,6 +135,8 @@ def _head(bench: Bench) -> dict[str, Any]:
             "device": model.device.type,
             "threads": _threads(),
         },
+        "activation": bench.activation,
+        "null_layers": {str(layer): list(names) for layer, names in bench.null_layers.items()},
         "facts_file": bench.panel.name,
         "options": {**asdict(bench.options), "methods": list(bench.options.methods)},
     }

@@ -1,7 +1,7 @@
 """Texts become token ids, with a mask over the tokens of their entities.
 
-1. Plain texts are tokenised as the model would read them; chat texts go through apply_chat_template with
-   enable_thinking=False, the question as the user's turn and the text as the assistant's.
+1. Plain texts are tokenised as the model would read them (`probes.tokens`); chat texts go through `probes.chat`, the
+   question as the user's turn and the text as the assistant's.
 2. A token belongs to an entity when its characters overlap the entity's span, so that an entity of several tokens is
    covered whole, with its leading space.
 3. Texts are cut at max_tokens and padded on the right; causal attention never looks there.
@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probes.gates.data import Forget, Messages, Retain, Span
-from vindex.errors import FactError, ProbeError
+from probes.chat import ask, render
+from probes.gates.data import Forget, Retain, Span
+from probes.tokens import encode, require_offsets
+from vindex.errors import FactError
 
 
 class Example(NamedTuple):
@@ -47,12 +49,10 @@ def forget_example(row: Forget, tokenizer: Any, *, chat: bool, max_tokens: int) 
         if row.question is None:
             raise FactError(f"{row.where}: no question; the chat template needs one for the user's turn")
         answer = row.text[row.turn :]
-        text = render([*ask(row.question), {"role": "assistant", "content": answer}], tokenizer)
-        shift = text.rfind(answer) - row.turn
-        if shift < -row.turn:
-            raise FactError(f"{row.where}: the chat template changes {answer[:40]!r}; its entities cannot be found")
-        spans = tuple((start + shift, end + shift) for start, end in spans)
-    ids, offsets = _tokenise(text, tokenizer, special=not chat)
+        turns = [*ask(row.question), {"role": "assistant", "content": answer}]
+        text, (_, turn) = render(tokenizer, turns, where=row.where)
+        spans = tuple((start + turn - row.turn, end + turn - row.turn) for start, end in spans)
+    ids, offsets = _tokenise(text, tokenizer, chat)
     entity = [any(_overlap(token, span) for span in spans) for token in offsets]
     for span in spans:
         if not any(_overlap(token, span) for token in offsets[1:max_tokens]):
@@ -69,25 +69,11 @@ def retain_example(row: Retain, tokenizer: Any, *, chat: bool, max_tokens: int) 
     if chat:
         if not row.messages:
             raise FactError(f"{row.where}: no problem and solution, nor messages; the chat template needs turns")
-        text = render(list(row.messages), tokenizer)
-    ids, _ = _tokenise(text, tokenizer, special=not chat)
+        text = render(tokenizer, row.messages, where=row.where).text
+    ids, _ = _tokenise(text, tokenizer, chat)
     if len(ids) < 2:
         raise FactError(f"{row.where}: {len(ids)} token(s) in {text[:40]!r}; expected at least 2")
     return _cut(ids, [False] * len(ids), max_tokens)
-
-
-def ask(question: str) -> list[dict[str, str]]:
-    """A conversation of one question."""
-    return [{"role": "user", "content": question}]
-
-
-def render(messages: Sequence[dict[str, str]] | Messages, tokenizer: Any, *, prompt: bool = False) -> str:
-    """The chat template's text, thinking off; with `prompt`, up to where the assistant's answer begins."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ProbeError("this tokenizer has no chat template; use a chat model, or a preset without chat_")
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=prompt, enable_thinking=False
-    )
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:
@@ -108,11 +94,10 @@ def pad_token(tokenizer: Any) -> int:
     return next(int(token) for token in found if token is not None)
 
 
-def _tokenise(text: str, tokenizer: Any, *, special: bool) -> tuple[list[int], list[Span]]:
-    if not getattr(tokenizer, "is_fast", False):
-        raise ProbeError(f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer")
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]
+def _tokenise(text: str, tokenizer: Any, chat: bool) -> tuple[list[int], list[Span]]:
+    require_offsets(tokenizer)
+    ids, spans = encode(tokenizer, text, rendered=chat)
+    return list(ids), list(spans)
 
 
 def _overlap(token: Span, span: Span) -> bool:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from probes.chat import ask, render
 from probes.gates.data import Forget, Retain
-from probes.gates.encode import ask, render
 from vindex.errors import FactError
 from vindex.files import Kind, read_text
 
@@ -44,29 +44,41 @@ class Panels:
     """Where the prompts come from, for the record."""
 
 
-def atlas(*, chat: bool, count: int = 300, seed: int = 0) -> Panels:
-    """Held-out prompts of the bundled atlas, at most `count` to a panel, drawn with `seed`."""
-    from vindex.demo import corpus
+def atlas(tokenizer: Any, *, chat: bool, count: int = 300, seed: int = 0) -> Panels:
+    """Held-out prompts of the bundled atlas, at most `count` to a panel, drawn with `seed`; `chat`: facts are asked so.
 
-    recall = corpus.chat_fact_prompts(True) if chat else corpus.fact_prompts(True)
+    Then the answer begins as the headline statement of the fact does, in the tokenizer's own chat template.
+    """
+    from vindex.demo import corpus, facts
+
+    def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
+        chosen = _sample(prompts, count, seed)
+        return tuple(Prompt(prompt.text, (prompt.answer,)) for prompt in chosen)
+
+    if chat:
+        asked = [(fact, number) for fact in facts.facts() for number in fact.withheld_questions]
+        recall = tuple(_in_chat(fact, number, tokenizer) for fact, number in _sample(asked, count, seed))
+    else:
+        recall = some(corpus.fact_prompts(True))
     styles = tuple(
         style for style in corpus.STYLES if style != "comparison"
     )  # a comparison copies, it computes nothing
     sums = [prompt for style in styles for prompt in corpus.sum_prompts(style, True, count // len(styles), seed)]
     given = {name: corpus.context_prompts(name == "oracle", seed=seed) for name in ("oracle", "conflict")}
 
-    def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
-        chosen = _sample(prompts, count, seed)
-        return tuple(Prompt(prompt.text, (prompt.answer,)) for prompt in chosen)
-
     return Panels(
-        some(recall),
+        recall,
         some(given["oracle"]),
         some(given["conflict"]),
         some(sums),
         tuple(corpus.neutral_texts(20, seed)),
         f"atlas, held out, {'chat' if chat else 'plain'} recall, seed {seed}",
     )
+
+
+def _in_chat(fact: Any, question: int, tokenizer: Any) -> Prompt:
+    asked = render(tokenizer, ask(fact.question(question)), prompt=True).text
+    return Prompt(asked + fact.prompt(0), (f" {fact.answer}",))
 
 
 def from_rows(
@@ -123,7 +135,7 @@ def _asked(row: Forget, answers: tuple[str, ...], context: str, tokenizer: Any, 
     lead = row.text[row.turn if chat else 0 : start].rstrip()
     gap = row.text[:start][len(row.text[:start].rstrip()) :] if lead else ""
     if chat:
-        text = render(ask(context + str(row.question)), tokenizer, prompt=True) + lead
+        text = render(tokenizer, ask(context + str(row.question)), prompt=True, where=row.where).text + lead
     elif lead:
         text = context + lead
     else:
@@ -136,12 +148,12 @@ def _reason(row: Retain, tokenizer: Any, chat: bool, worked: bool) -> Prompt | N
     if row.answer is None:
         return None
     if not worked and row.problem:
-        alone = render(ask(row.problem), tokenizer, prompt=True) if chat else row.problem
+        alone = render(tokenizer, ask(row.problem), prompt=True, where=row.where).text if chat else row.problem
         return Prompt(alone, (row.answer,))
     if chat and row.problem:
         turn = row.messages[-1]["content"] if row.messages else row.text
         place = turn.rfind(row.answer)
-        head = render(ask(row.problem), tokenizer, prompt=True) + turn[: max(place, 0)]
+        head = render(tokenizer, ask(row.problem), prompt=True, where=row.where).text + turn[: max(place, 0)]
     else:
         place = row.text.rfind(row.answer)
         head = row.text[: max(place, 0)]

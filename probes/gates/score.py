@@ -21,6 +21,8 @@ from probes.gates.data import boxed
 from probes.gates.encode import pad_token
 from probes.gates.panels import QUESTIONS, Panels, Prompt
 from probes.model import Loaded
+from probes.tokens import encode
+from probes.tokens import prompt as prompt_ids
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 NEUTRAL_TOKENS = 256
@@ -64,7 +66,10 @@ def neutral_kl(loaded: Loaded, texts: Sequence[str], factors: Tensor | None) -> 
         return 0.0
     total, count = 0.0, 0
     for text in texts:
-        ids = torch.tensor([loaded.tokenizer(text)["input_ids"][:NEUTRAL_TOKENS]], device=loaded.model.device)
+        found = encode(loaded.tokenizer, text).ids[:NEUTRAL_TOKENS]
+        if len(found) < 2:  # nothing is predicted
+            continue
+        ids = torch.tensor([found], device=loaded.model.device)
         base, changed = (_logits(loaded.model, ids, None, f)[0, :-1].float() for f in (None, factors))
         log_base, log_changed = F.log_softmax(base, -1), F.log_softmax(changed, -1)
         total += float(F.kl_div(log_changed, log_base, reduction="sum", log_target=True))
@@ -82,11 +87,11 @@ def _logits(model: Any, ids: Tensor, mask: Tensor | None, factors: Tensor | None
 
 def _forced(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> list[bool]:
     """Whether one of each prompt's answers is what greedy decoding writes."""
-    encode = loaded.tokenizer
+    tokenizer = loaded.tokenizer
     pairs = []
     for number, prompt in enumerate(prompts):
-        head = _prompt_ids(loaded, prompt.text)
-        pairs += [(number, head, encode(a, add_special_tokens=False)["input_ids"]) for a in prompt.answers]
+        head = list(prompt_ids(loaded.tokenizer, prompt.text))
+        pairs += [(number, head, tokenizer(a, add_special_tokens=False)["input_ids"]) for a in prompt.answers]
     right = [False] * len(prompts)
     for batch in _batches(sorted(pairs, key=lambda p: len(p[1]) + len(p[2])), settings.batch_size):
         width = max(len(head) + len(tail) for _, head, tail in batch)
@@ -100,7 +105,9 @@ def _forced(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, s
         for row, (number, head, tail) in enumerate(batch):
             first, after = len(head) - 1, len(head) + len(tail) - 1
             said = best[row, first:after].tolist() == tail
-            goes_on = prompts[number].answers[0][-1:].isdigit() and encode.decode([int(best[row, after])])[:1].isdigit()
+            goes_on = (
+                prompts[number].answers[0][-1:].isdigit() and tokenizer.decode([int(best[row, after])])[:1].isdigit()
+            )
             right[number] |= said and not goes_on
     return right
 
@@ -117,7 +124,7 @@ def _written(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, 
 
 def write(loaded: Loaded, prompts: Sequence[str], factors: Tensor | None, tokens: int) -> list[str]:
     """What the model goes on to write after each prompt, greedily, up to `tokens` tokens or the end of its turn."""
-    heads = [_prompt_ids(loaded, prompt) for prompt in prompts]
+    heads = [list(prompt_ids(loaded.tokenizer, prompt)) for prompt in prompts]
     width = max(map(len, heads))
     pad = pad_token(loaded.tokenizer)
     ids = torch.tensor([[pad] * (width - len(head)) + head for head in heads], device=loaded.model.device)
@@ -141,13 +148,6 @@ def stands_in(answer: str, text: str) -> bool:
     if boxed(text) is not None:
         return str(boxed(text)).strip() == answer
     return re.search(rf"(?<!\w){re.escape(answer.lower())}(?!\w)", text.lower()) is not None
-
-
-def _prompt_ids(loaded: Loaded, text: str) -> list[int]:
-    """Token ids as the model would read the prompt; a rendered chat already holds its special tokens."""
-    tokenizer = loaded.tokenizer
-    special = not any(token in text for token in tokenizer.all_special_tokens)
-    return tokenizer(text, add_special_tokens=special)["input_ids"]
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,7 +1,8 @@
 """The eight bundled probe texts, one domain each, and any text of the user's, as token ids.
 
-Every text is encoded with the tokenizer's own special tokens and cut to the same number of tokens, so that figures from
-different texts and models are comparable; a shorter text is an error, because padding it would change what is measured.
+Every text is encoded with the special tokens that the tokenizer puts before it (`probes.tokens`) and cut to the same
+number of tokens, so that figures from different texts and models are comparable; a shorter text is an error, because
+padding it would change what is measured.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from probes.tokens import encode as tokens_of
 from vindex.errors import ProbeError
 from vindex.files import Kind, read_text
 
@@ -40,7 +42,7 @@ def encode(name: str, text: str, tokenizer: Any, *, tokens: int, vocabulary: int
 
     Raises ProbeError when the text is too short, or holds a token that the tokenizer or the model does not have.
     """
-    token_ids = tokenizer(text, verbose=False)["input_ids"][:tokens]  # verbose: no word on its length before the cut
+    token_ids = list(tokens_of(tokenizer, text).ids[:tokens])
     if len(token_ids) < tokens:
         raise ProbeError(
             f"text {name}: {len(token_ids)} tokens with this tokenizer, {tokens} needed; use a longer text"

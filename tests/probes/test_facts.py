@@ -15,7 +15,7 @@ from probes.facts import Fact, atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import passages, split
 from vindex.demo import CHECKPOINT
-from vindex.errors import FactError
+from vindex.errors import FactError, ProbeError
 
 TEMPLATES = ["A {} is", "The {} is", "One {} is", "Some {} is"]
 RELATION = json.dumps({"relation": "kind", "templates": TEMPLATES})
@@ -145,7 +145,7 @@ def test_chat_prompts_ask_the_question_and_begin_the_answer(tokenizer):
 def test_chat_needs_a_template(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     panel = atlas.panel()
-    with pytest.raises(FactError, match="no chat template; leave --chat out"):
+    with pytest.raises(ProbeError, match="no chat template; use a chat model, or leave --chat"):
         Encoder(bare, chat=True).fact(panel.find("France/capital"), panel.relations["capital"], 0)
 
 

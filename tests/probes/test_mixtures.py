@@ -14,7 +14,7 @@ from probes.experts import fire, gate_weights, recombine
 from probes.hooks import capture, same_bits
 from probes.mixture import read_mixture
 from probes.model import EXPERT_ROLES, Layer, Mixture, ffns, layers, load, locate, sites
-from probes.readings import MIXTURE, read
+from probes.readings import MIXTURE, own_activations, read
 from tests.probes.mixtures import CONFIGS, make, save
 from vindex.__main__ import main
 from vindex.errors import ProbeError
@@ -201,10 +201,10 @@ def test_single_experts_at_random_have_their_nulls():
 def test_a_mixture_of_another_kind_is_refused_and_not_measured_wrongly():
     model = make("qwen3_moe")
     mixture, x, chosen, weight, output = seen_in(model)[1]
-    none = torch.zeros(len(x), dtype=torch.bool)
-    assert read_mixture(mixture, x, chosen, weight, output.reshape(-1, 32), none).mixture.mismatch < 1e-5
+    own, none = own_activations(model, mixture), torch.zeros(len(x), dtype=torch.bool)
+    assert read_mixture(mixture, own, x, chosen, weight, output.reshape(-1, 32), none).mixture.mismatch < 1e-5
     with pytest.raises(ProbeError, match=r"layers\.1\.mlp: .* the probes do not know this mixture") as error:
-        read_mixture(mixture, x, chosen, weight * 1.01, output.reshape(-1, 32), none)
+        read_mixture(mixture, own, x, chosen, weight * 1.01, output.reshape(-1, 32), none)
     assert "\n" not in str(error.value)
 
 

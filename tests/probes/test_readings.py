@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import silu
 
 from probes import suite
 from probes.activity import moments, shuffled_variance, sink_tokens, sparsity, temperature
@@ -69,11 +70,11 @@ def test_a_massive_token_is_a_sink_and_does_not_touch_the_no_sink_figures():
     sink = sink_tokens(residual, 0)
     assert sink.nonzero().flatten().tolist() == [0, 7]
     scratch = torch.empty(2, 20, 6)
-    before = sparsity(hidden, sink, 0, scratch)[1], temperature(gate, up, hidden, sink, scratch).no_sink
+    before = sparsity(hidden, sink, 0, scratch)[1], temperature(gate, silu(gate), up, hidden, sink, scratch).no_sink
     hidden[7] *= 1e6
-    after = sparsity(hidden, sink, 0, scratch)[1], temperature(gate, up, hidden, sink, scratch).no_sink
+    after = sparsity(hidden, sink, 0, scratch)[1], temperature(gate, silu(gate), up, hidden, sink, scratch).no_sink
     assert before == after
-    assert temperature(gate, up, hidden, sink, scratch).all_tokens > 1e9
+    assert temperature(gate, silu(gate), up, hidden, sink, scratch).all_tokens > 1e9
 
 
 def test_top_mass_of_known_distributions():

@@ -26,7 +26,6 @@ def info(path: VindexPath, json: Json = False) -> None:
 
     v = open_vindex(path)
     i, m = v.index, v.manifest
-    worst = m.worst_certificate
     facts = {
         "id": v.id,
         "model": i.model,
@@ -40,7 +39,8 @@ def info(path: VindexPath, json: Json = False) -> None:
         "vocab_size": i.vocab_size,
         "down_meta_projection": _projection(i.projection),
         **({"notes": "; ".join(m.notes)} if m.notes else {}),
-        "worst_certificate": f"{worst.max_residual:.1e} ({worst.tensor})",
+        "worst_certificate": m.worst,
+        **({"zero_weights": m.zero_weights} if m.zero_weights else {}),
         "size_bytes": v.size_bytes,
         "built_at": m.finished_at,
         "built_with": ", ".join(f"{name} {version}" for name, version in m.versions.items()),
@@ -189,6 +189,8 @@ def compare(
         for d in by_layer(differences)
     ]
     caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖"
+    if any(value is None for one in differences for side in (one.gate, one.down) for value in side):
+        caption += "; –: a weight is zero, without a direction"
     if len(differences) > len(rows):
         caption += "; of all experts the largest, mean and largest, each by itself in --json"
     print_table(f"{a} beside {b}", columns, rows, caption)
@@ -273,5 +275,6 @@ def _visible(token: TokenScore) -> str:
     return repr(token.piece)[1:-1].replace(" ", "␣")
 
 
-def _difference_cells(side) -> tuple[str, str, str]:
-    return f"{side.largest_angle:.1e}", f"{side.mean_cosine:.4f}", f"{side.spectrum_drift:.1e}"
+def _difference_cells(side) -> tuple[str, ...]:
+    cells = (side.largest_angle, ".1e"), (side.mean_cosine, ".4f"), (side.spectrum_drift, ".1e")
+    return tuple("–" if value is None else format(value, form) for value, form in cells)

@@ -131,13 +131,13 @@ def run_build(
         kept = f"what is finished is kept in {target}.partial: repeat with --resume to go on"
         typer.echo(f"stopped; {kept if Path(f'{target}.partial').exists() else 'nothing was written yet'}", err=True)
         raise typer.Exit(130) from None
-    worst = manifest.worst_certificate
     size = sum(file.stat().st_size for file in target.iterdir())
     facts = [
         ("size", f"{size / 1e6:.1f} MB"),
         ("time", f"{manifest.wall_seconds:.1f} s" if manifest.wall_seconds is not None else "not recorded"),
         ("peak memory", f"{peak_memory() / 1e6:.0f} MB"),
-        ("worst certificate", f"{worst.max_residual:.1e} ({worst.tensor}; limit {options.tolerance:.0e})"),
+        ("worst certificate", f"{manifest.worst}, limit {options.tolerance:.0e}"),
+        *([("zero weights", manifest.zero_weights)] if manifest.zero_weights else []),
         *(("dequantised", f"{of.tensors} tensors stored as {of.dtype} ({of.method})") for of in manifest.dequantised),
         ("flushed to zero", f"{sum(cast.flushed_to_zero for cast in manifest.casts):,} values in the float16 cast"),
     ]

@@ -25,6 +25,7 @@ LABELS = {
 def fact(bench: Bench, result: FactResult) -> None:
     """Everything about one fact, method by method."""
     found, before = result.sets.fact, result.before
+    _left_out(bench)
     say(f"[bold]{escape(found.name)} → {escape(found.answer)}[/]   P = {before.probability:.3f}, rank {before.rank}")
     if not result.known:
         say("[yellow]not_applicable[/]: the model does not know this fact; P ≥ 0.1 is needed")
@@ -53,6 +54,7 @@ def rates(bench: Bench, results: Sequence[FactResult]) -> None:
     """Shares that pass, with intervals, and every failure of the forward method named."""
     from probes.delete.record import rate
 
+    _left_out(bench)
     rows = []
     for method in bench.options.methods:
         for standard in ("seed", "strict"):
@@ -66,6 +68,13 @@ def rates(bench: Bench, results: Sequence[FactResult]) -> None:
             say(f"{MARKS[False]} {escape(result.sets.fact.name)}: {outcome.strict.reason}")
     seconds = sum(result.seconds for result in results)
     say(f"{len(results)} facts in {seconds:.0f} s, {seconds / len(results):.0f} s each")
+
+
+def _left_out(bench: Bench) -> None:
+    """Which layers no method may use, and why."""
+    zero = [f"{layer} ({', '.join(names)})" for layer, names in bench.null_layers.items()]
+    if zero:
+        say(f"layers that write nothing, since a projection is zero, are left out: {', '.join(zero)}")
 
 
 def _method(bench: Bench, result: FactResult, name: str, outcome: MethodResult) -> None:

@@ -102,8 +102,8 @@ def apply(
     json: Json = False,
 ) -> None:
     """Write on from a prompt, with and without gates."""
+    from probes.chat import ask, render
     from probes.gates.apply import require_fit
-    from probes.gates.encode import ask, render
     from probes.gates.masks import rescaled
     from probes.gates.score import write
 
@@ -114,7 +114,7 @@ def apply(
     factors = rescaled(values.float(), scale_of(scale))
     loaded = load(model, device=device, dtype=dtype, revision=revision)
     require_fit(factors.shape, loaded.model)
-    asked = [render(ask(text), loaded.tokenizer, prompt=True) if chat else text for text in prompt]
+    asked = [render(loaded.tokenizer, ask(text), prompt=True).text if chat else text for text in prompt]
     written = [(write(loaded, [text], None, tokens)[0], write(loaded, [text], factors, tokens)[0]) for text in asked]
     if json:
         kinds = ({"prompt": p, "base": base, "gated": gated} for p, (base, gated) in zip(prompt, written, strict=True))

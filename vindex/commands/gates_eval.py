@@ -152,7 +152,7 @@ def _panels(
     forget, retain, neutral = files
     facts, sums = read_forget(forget)[0], read_retain(retain)[0]
     if forget is None:
-        panels = atlas(chat=chat, count=count, seed=seed)
+        panels = atlas(loaded.tokenizer, chat=chat, count=count, seed=seed)
         panels = replace(panels, neutral=neutral_texts(neutral)) if neutral else panels
     else:
         texts, tokenizer = neutral_texts(neutral), loaded.tokenizer

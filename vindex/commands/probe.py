@@ -116,7 +116,7 @@ def print_record(record: Mapping[str, Any]) -> None:
         ["", "constant", f">{Path(texts[0]['name']).stem}", ">mean", ">95 % interval", ">null"],
         rows,
         caption=f"mean and interval: over {len(texts)} text{'s' * (len(texts) > 1)}; C3 over adjacent layers. "
-        + _sinks(record),
+        + " ".join([_sinks(record), *_nulls(record)]),
     )
     if record["model"].get("num_experts"):
         print_routing(record)
@@ -156,14 +156,11 @@ def print_spectra(spectra: Mapping[str, Any]) -> None:
         for shape, layers in _shapes(entry).items():
             for rank, every in entry["var"].items():
                 floor = entry["marchenko_pastur"][rank]
-                values = [every[layer] for layer in layers]
-                cells = (
-                    sum(values) / len(values),
-                    min(values),
-                    max(values),
-                    floor[layers[0]] if entry["shape"] is None else floor,
-                )
-                rows.append((projection, "×".join(map(str, shape)), f"var@{rank}", *(f"{v:.3f}" for v in cells)))
+                values = [every[layer] for layer in layers if every[layer] is not None]
+                cells = (sum(values) / len(values), min(values), max(values)) if values else (None, None, None)
+                cells += (floor[layers[0]] if entry["shape"] is None else floor,)
+                shown = ("–" if value is None else f"{value:.3f}" for value in cells)
+                rows.append((projection, "×".join(map(str, shape)), f"var@{rank}", *shown))
     print_table(
         f"Spectra (from {spectra['source']}): share of ‖W‖² in the leading singular values",
         ["weight", "shape", "", ">mean", ">lowest", ">highest", ">random floor"],
@@ -243,6 +240,26 @@ def _sinks(record: Mapping[str, Any]) -> str:
     layers = Counter(position for dropped in sinks for position in dropped if position)
     others = [f"token {position} in {count} of {len(sinks)} layers" for position, count in sorted(layers.items())]
     return f"no_sink drops {', '.join(['token 0', *others])}."
+
+
+def _nulls(record: Mapping[str, Any]) -> list[str]:
+    """Which layers some means leave out, and why; nothing for a model without any."""
+    found = record["null_layers"]
+    said = [
+        f"{name} is zero in {_places(found[name])}: no direction there{left_out}."
+        for name, left_out in (("gate_proj", ", left out of C3 and var@k"), ("down_proj", ", left out of var@k"))
+        if found[name]
+    ]
+    if found["hidden"]:
+        said.append(f"h is zero in {_places(found['hidden'])}: left out of the thresholds relative to its rms.")
+    if found["experts"]:
+        experts = ", ".join(f"{layer}/{expert}" for layer, expert in found["experts"])
+        said.append(f"gate_proj is zero in experts {experts} (layer/expert): left out of C3 of single experts.")
+    return said
+
+
+def _places(layers: Sequence[int]) -> str:
+    return f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
 
 
 def _number(value: float | int | None) -> str:

@@ -198,5 +198,5 @@ def test_rows_that_cannot_be_encoded_are_named(atlas, tiny):
     with pytest.raises(FactError, match=r"r line 1: 1 token\(s\) in '1'; expected at least 2"):
         retain_example(retain_row({"text": "1"}, "r line 1"), atlas.tokenizer, chat=False, max_tokens=64)
     asked = forget_row(FINE | {"question": "What?"}, "x")
-    with pytest.raises(ProbeError, match="this tokenizer has no chat template; use a chat model, or a preset without"):
+    with pytest.raises(ProbeError, match="this tokenizer has no chat template; use a chat model, or leave --chat"):
         forget_example(asked, tiny.tokenizer, chat=True, max_tokens=64)

@@ -35,8 +35,8 @@ PLAIN = Settings()
 
 
 @pytest.fixture(scope="module")
-def panels():
-    made = atlas_panels(chat=False, count=24)
+def panels(atlas):
+    made = atlas_panels(atlas.tokenizer, chat=False, count=24)
     return replace(made, neutral=made.neutral[:4])
 
 
@@ -187,7 +187,8 @@ def test_the_area_is_one_when_facts_go_first_and_half_when_both_go_together():
 
 def test_an_evaluation_holds_every_point_and_its_record_and_plots(atlas, random_gates, tmp_path):
     panels = Panels(
-        *(getattr(atlas_panels(chat=False, count=12), name)[:4] for name in (*QUESTIONS, "neutral")), source="test"
+        *(getattr(atlas_panels(atlas.tokenizer, chat=False, count=12), name)[:4] for name in (*QUESTIONS, "neutral")),
+        source="test",
     )
     facts, sums = [forget_row(row, "x") for row in ROWS], [retain_row(row, "x") for row in SUMS]
     heard: list[int] = []

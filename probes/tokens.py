@@ -1,0 +1,59 @@
+"""Text as the ids that a model is prompted with. Whatever turns text into ids for a model goes through `encode`.
+
+1. Special tokens that the tokenizer puts before a text stay: a model expects its BOS.
+2. Those that it puts after a text (an EOS, by its post-processor or `add_eos_token`) go: a model that has read the end
+   does not go on. What stands in the text itself stays.
+3. A rendered chat brings its special tokens with it, and none is added, unless it has none at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from vindex.errors import ProbeError
+
+Span = tuple[int, int]
+
+
+class Encoded(NamedTuple):
+    """T tokens."""
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    """The characters of each, none for a special token that was added; empty for a tokenizer without offsets."""
+
+
+def encode(tokenizer: Any, text: str, *, rendered: bool = False) -> Encoded:
+    """The ids of a text, or of a `rendered` chat, as a model is prompted with them; none for a text without tokens."""
+    plain = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    if not plain:
+        return Encoded((), ())
+    own = rendered and any(token in text for token in tokenizer.all_special_tokens)
+    if not getattr(tokenizer, "is_fast", False):
+        ids = plain if own else tokenizer(text, verbose=False).input_ids
+        return Encoded(tuple(ids[: _end(ids, plain)]), ())
+    encoded = tokenizer(
+        text, add_special_tokens=not own, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+    )  # not verbose: no word on a length that may be cut later
+    end = max(place + 1 for place, added in enumerate(encoded.special_tokens_mask) if not added)
+    return Encoded(tuple(encoded.input_ids[:end]), tuple(map(tuple, encoded.offset_mapping[:end])))
+
+
+def prompt(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The ids of what a model is to go on from, a rendered chat or not. Raises ProbeError where it has no tokens."""
+    ids = encode(tokenizer, text, rendered=True).ids
+    if not ids:
+        raise ProbeError(f"prompt {text[:40]!r}: no tokens; expected some text to go on from")
+    return ids
+
+
+def require_offsets(tokenizer: Any) -> None:
+    """Raise ProbeError unless the tokenizer tells which characters a token covers."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ProbeError(f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer")
+
+
+def _end(ids: list[int], plain: list[int]) -> int:
+    """Where the text's own tokens end among those with special tokens around them."""
+    starts = range(len(ids) - len(plain) + 1)
+    return next((at + len(plain) for at in starts if ids[at : at + len(plain)] == plain), len(ids))
