@@ -73,7 +73,7 @@ def _load(path: Path, kind: str, index: Index) -> dict[str, Any]:
 
 def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
+    fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vindex.commands import gate3_tables
-from vindex.commands.console import print_json, progress, say, stage
+from vindex.commands.console import print_json, progress, say, stage, typed
 from vindex.demo import or_bundled
 from vindex.errors import ProbeError, TargetError
 
@@ -64,10 +64,10 @@ def gate3(
         bench = _bench(or_bundled(model), method, layer, vindex, facts, chat, seed, dtype, device)
         load(1)
         if all_facts:
-            names = relation or [fact.rpartition("/")[2] or fact]
+            names = [typed(name) for name in relation or [fact.rpartition("/")[2] or fact]]
             _all(bench, names, known_from, limit, display, json_file, plot)
             return
-        result = _run_one(bench, bench.panel.find(fact), display)
+        result = _run_one(bench, bench.panel.find(typed(fact)), display)
     _one(bench, result, json_file, plot, save_patch)
 
 
@@ -115,8 +115,7 @@ def _all(
         display.update(task, advance=1, description="facts")
         if json_file != STDOUT:
             _write_json(json_file, record)
-            for line in gate3_tables.short_lines(results[-1]):
-                say(line)
+            gate3_tables.short_lines(results[-1])
     if json_file == STDOUT:
         print_json(record)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vindex.commands.console import print_json, print_table, progress, say
+from vindex.commands.console import print_json, print_table, progress, say, styled
 from vindex.commands.gates_options import (
     Device,
     Directory,
@@ -127,7 +127,10 @@ def print_evaluation(result: Evaluation, title: str, scales: tuple[str, str]) ->
         for name, a in result.areas.items()
     ]
     print_table("area under the curve", ["mask", ">area", ">over seeds"], areas)
-    say(f"[bold]gates minus random: {result.advantage:+.3f}[/] (area 1: facts go first, 0.5: both, 0: reasoning)")
+    say(
+        styled(f"gates minus random: {result.advantage:+.3f}", "bold"),
+        " (area 1: facts go first, 0.5: both, 0: reasoning)",
+    )
 
 
 def _cells(scores: Any) -> tuple[str, ...]:

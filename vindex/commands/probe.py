@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.commands.console import print_json, print_table, progress, say, stage, styled
 from vindex.demo import or_bundled
 from vindex.errors import TargetError
 
@@ -102,9 +102,10 @@ def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_
 def print_record(record: Mapping[str, Any]) -> None:
     """C1–C5 with their variants, the spectra, and the published values, as three tables."""
     model, texts = record["model"], record["texts"]
-    rows: list[Sequence[str]] = []
+    rows: list[Sequence[Any]] = []
     for symbol, entry in record["constants"].items():
-        rows.append((f"[bold]{symbol}[/]", f"[bold]{entry['name']}[/]", *_cells(entry, bold=True)))
+        value, *others = _cells(entry)
+        rows.append((*(styled(cell, "bold") for cell in (symbol, entry["name"], value)), *others))
         shown = ((name, variant) for name, variant in entry["variants"].items() if name not in LEFT_TO_THE_RECORD)
         rows.extend(("", f"  {name}", *_cells(variant)) for name, variant in shown)
     setting = f"{model['dtype']}, {model['attn_implementation']}, {model['device']}"
@@ -183,8 +184,9 @@ def print_published(record: Mapping[str, Any]) -> None:
     """Ours beside the values on published cards."""
     published = record["published"]
     symbols = tuple(record["constants"])
-    ours = [f"[bold]{_number(record['constants'][symbol]['value'])}[/]" for symbol in symbols]
-    rows = [(f"[bold]{record['model']['name']} (ours, {record['definition']})[/]", *ours, "")]
+    ours = [_number(record["constants"][symbol]["value"]) for symbol in symbols]
+    own = (f"{record['model']['name']} (ours, {record['definition']})", *ours)
+    rows: list[Sequence[Any]] = [(*(styled(cell, "bold") for cell in own), "")]
     for name, entry in published["constants"].items():
         rows.append((name, *(_number(entry.get(symbol)) for symbol in symbols), entry.get("remarks", "")))
     print_table(
@@ -223,12 +225,11 @@ def _open(directory: Path | None) -> Vindex | None:
     return open_vindex(directory)
 
 
-def _cells(entry: Mapping[str, Any], *, bold: bool = False) -> tuple[str, ...]:
+def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     low_high = entry["interval"]
     several = entry["n"] > 1
-    value = _number(entry["value"])
     return (
-        f"[bold]{value}[/]" if bold else value,
+        _number(entry["value"]),
         _number(entry["mean"]) if several else "–",
         f"{_number(low_high[0])} … {_number(low_high[1])}" if low_high else "–",
         _number(entry["null"]),
