@@ -62,7 +62,6 @@ class Mixture(NamedTuple):
     num_experts: int
     neurons: int
     shared_neurons: int
-    experts_per_token: int | None
     dense_layers: frozenset[int]
 
 

@@ -179,7 +179,6 @@ def _mixture(checkpoint: Checkpoint, config: dict[str, Any], num_layers: int) ->
         num_experts=_positive(checkpoint, config, "num_experts", "num_local_experts"),
         neurons=_positive(checkpoint, config, "moe_intermediate_size"),
         shared_neurons=_positive(checkpoint, config, shared) if config.get(shared) else 0,
-        experts_per_token=config.get("num_experts_per_tok"),
         dense_layers=dense,
     )
 

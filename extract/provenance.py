@@ -25,15 +25,18 @@ def hash_source(checkpoint: Checkpoint, threads: int, stages: Callable[[str, int
 
 
 def index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """LARQL's source keys. One weight file gives its own SHA-256; several, that of their sorted SHA256SUMS lines."""
-    shards = {file.name: file.sha256 for file in manifest.source.files if file.name.endswith(".safetensors")}
+    """LARQL's source keys; its loader takes no null for the last two, and the version is that of what extracted.
+
+    One weight file gives its own SHA-256; several, that of their sorted SHA256SUMS lines.
+    """
+    shards = manifest.source.weights
     several = hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
     return {
         "huggingface_repo": checkpoint.model if checkpoint.revision else None,
         "huggingface_revision": checkpoint.revision,
         "safetensors_sha256": next(iter(shards.values())) if len(shards) == 1 else several,
         "extracted_at": manifest.finished_at,
-        "larql_version": None,
+        "larql_version": f"vindex {manifest.versions['vindex']}",
     }
 
 

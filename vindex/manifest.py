@@ -38,6 +38,11 @@ class Source:
     licence: str | None
     files: tuple[SourceFile, ...]
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of each safetensors file by name; empty where the weights were in GGUF."""
+        return {file.name: file.sha256 for file in self.files if file.name.endswith(".safetensors")}
+
 
 @dataclass(frozen=True)
 class Certificate:
