@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from vindex.commands.console import print_json, print_table, progress, say, stag
 from vindex.demo import or_bundled
 
 if TYPE_CHECKING:
-    from vindex.index import Index
+    from vindex.index import Index, Projection
     from vindex.reader import Vindex
     from vindex.records import FeatureHit, TokenScore
 
@@ -38,7 +39,7 @@ def info(path: VindexPath, json: Json = False) -> None:
         "hidden_size": i.hidden_size,
         "intermediate_size": i.intermediate_size,
         "vocab_size": i.vocab_size,
-        "down_meta_projection": i.projection.down_meta + (" (tied)" if i.projection.tied else ""),
+        "down_meta_projection": _said(i.projection),
         "worst_certificate": f"{worst.max_residual:.1e} ({worst.tensor})",
         "size_bytes": sum(file.stat().st_size for file in path.iterdir()),
         "built_at": m.finished_at,
@@ -199,15 +200,16 @@ def card(
     path: VindexPath,
     probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe --json`, for the constants.")] = None,
     gate3: Annotated[Path | None, typer.Option(help="Record of `vindex gate3 --json`, for the Gate 3 section.")] = None,
+    gates: Annotated[Path | None, typer.Option(help="Record of `vindex gates eval --json`, for the λ gates.")] = None,
 ) -> None:
     """Write a vindex's model card (README.md).
 
-    From its own records, and its line in SHA256SUMS anew.
+    From its own records, and its line in SHA256SUMS anew. A record of other weights is refused.
     """
     from vindex.card import rewrite_card
     from vindex.reader import open_vindex
 
-    rewrite_card(open_vindex(path), probe, gate3)
+    rewrite_card(open_vindex(path), probe, gate3, gates)
     say(f"wrote {path / 'README.md'}")
 
 
@@ -241,6 +243,12 @@ def _experts_of(index: Index) -> dict[str, str | int]:
         "features_per_expert": index.num_features_per_expert or 0,
         "dense_layers": ", ".join(dense) or "none",
     }
+
+
+def _said(projection: Projection) -> str:
+    """What makes logits of down directions, in the index's own words: its texts, and the names of what is true."""
+    words = dataclasses.asdict(projection).items()
+    return ", ".join(name.replace("_", " ") if value is True else str(value) for name, value in words if value)
 
 
 def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -> dict:

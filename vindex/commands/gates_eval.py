@@ -21,7 +21,7 @@ from vindex.commands.gates_options import (
     load,
     scale_of,
 )
-from vindex.commands.probe import require_place, write_json
+from vindex.commands.probe import hash_weights, require_place, write_json
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def evaluate(
             loaded, gates, panels, magnitudes, scale_mode=scales[0], mask_scale=scales[1], thresholds=thresholds,
             settings=Settings(batch_size, generate), on_mask=lambda n: display.advance(task, n),
         )  # fmt: skip
-    made = record(loaded, directory.name, result, panels, scales, generate)
+        digests = hash_weights(loaded, display)
+    made = record(loaded, directory.name, result, panels, scales, generate, digests)
     if json and not to_stdout:
         write_json(made, json)
     if plot:

@@ -14,6 +14,8 @@ from vindex.demo import or_bundled
 from vindex.errors import TargetError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from probes.model import Loaded
     from vindex.reader import Vindex
 
@@ -83,9 +85,8 @@ def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_
 
     suite.encode(loaded, names)  # a bad text is told before any work
     opened = _open(directory)
-    files = match.weight_files(loaded)
     with progress() as display:
-        digests = match.weights_sha256(loaded, stage(display, "hashing", sum(f.stat().st_size for f in files)))
+        digests = hash_weights(loaded, display)
         if opened is not None:
             match.require_match(loaded, opened, digests)
         results = suite.run(
@@ -97,6 +98,14 @@ def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_
             on_layer=stage(display, "weights", len(ffns(loaded.model))),
         )
     return record.build(loaded, results, digests)
+
+
+def hash_weights(loaded: Loaded, display: Progress) -> dict[str, str]:
+    """SHA-256 of each weight file by name, with a progress bar: every record says which weights it is of."""
+    from probes import match
+
+    size = sum(file.stat().st_size for file in match.weight_files(loaded))
+    return match.weights_sha256(loaded, stage(display, "hashing", size))
 
 
 def print_record(record: Mapping[str, Any]) -> None:
