@@ -64,7 +64,7 @@ def build(
     options = replace(options, features=index.num_features_per_expert or index.num_feats)
     tokenizer = checkpoint.tokenizer()
     vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
-    _require_tokens(checkpoint, index, vocabulary)
+    notes = (*checkpoint.notes, *layout.notes, *_tokens_note(checkpoint, index, vocabulary))
     _prepare_device(options)
     refuse_taken(target, resume=resume, force=force)
     source = hash_source(checkpoint, options.threads, stages)
@@ -95,20 +95,26 @@ def build(
             finished_at=now(),
             wall_seconds=None if epoch else round(time.monotonic() - clock, 3),
             peak_memory_bytes=None if epoch else peak_memory(),
-            notes=(*checkpoint.notes, *layout.notes) or None,
+            notes=notes or None,
         )
         _commit(job, manifest, stages, force)
     return manifest
 
 
-def _require_tokens(checkpoint: Checkpoint, index: Index, vocabulary: Vocabulary) -> None:
-    """The tokenizer's ids are rows of the embeddings, and there are enough of them for either pole."""
-    if not form.META_TOP_K // 2 <= len(vocabulary) <= index.vocab_size:
+def _tokens_note(checkpoint: Checkpoint, index: Index, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What to say of added tokens that have no embedding, as where a fine-tune added one and did not resize.
+
+    Raises CheckpointError when other ids are past the embeddings, or there are too few for either pole.
+    """
+    rows = index.vocab_size
+    if vocabulary.trained > rows or len(vocabulary) < form.META_TOP_K // 2:
         raise CheckpointError(
             f"{checkpoint.model}: {form.TOKENIZER.name} has ids up to {len(vocabulary) - 1} and the embeddings have "
-            f"{index.vocab_size} rows; expected at least {form.META_TOP_K // 2} ids and no id past the rows; give the "
-            "model's own with --tokenizer"
+            f"{rows} rows; expected at least {form.META_TOP_K // 2} ids, and past the rows none but added tokens; give "
+            "the model's own with --tokenizer"
         )
+    past = len(vocabulary) - rows
+    return (f"added tokens with ids from {rows} to {len(vocabulary) - 1} have no embedding",) if past > 0 else ()
 
 
 def _run(job: Job, engine: Engine, stages: Stages, what: str, method: Method, blocks: Sequence[Any]) -> None:

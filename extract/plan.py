@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from extract.checkpoint import Checkpoint
+from extract.families import find_attention
 from extract.ffn import Weight
 from extract.layouts import Layout
 from vindex import format as form
@@ -69,7 +70,7 @@ def plan_index(checkpoint: Checkpoint, layout: Layout, options: BuildOptions) ->
         ),
         checksums={},
         source={},
-        model_config=_model_config(layout),
+        model_config=_model_config(checkpoint.model, layout),
         num_experts=layout.mixture.num_experts if layout.mixture else None,
         num_features_per_expert=features if layout.mixture else None,
         num_shared_experts=shared or None,
@@ -137,27 +138,22 @@ def _plan_norms(checkpoint: Checkpoint, layout: Layout) -> tuple[NormEntry, ...]
     return tuple(entries)
 
 
-def _model_config(layout: Layout) -> dict[str, Any]:
-    """LARQL's keys, from either generation of config.json."""
-    config, mixture = layout.config, layout.mixture
-    heads = config.get("num_attention_heads")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {
+def _model_config(model: str, layout: Layout) -> dict[str, Any]:
+    """LARQL's keys. Its loader takes no null, so what config.json leaves out is the family's default."""
+    attention = find_attention(model, layout.family, layout.config, layout.hidden_size)
+    described: dict[str, Any] = {
         "model_type": layout.family,
-        "head_dim": config.get("head_dim") or (layout.hidden_size // heads if heads else None),
-        "num_q_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads", heads),
-        "rope_base": config.get("rope_theta", rope.get("rope_theta")),
+        "head_dim": attention.head_dim,
+        "num_q_heads": attention.heads,
+        "num_kv_heads": attention.kv_heads,
+        "rope_base": attention.rope_base,
         "tie_word_embeddings": layout.tied,
-    } | (
-        {
-            "moe": {
-                "num_experts": mixture.num_experts,
-                "top_k": mixture.experts_per_token,
-                "shared_expert": any(ffn.shared_gate for ffn in layout.ffns),
-                "router_type": "top_k_softmax",
-            }
+    }
+    if layout.mixture:
+        described["moe"] = {
+            "num_experts": layout.mixture.num_experts,
+            "top_k": attention.experts_per_token,
+            "shared_expert": any(ffn.shared_gate for ffn in layout.ffns),
+            "router_type": "top_k_softmax",
         }
-        if mixture
-        else {}
-    )
+    return described

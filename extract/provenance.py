@@ -27,13 +27,13 @@ def hash_source(checkpoint: Checkpoint, threads: int, stages: Callable[[str, int
 
 
 def index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """LARQL's source keys."""
+    """LARQL's source keys; its loader takes no null for the last two, and the version is that of what extracted."""
     return {
         "huggingface_repo": checkpoint.model if checkpoint.revision else None,
         "huggingface_revision": checkpoint.revision,
         "safetensors_sha256": manifest.source.weights_sha256,
         "extracted_at": manifest.finished_at,
-        "larql_version": None,
+        "larql_version": f"vindex {manifest.versions['vindex']}",
     }
 
 

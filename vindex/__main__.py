@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vindex.commands import artifact, build, gate3, gates, patch, plan, probe
+from vindex.commands import artifact, build, console, gate3, gates, patch, plan, probe
 from vindex.errors import VindexError
 
 app = typer.Typer(
@@ -35,28 +35,45 @@ app.add_typer(patch.app, name="patch")
 app.add_typer(gates.app, name="gates")
 
 
-@app.callback()
-def vindex(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
-) -> None:
-    """What a model's FFN layers read, write and know: extract, score, probe, edit, and prove it."""
-    if version:
-        from importlib.metadata import version as installed
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-        typer.echo(f"vindex {installed('vindex')}")
+        typer.echo(f"vindex {version('vindex')}")
         raise typer.Exit
 
 
+@app.callback()
+def vindex(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What a model's FFN layers read, write and know: extract, score, probe, edit, and prove it."""
+
+
 def main() -> None:
-    """Run the command. A VindexError is one line on stderr and exit status 1; Ctrl-C is exit status 130."""
+    """Run the command. An error is one line on stderr and exit status 1; Ctrl-C is exit status 130."""
+    console.open_streams()
+    sys.exit(console.close_stdout(_run()))
+
+
+def _run() -> int:
     try:
         app()
+    except SystemExit as done:
+        return int(done.code or 0)
     except VindexError as error:
-        sys.stderr.write(f"vindex: {error}\n")
-        sys.exit(1)
+        console.warn(f"vindex: {error}")
     except KeyboardInterrupt:
-        sys.stderr.write("vindex: interrupted\n")
-        sys.exit(130)
+        console.warn("vindex: interrupted")
+        return 130
+    except OSError as error:
+        where = "reading or writing" if error.filename is None else error.filename
+        console.warn(f"vindex: {where}: {error.strerror or error}")
+    except UnicodeError as error:
+        console.warn(f"vindex: {error}; text is expected in UTF-8, and names of files in the locale's encoding")
+    return 1
 
 
 if __name__ == "__main__":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vindex.checksums import load_sums, render_sums, sha256_of, vindex_id
-from vindex.errors import QueryError
 from vindex.format import CARD, SUMS, files_of
 from vindex.index import Index
 from vindex.manifest import Manifest
+from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe
 from vindex.reader import Vindex
-from vindex.schema import load_record
 from vindex.tokens import Vocabulary
 
 EXAMPLE_TOKEN = " Paris"
@@ -47,33 +45,26 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 ```"""
 
 
-def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None) -> None:
-    """Write v's README.md anew, with the given records, and its line in SHA256SUMS; each file is replaced at once."""
-    records = [
-        _load(path, kind, v.index) if path else None
-        for path, kind in ((probe, "vindex-probe/1"), (gate3, "vindex-gate3/1"))
-    ]
+def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path | None = None) -> None:
+    """Write v's README.md anew, with the given records, and its line in SHA256SUMS; each file is replaced at once.
+
+    Raises QueryError on a record of another kind or of other weights, FormatError on one that is damaged.
+    """
+    source = v.manifest.source
+    records = (
+        read_probe(probe, source) if probe else None,
+        read_gate3(gate3, source) if gate3 else None,
+        read_gates(gates, source) if gates else None,
+    )
     digests = load_sums(v.path)
     _replace(v.path / CARD.name, render_card(v.index, v.manifest, digests, v.vocabulary, *records))
     digests[CARD.name] = sha256_of(v.path / CARD.name)
     _replace(v.path / SUMS.name, render_sums(digests))
 
 
-def _load(path: Path, kind: str, index: Index) -> dict[str, Any]:
-    """A record of the given kind, of a model with this vindex's shape."""
-    record = load_record(path)
-    if record.get("record") != kind:
-        raise QueryError(f"{path}: expected a record of kind {kind}, got {record.get('record')!r}")
-    for what in ("num_layers", "hidden_size", "intermediate_size"):
-        theirs, ours = record["model"][what], getattr(index, what)
-        if theirs != ours:
-            raise QueryError(f"{path}: measured on a model with {what} {theirs}, and this vindex has {ours}")
-    return record
-
-
 def _replace(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
+    fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
 
 
@@ -82,12 +73,13 @@ def render_card(
     manifest: Manifest,
     digests: Mapping[str, str],
     vocabulary: Vocabulary,
-    probe: Mapping[str, Any] | None = None,
-    gate3: Mapping[str, Any] | None = None,
+    probe: Probe | None = None,
+    gate3: Gate3 | None = None,
+    gates: GatesEvaluation | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter.
 
-    digests: {payload file: SHA-256}. probe, gate3: records written by `vindex probe --json` and `vindex gate3 --json`.
+    digests: {payload file: SHA-256}. probe, gate3, gates: what was measured on the weights the vindex is of.
     """
     sections = [
         _front_matter(index, manifest),
@@ -96,12 +88,13 @@ def render_card(
         _what_it_is(index),
         _constants(probe),
         _gate3(gate3),
+        _gates(gates),
         _certificates(manifest),
         _files(index),
         "## How to Use\n" + _how_to_use(index, vocabulary),
         _licence(manifest),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _front_matter(index: Index, manifest: Manifest) -> str:
@@ -147,44 +140,79 @@ def _what_it_is(index: Index) -> str:
     )
 
 
-def _constants(probe: Mapping[str, Any] | None) -> str:
+def _constants(probe: Probe | None) -> str:
     title = "## Universal Constants"
     if probe is None:
         return f"{title}\nNot measured yet: `vindex probe MODEL --json P`, then `vindex card DIR --probe P`."
+    made = (
+        f"Measured by forward hooks in {_cell(probe.dtype)}, definition set `{_cell(probe.definition)}`. In brackets "
+        "the mean's 95 % interval; the null is what the same procedure gives where there is nothing to find."
+    )
     rows = [
-        f"| {entry['name']} | {symbol} | {_number(entry['value'])} | {_cell(entry['definition'])} |"
-        for symbol, entry in probe["constants"].items()
+        (c.name, c.symbol, _mean(c), _over(c), "–" if c.null is None else _number(c.null), c.definition)
+        for c in probe.constants
     ]
-    head = "| Constant | Symbol | Value | Definition |\n|---|---|---|---|\n"
-    made = f"Measured by forward hooks in {probe['model']['dtype']}, definition set `{probe['definition']}`, "
-    made += f"{len(probe['texts'])} text(s)."
-    return f"{title}\n{made}\n\n{head}" + "\n".join(rows)
+    return f"{title}\n{made}\n\n" + _table(("Constant", "Symbol", "Mean", "Over", "Null", "Definition"), rows)
 
 
-def _gate3(gate3: Mapping[str, Any] | None) -> str:
+def _mean(constant: Constant) -> str:
+    if constant.low is None or constant.high is None:
+        return _number(constant.mean)
+    return f"{_number(constant.mean)} [{_number(constant.low)}, {_number(constant.high)}]"
+
+
+def _over(constant: Constant) -> str:
+    return f"{constant.n} {constant.over if constant.n > 1 else constant.over.removesuffix('s')}"
+
+
+def _gate3(gate3: Gate3 | None) -> str:
     title = "## Gate 3 Status (DELETE Patch Test)"
     if gate3 is None:
         return f"{title}\nNot evaluated yet: `vindex gate3 MODEL --json G`, then `vindex card DIR --gate3 G`."
-    fact = gate3["fact"]
     verdicts = "\n".join(
-        f"- **{name}**: {verdict['result']} — {verdict['reason']}" for name, verdict in gate3["verdicts"].items()
+        f"- **{_cell(verdict.standard)}**: {_cell(verdict.result)} — {_cell(verdict.reason)}"
+        for verdict in gate3.verdicts
     )
-    if gate3["method"] is None:
-        return f"{title}\nFact `{fact['name']}`: the model does not know it.\n\n{verdicts}"
-    cells = [f"{fact['name']}: `{fact['answer']}`", gate3["method"], gate3["layer"]]
-    cells += [_number(gate3[key]) for key in ("before", "after", "suppression", "reference_loss")]
-    return (
-        f"{title}\nA rank-1 ΔW on one `gate_proj.weight`, tested by real forward passes on held-out prompts.\n\n"
-        "| Fact | Method | Layer | P before | P after | Suppression | Loss of the reference answer |\n"
-        f"|---|---|---|---|---|---|---|\n| {' | '.join(map(str, cells))} |\n\n{verdicts}"
+    if gate3.method is None:
+        return f"{title}\nFact `{_cell(gate3.fact)}`: the model does not know it.\n\n{verdicts}"
+    figures = (gate3.before, gate3.after, gate3.suppression, gate3.reference_loss)
+    row = (f"{gate3.fact}: `{gate3.answer}`", gate3.method, _number(gate3.layer), *map(_number, figures))
+    head = ("Fact", "Method", "Layer", "P before", "P after", "Suppression", "Loss of the reference answer")
+    made = "A rank-1 ΔW on one `gate_proj.weight`, tested by real forward passes on held-out prompts."
+    return f"{title}\n{made}\n\n{_table(head, [row])}\n\n{verdicts}"
+
+
+def _gates(gates: GatesEvaluation | None) -> str:
+    """Nothing without a record: published cards have no such section."""
+    if gates is None:
+        return ""
+    made = (
+        f"`{_cell(gates.gates)}` on {_cell(gates.asked)}, {_cell(gates.scoring)}. Area under knowledge against "
+        "reasoning retained: 1 if facts go first, 0.5 if both go together, 0 if reasoning goes first. "
+        f"Gates minus random: {_number(gates.advantage)}."
     )
+    rows = [
+        (
+            area.family,
+            _number(area.value),
+            "–" if area.low == area.high else f"{_number(area.low)} … {_number(area.high)}",
+        )
+        for area in gates.areas
+    ]
+    return f"## Lambda Gates\n{made}\n\n" + _table(("Mask", "Area", "Lowest … highest over seeds"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+    """Text from a record as a part of one line of Markdown."""
+    return " ".join(text.splitlines()).replace("|", r"\|")
 
 
-def _number(value: Any) -> str:
+def _number(value: float | int | None) -> str:
     if value is None:
         return "not measured"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

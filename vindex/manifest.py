@@ -45,12 +45,16 @@ class Source:
     files: tuple[SourceFile, ...]
 
     @property
+    def weights(self) -> dict[str, str]:
+        """SHA-256 of each safetensors file by name; empty where the weights were in GGUF."""
+        return {file.name: file.sha256 for file in self.files if file.name.endswith(".safetensors")}
+
+    @property
     def weights_sha256(self) -> str | None:
         """The SHA-256 of the one safetensors file; of several, that of their SHA256SUMS lines; None without any."""
-        shards = {file.name: file.sha256 for file in self.files if file.name.endswith(".safetensors")}
-        if len(shards) == 1:
-            return next(iter(shards.values()))
-        return hashlib.sha256(render_sums(shards).encode()).hexdigest() if shards else None
+        if len(self.weights) == 1:
+            return next(iter(self.weights.values()))
+        return hashlib.sha256(render_sums(self.weights).encode()).hexdigest() if self.weights else None
 
 
 @dataclass(frozen=True)

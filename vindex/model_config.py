@@ -65,7 +65,6 @@ class Mixture(NamedTuple):
     num_experts: int
     neurons: int
     shared_neurons: int
-    experts_per_token: int | None
     dense_layers: frozenset[int]
 
 
@@ -122,7 +121,6 @@ def mixture_of(config: Mapping[str, Any], name: str) -> Mixture:
         num_experts=experts,
         neurons=positive(config, name, "moe_intermediate_size"),
         shared_neurons=config.get("shared_expert_intermediate_size") or 0,
-        experts_per_token=per_token,
         dense_layers=dense,
     )
 

@@ -101,6 +101,16 @@ class Fields:
     def number_or_none(self, key: str) -> float | None:
         return self._take(key, lambda v: v is None or _is_number(v), "a number or null", None)
 
+    def interval_or_none(self, key: str) -> tuple[float, float] | None:
+        """[low, high], or null."""
+
+        def fits(value: Any) -> bool:
+            pair = isinstance(value, list) and len(value) == 2
+            return value is None or (pair and all(type(end) in (int, float) for end in value))
+
+        found = self._take(key, fits, "two numbers or null", None)
+        return None if found is None else (found[0], found[1])
+
     def integer_or_none(self, key: str) -> int | None:
         return self._take(key, lambda v: v is None or type(v) is int, "an integer or null", None)
 

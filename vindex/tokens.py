@@ -43,6 +43,11 @@ class Vocabulary:
         """One past the last id any piece has."""
         return 1 + max(max(self._ids.values(), default=-1), max(self._special.values(), default=-1))
 
+    @property
+    def trained(self) -> int:
+        """One past the last id of a piece that is no added token."""
+        return 1 + max(self._ids.values(), default=-1)
+
     def find(self, text: str) -> int | None:
         """The id of `text` as one token, or None."""
         if text in self._special:

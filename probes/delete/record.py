@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -46,13 +46,13 @@ def wilson(passed: int, of: int) -> Rate:
     return Rate(passed, of, share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def one(bench: Bench, result: FactResult) -> dict[str, Any]:
+def one(bench: Bench, result: FactResult, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
     """The record of one fact: head of the run, its headline method's outcome, then everything."""
     main = headline_method(result)
     return plain(
         {
             "record": ONE,
-            **_head(bench),
+            **_head(bench, weights_sha256),
             "fact": _fact(result, bench),
             "method": main,
             **_outcome(result, main),
@@ -66,12 +66,18 @@ def one(bench: Bench, result: FactResult) -> dict[str, Any]:
     )
 
 
-def all_facts(bench: Bench, relations: Sequence[str], least: float, results: Sequence[FactResult]) -> dict[str, Any]:
+def all_facts(
+    bench: Bench,
+    relations: Sequence[str],
+    least: float,
+    results: Sequence[FactResult],
+    weights_sha256: Mapping[str, str],
+) -> dict[str, Any]:
     """The record of many facts: rates with intervals, and one short entry for each fact."""
     return plain(
         {
             "record": ALL,
-            **_head(bench),
+            **_head(bench, weights_sha256),
             "relations": list(relations),
             "known_from": least,
             "rates": {
@@ -113,7 +119,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _head(bench: Bench) -> dict[str, Any]:
+def _head(bench: Bench, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
     model, config = bench.model, bench.model.config
     gate = layers(model)[0].gate_proj.weight
     return {
@@ -125,6 +131,7 @@ def _head(bench: Bench) -> dict[str, Any]:
         "model": {
             "name": bench.loaded.name,
             "revision": bench.loaded.revision,
+            "weights_sha256": dict(weights_sha256),
             "architecture": type(model).__name__,
             "num_layers": len(layers(model)),
             "hidden_size": gate.shape[1],

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -154,18 +154,23 @@ def mean_of(entries: Sequence[Entry]) -> Entry:
 
 
 def record(
-    loaded: Loaded, gates: str, result: Evaluation, panels: Panels, scales: tuple[ScaleMode, ScaleMode], generate: int
+    loaded: Loaded,
+    gates: str,
+    result: Evaluation,
+    panels: Panels,
+    scales: tuple[ScaleMode, ScaleMode],
+    generate: int,
+    weights_sha256: Mapping[str, str],
 ) -> dict[str, Any]:
     """The JSON record of an evaluation: every figure, and the choices it depends on."""
     from datetime import UTC, datetime
 
-    from probes.match import weights_sha256
     from probes.record import libraries
 
     made = {
         "record": "vindex-gates-evaluation/1",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {"name": loaded.name, "revision": loaded.revision, "weights_sha256": weights_sha256(loaded)},
+        "model": {"name": loaded.name, "revision": loaded.revision, "weights_sha256": dict(weights_sha256)},
         "gates": gates,
         "panels": {"source": panels.source, "counts": result.counts},
         "choices": {

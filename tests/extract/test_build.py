@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex.compare import principal_angles
 from vindex.errors import CheckpointError, NumericError, QueryError, TargetError
+from vindex.verify import verify
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -278,3 +280,25 @@ def test_rederived_directions_agree_with_their_source_only(built, checkpoint, tm
     smaller = write_checkpoint(tmp_path / "s", layers=1)
     with pytest.raises(QueryError, match="give the checkpoint it was built from"):
         rederived(v, smaller, [0])
+
+
+def test_added_tokens_without_an_embedding_are_no_candidates_and_are_told(tmp_path):
+    """A fine-tune that added a token and did not resize; other ids past the rows are of another model."""
+    directory = write_checkpoint(tmp_path / "m")
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    plain = json.loads(path.read_text())
+    tokenizer["added_tokens"].append({"id": 41, "content": "<|pad|>", "special": True})
+    path.write_text(json.dumps(tokenizer))
+    build_quietly(directory, tmp_path / "v.vindex")
+    v = vindex.open(tmp_path / "v.vindex")
+    assert v.manifest.notes == ("added tokens with ids from 40 to 41 have no embedding",)
+    assert all(check.holds for check in verify(v))
+    with pytest.raises(QueryError, match="token id 41 is out of range"):
+        v.score("<|pad|>")
+    plain["model"]["vocab"]["other"] = 40
+    path.write_text(json.dumps(plain))
+    with pytest.raises(
+        CheckpointError, match="has ids up to 40 and the embeddings have 40 rows; .* none but added tokens"
+    ):
+        build_quietly(directory, tmp_path / "w.vindex")

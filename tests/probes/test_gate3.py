@@ -58,6 +58,8 @@ def test_one_fact_prints_both_methods_all_sets_controls_and_verdicts(whole):
 def test_the_record_has_the_documented_top_level(whole):
     record = json.loads(whole[1]["record.json"].read_text())
     assert record["record"] == "vindex-gate3/1"
+    digest = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
+    assert record["model"]["weights_sha256"] == {"model.safetensors": digest}
     assert record["method"] == "forward"
     assert record["fact"]["name"] == "France/capital"
     assert record["before"] > 0.9 > 0.3 > record["after"]

@@ -9,16 +9,38 @@ import pytest
 
 import vindex
 from vindex.card import rewrite_card
-from vindex.errors import FormatError, QueryError
+from vindex.errors import FormatError, QueryError, VindexError
+from vindex.manifest import Source, SourceFile
+from vindex.measured import read_gate3, read_gates, read_probe
 from vindex.verify import verify
 
-MODEL = {"num_layers": 2, "hidden_size": 16, "intermediate_size": 24, "dtype": "float32"}
+MODEL = {"dtype": "float32"}
 PROBE = {
     "record": "vindex-probe/1",
     "definition": "v1",
     "model": MODEL,
-    "texts": [{}],
-    "constants": {"C1": {"name": "FFN sparsity", "value": 0.12345, "definition": "fraction of |h| < 0.01"}},
+    "constants": {
+        "C1": {
+            "name": "FFN sparsity",
+            "definition": "fraction of |h| < 0.01",
+            "value": 0.9,
+            "mean": 0.12345,
+            "interval": [0.1, 0.15],
+            "n": 8,
+            "over": "texts",
+            "null": 0.0116,
+        },
+        "C2": {
+            "name": "top-8 mass",
+            "definition": "d",
+            "value": 0.7,
+            "mean": 0.7,
+            "interval": None,
+            "n": 1,
+            "over": "texts",
+            "null": None,
+        },
+    },
 }
 VERDICT = {"result": "fail", "reason": "suppression of the fact 0.01 < 0.7"}
 GATE3 = {
@@ -35,17 +57,36 @@ GATE3 = {
 }
 
 
+AREA = {"value": 0.41, "low": 0.41, "high": 0.41}
+GATES = {
+    "record": "vindex-gates-evaluation/1",
+    "model": {},
+    "gates": "g|1",
+    "panels": {"source": "atlas, held out"},
+    "choices": {"scoring": "teacher-forced"},
+    "areas": {"gates": AREA | {"value": 0.81}, "random": AREA | {"low": 0.3, "high": 0.5}},
+    "advantage": 0.4,
+}
+KINDS = {"probe": PROBE, "gate3": GATE3, "gates": GATES}
+
+
 @pytest.fixture
 def copy(built, tmp_path):
     return vindex.open(shutil.copytree(built, tmp_path / "copy.vindex"))
 
 
-def card_with(v, tmp_path, probe=None, gate3=None) -> str:
-    paths = []
-    for name, record in (("probe.json", probe), ("gate3.json", gate3)):
-        (tmp_path / name).write_text(json.dumps(record))
-        paths.append(tmp_path / name if record else None)
-    rewrite_card(v, *paths)
+def of(v, record: dict) -> dict:
+    """The record, measured on the weights that v was built from."""
+    return record | {"model": record["model"] | {"weights_sha256": v.manifest.source.weights}}
+
+
+def card_with(v, tmp_path, **records) -> str:
+    """The card with records as they are given, under the names probe, gate3 and gates."""
+    paths = {"probe": None, "gate3": None}
+    for name, record in records.items():
+        paths[name] = tmp_path / f"{name}.json"
+        paths[name].write_text(json.dumps(record))
+    rewrite_card(v, **paths)
     return (v.path / "README.md").read_text()
 
 
@@ -65,16 +106,24 @@ def test_sections_of_the_published_card_in_their_order(built):
 
 
 def test_records_fill_their_sections(copy, tmp_path):
-    text = card_with(copy, tmp_path, PROBE, GATE3)
-    assert r"| FFN sparsity | C1 | 0.123 | fraction of \|h\| < 0.01 |" in text
+    text = card_with(copy, tmp_path, **{name: of(copy, record) for name, record in KINDS.items()})
+    assert r"| FFN sparsity | C1 | 0.123 [0.1, 0.15] | 8 texts | 0.0116 | fraction of \|h\| < 0.01 |" in text
+    assert "| top-8 mass | C2 | 0.7 | 1 text | – | d |" in text and "0.9 |" not in text.partition("## Gate 3")[0]
     assert "| France/capital: ` Paris` | geometric | 1 | 0.9 | 0.89 | 0.011 | not measured |" in text
     assert "- **seed**: fail — suppression of the fact 0.01 < 0.7" in text
+    assert r"`g\|1` on atlas, held out, teacher-forced." in text and "Gates minus random: 0.4." in text
+    assert "| gates | 0.81 | – |\n| random | 0.41 | 0.3 … 0.5 |" in text
     assert all(check.holds for check in verify(vindex.open(copy.path)))
 
 
 def test_a_fact_the_model_does_not_know(copy, tmp_path):
-    text = card_with(copy, tmp_path, None, GATE3 | {"method": None})
+    unknown = dict.fromkeys(("method", "layer", "after", "suppression", "reference_loss"))
+    text = card_with(copy, tmp_path, gate3=of(copy, GATE3 | unknown))
     assert "Fact `France/capital`: the model does not know it." in text
+
+
+def test_a_card_without_a_gates_record_has_the_published_sections_only(built):
+    assert "Lambda Gates" not in (built / "README.md").read_text()
 
 
 def test_a_model_without_a_licence_says_so(tmp_path):
@@ -89,16 +138,89 @@ def test_a_model_without_a_licence_says_so(tmp_path):
     assert "Built with `--no-embeddings`" in text
 
 
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    "record, message",
+    "weights, message",
     [
-        (GATE3, "expected a record of kind vindex-probe/1, got 'vindex-gate3/1'"),
-        (PROBE | {"model": MODEL | {"num_layers": 3}}, "measured on a model with num_layers 3, and this vindex has 2"),
+        (None, "does not say by their SHA-256 which weights it is of; make it again: vindex "),
+        ({}, "does not say by their SHA-256 which weights it is of; make it again: vindex "),
+        ("text", "does not say by their SHA-256 which weights it is of; make it again: vindex "),
+        ({"other.safetensors": "ab" * 32}, "with SHA-256 none .no such file., and this vindex was built from"),
     ],
 )
-def test_records_that_do_not_belong(copy, tmp_path, record, message):
+def test_records_of_other_weights(copy, tmp_path, name, weights, message):
+    before = (copy.path / "README.md").read_bytes()
     with pytest.raises(QueryError, match=message):
-        card_with(copy, tmp_path, record)
+        card_with(copy, tmp_path, **{name: KINDS[name] | {"model": {"dtype": "float32", "weights_sha256": weights}}})
+    assert (copy.path / "README.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_shard_of_a_fine_tune_is_enough(copy, tmp_path, name):
+    record = of(copy, KINDS[name])
+    shard = sorted(copy.manifest.source.weights)[-1]
+    digests = copy.manifest.source.weights | {shard: "0123456789ab" + "0" * 52}
+    with pytest.raises(QueryError, match=f"of {shard} with SHA-256 0123456789ab…, and this vindex was built from"):
+        card_with(copy, tmp_path, **{name: record | {"model": record["model"] | {"weights_sha256": digests}}})
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_vindex_of_a_gguf_has_no_weights_that_a_record_could_be_of(tmp_path, name):
+    source = Source("m", None, None, (SourceFile("m.gguf", 1, "ab" * 32, "vindex"),))
+    (tmp_path / "r.json").write_text(json.dumps(KINDS[name] | {"model": {"weights_sha256": {"a.safetensors": "x"}}}))
+    read = {"probe": read_probe, "gate3": read_gate3, "gates": read_gates}[name]
+    with pytest.raises(QueryError, match="this vindex was built from none .no such file.; measure the checkpoint"):
+        read(tmp_path / "r.json", source)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_record_of_another_kind(copy, tmp_path, name):
+    other = of(copy, KINDS["gate3" if name == "probe" else "probe"])
+    with pytest.raises(QueryError, match=f"expected a record of kind {KINDS[name]['record']}, got 'vindex-"):
+        card_with(copy, tmp_path, **{name: other})
+
+
+WRONG = ([], {}, 3, "x", None, True)
+
+
+def places(record: dict, at: tuple = ()):
+    """The path of every value in a record."""
+    for key, value in record.items():
+        yield (*at, key)
+        if isinstance(value, dict):
+            yield from places(value, (*at, key))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_records_give_one_line(copy, tmp_path, name):
+    """Every value of a record left out, or of another type: a card as before, or one line that names the place."""
+    told = 0
+    for path in places(KINDS[name]):
+        for wrong in ("left out", *WRONG):
+            record = json.loads(json.dumps(of(copy, KINDS[name])))
+            holder = record
+            for key in path[:-1]:
+                holder = holder[key]
+            if wrong == "left out":
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = wrong
+            try:
+                card_with(copy, tmp_path, **{name: record})
+            except VindexError as error:
+                told += 1
+                assert "\n" not in str(error) and str(error).startswith(str(tmp_path / f"{name}.json"))
+    assert told > 3 * len(list(places(KINDS[name])))
+
+
+def test_a_damaged_record_is_told_with_the_place(copy, tmp_path):
+    record = of(copy, json.loads(json.dumps(PROBE)))
+    record["constants"]["C1"] |= {"mean": "high", "interval": [1]}
+    del record["constants"]["C2"]["n"]
+    message = "constants.C1.interval: expected two numbers or null, got list; "
+    message += "constants.C1.mean: expected a number or null, got 'high'; "
+    with pytest.raises(FormatError, match=message + "constants.C2.n: missing, expected an integer from 1"):
+        card_with(copy, tmp_path, probe=record)
 
 
 @pytest.mark.parametrize(

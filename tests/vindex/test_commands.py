@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
+from tests.conftest import build_quietly
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +135,34 @@ def test_card_is_rewritten_with_its_checksum(built, tmp_path):
     assert run("card", copy).returncode == 0
     assert (copy / "README.md").read_text() == (built / "README.md").read_text()
     assert run("verify", copy).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"tied": True}, "embed_tokens (tied)"),
+        ({"tied": False}, "lm_head"),
+        ({"tied": False, "head": False}, "embed_tokens (the model has no head)"),
+    ],
+    ids=["tied", "untied", "no head"],
+)
+def test_info_says_what_the_down_projection_is(tmp_path, options, said):
+    build_quietly(write_checkpoint(tmp_path / "m", **options), tmp_path / "v")
+    assert said in run("info", tmp_path / "v").stdout
+    assert json.loads(run("info", tmp_path / "v", "--json").stdout)["down_meta_projection"] == said
+
+
+def test_the_card_takes_no_record_of_another_checkpoint(tmp_path):
+    """A fine-tune has the shape of its base, and the record of one is not the other's."""
+    for name, seed in (("base", 0), ("tuned", 1)):
+        build_quietly(write_checkpoint(tmp_path / name, seed=seed), tmp_path / f"{name}.vindex")
+    digest = hashlib.sha256((tmp_path / "base" / "model.safetensors").read_bytes()).hexdigest()
+    model = {"dtype": "float32", "weights_sha256": {"model.safetensors": digest}}
+    record = {"record": "vindex-probe/1", "definition": "v1", "model": model, "constants": {}}
+    (tmp_path / "probe.json").write_text(json.dumps(record))
+    assert run("card", tmp_path / "base.vindex", "--probe", tmp_path / "probe.json").returncode == 0
+    refused = fails("card", tmp_path / "tuned.vindex", "--probe", tmp_path / "probe.json")
+    assert "probe.json: of model.safetensors with SHA-256 " in refused and "measure the checkpoint it was" in refused
 
 
 def test_usage_errors_exit_with_2():

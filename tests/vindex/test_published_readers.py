@@ -6,11 +6,16 @@ import json
 import struct
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import vindex
+from extract.layouts import FAMILIES, MIXTURES
+from tests.checkpoints import write_checkpoint, write_mixture
+from tests.conftest import build_quietly
 
 PUBLISHED = Path(__file__).with_name("published_how_to_use.txt").read_text()
 
@@ -81,6 +86,68 @@ def test_larqls_loader_rules_hold(built):
         found = v.feature(layer, feature)
         assert [(t.token_id, t.score) for t in found.writes + found.writes_against] == tokens
         assert (top_id, top_score) == tokens[0]
-    assert set(loaded["index"]["source"]) == {
-        "huggingface_repo", "huggingface_revision", "safetensors_sha256", "extracted_at", "larql_version"
-    }  # fmt: skip
+
+
+# The fields of LARQL's Rust structs and their types: usize is a whole number, f64 any number, Option may be null.
+USIZE, F64, STRING = (int,), (int, float), (str,)
+OPTION = (str, type(None))
+STRUCTS = {
+    "": {
+        **dict.fromkeys(
+            ("version", "num_layers", "hidden_size", "intermediate_size", "vocab_size", "down_top_k"), USIZE
+        ),
+        **dict.fromkeys(("model", "family", "extract_level", "dtype", "quant"), STRING),
+        "embed_scale": F64,
+        "has_model_weights": (bool,),
+    },
+    "source": {
+        **dict.fromkeys(("huggingface_repo", "huggingface_revision", "safetensors_sha256"), OPTION),
+        **dict.fromkeys(("extracted_at", "larql_version"), STRING),
+    },
+    "model_config": {
+        "model_type": STRING,
+        **dict.fromkeys(("head_dim", "num_q_heads", "num_kv_heads"), USIZE),
+        "rope_base": F64,
+    },
+    "moe": {"num_experts": USIZE, "top_k": USIZE, "shared_expert": (bool,), "router_type": STRING},
+}
+LAYER = dict.fromkeys(("layer", "num_features", "offset", "length"), USIZE)
+
+
+def read_as_larql(index: dict) -> None:
+    """Fail where serde would: at a field that is missing or of another type."""
+    parts = {"": index, "source": index["source"], "model_config": index["model_config"]}
+    parts |= {"moe": moe} if (moe := index["model_config"].get("moe")) else {}
+    for name, part in parts.items():
+        for key, types in STRUCTS[name].items():
+            assert type(part[key]) in types, f"{name}.{key}: {part[key]!r}"
+    for layer in index["layers"]:
+        assert all(type(layer[key]) in types for key, types in LAYER.items()), layer
+        assert all(type(layer.get(key, 0)) is int for key in ("num_experts", "num_features_per_expert")), layer
+    assert all(type(digest) is str for digest in index["checksums"].values())
+
+
+LEFT_OUT = ("num_attention_heads", "num_key_value_heads", "head_dim", "rope_theta", "num_experts_per_tok")
+
+
+def write_without(write, directory: Path, model_type: str) -> Path:
+    """A checkpoint whose config.json leaves to the family what it may."""
+    source = write(directory, model_type=model_type)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in LEFT_OUT}))
+    return source
+
+
+def test_larql_finds_the_types_it_takes(built, built_mixture):
+    for directory in (built, built_mixture):
+        read_as_larql(json.loads((directory / "index.json").read_text()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_larql_finds_them_where_config_json_leaves_them_out(tmp_path, family):
+    write = write_mixture if family in MIXTURES else write_checkpoint
+    build_quietly(write_without(write, tmp_path / "m", family), tmp_path / "v", features=4)
+    index = json.loads((tmp_path / "v" / "index.json").read_text())
+    read_as_larql(index)
+    assert index["source"]["larql_version"] == f"vindex {version('vindex')}"
+    assert vindex.open(tmp_path / "v").index.model_config["rope_base"] >= 10_000

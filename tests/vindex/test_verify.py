@@ -163,7 +163,10 @@ def test_a_listed_file_that_is_none_of_a_vindex(copy):
             lambda m: m["options"].update(tolerance=0),
             "manifest.json: options: --tolerance 0: expected a number above 0",
         ),
-        (lambda m: m["certificates"][0].update(max_residual=-1), "max_residual: expected a number from 0, got -1"),
+        (
+            lambda m: m["certificates"][0].update(max_residual=-1),
+            "max_residual: expected a number from 0, or null, got -1",
+        ),
         (
             lambda m: m["source"]["files"][0].update(sha256="A" * 64),
             "sha256: expected 64 lower-case hex digits, got 'AAA",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.commands.console import print_json, print_table, progress, say, stage, styled, typed
 from vindex.demo import or_bundled
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def verify(
     if json:
         print_json({"id": v.id, "holds": not failed, "checks": [check._asdict() for check in checks]})
     else:
-        rows = [(check.what, "[green]ok[/]" if check.holds else "[red]FAILED[/]", check.detail) for check in checks]
+        said = {True: styled("ok", "green"), False: styled("FAILED", "red")}
+        rows = [(check.what, said[check.holds], check.detail) for check in checks]
         print_table(f"{path} ({v.id})", ["check", "", "detail"], rows)
     if failed:
         from vindex.errors import FormatError
@@ -117,7 +118,7 @@ def score(
 
     v = open_vindex(path)
     results = []
-    for text in tokens:
+    for text in map(typed, tokens):
         token_id = v.token_id(text)
         results.append((text, token_id, v.top_features(token_id, k)))
     if json:
@@ -125,7 +126,8 @@ def score(
         return
     for text, token_id, hits in results:
         other = v.vocabulary.hint(text)
-        say(f"token {text!r}, id {token_id}" + (f" [dim]({other.removeprefix(', but ')})[/]" if other else ""))
+        hint = f" ({other.removeprefix(', but ')})" if other else ""
+        say(f"token {text!r}, id {token_id}", styled(hint, "dim"))
         _print_hits(v, hits)
 
 
@@ -200,15 +202,16 @@ def card(
     path: VindexPath,
     probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe --json`, for the constants.")] = None,
     gate3: Annotated[Path | None, typer.Option(help="Record of `vindex gate3 --json`, for the Gate 3 section.")] = None,
+    gates: Annotated[Path | None, typer.Option(help="Record of `vindex gates eval --json`, for the λ gates.")] = None,
 ) -> None:
     """Write a vindex's model card (README.md).
 
-    From its own records, and its line in SHA256SUMS anew.
+    From its own records, and its line in SHA256SUMS anew. A record of other weights is refused.
     """
     from vindex.card import rewrite_card
     from vindex.reader import open_vindex
 
-    rewrite_card(open_vindex(path), probe, gate3)
+    rewrite_card(open_vindex(path), probe, gate3, gates)
     say(f"wrote {path / 'README.md'}")
 
 
@@ -259,15 +262,11 @@ def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -
 
 
 def _pieces(tokens: list[TokenScore]) -> str:
-    from rich.markup import escape
-
-    return escape("  ".join(_visible(token) for token in tokens[:POLE_SHOWN]))
+    return "  ".join(_visible(token) for token in tokens[:POLE_SHOWN])
 
 
 def _scored(tokens: list[TokenScore]) -> str:
-    from rich.markup import escape
-
-    return escape("  ".join(f"{_visible(token)}\u00a0{token.score:+.2f}" for token in tokens))
+    return "  ".join(f"{_visible(token)}\u00a0{token.score:+.2f}" for token in tokens)
 
 
 def _visible(token: TokenScore) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.commands.console import print_table, progress, say, stage
+from vindex.commands.console import print_table, progress, say, stage, styled, warn
 from vindex.demo import CHECKPOINT, or_bundled
 from vindex.errors import EngineError
 from vindex.options import DEFAULTS, HELP, BuildOptions
@@ -112,8 +112,9 @@ def run_build(
     opened = open_checkpoint(name, revision, tokenizer)
     layout = find_layout(opened)
     ignored = layout.ignored
-    for note in (*opened.notes, *layout.notes):
-        say(f"note: {note}")
+    said = (*opened.notes, *layout.notes)
+    for note in said:
+        warn(f"note: {note}")
     if ignored:
         say(f"text tower only; ignored: {', '.join(f'{part} ({count} tensors)' for part, count in ignored.items())}")
     try:
@@ -129,7 +130,7 @@ def run_build(
             )
     except KeyboardInterrupt:
         kept = f"what is finished is kept in {target}.partial: repeat with --resume to go on"
-        typer.echo(f"stopped; {kept if Path(f'{target}.partial').exists() else 'nothing was written yet'}", err=True)
+        warn(f"stopped; {kept if Path(f'{target}.partial').exists() else 'nothing was written yet'}")
         raise typer.Exit(130) from None
     size = sum(file.stat().st_size for file in target.iterdir())
     facts = [
@@ -138,6 +139,7 @@ def run_build(
         ("peak memory", f"{peak_memory() / 1e6:.0f} MB"),
         ("worst certificate", f"{manifest.worst}, limit {options.tolerance:.0e}"),
         *([("zero weights", manifest.zero_weights)] if manifest.zero_weights else []),
+        *(("note", note) for note in manifest.notes or () if note not in said),
         *(("dequantised", f"{of.tensors} tensors stored as {of.dtype} ({of.method})") for of in manifest.dequantised),
         ("flushed to zero", f"{sum(cast.flushed_to_zero for cast in manifest.casts):,} values in the float16 cast"),
     ]
@@ -150,11 +152,14 @@ def demo(
     """Build, verify, score and edit the bundled checkpoint."""
     from vindex.commands import artifact, gate3
 
-    say(f"[bold]1. vindex build {CHECKPOINT.name} -o {output}[/]")
+    say(styled(f"1. vindex build {CHECKPOINT.name} -o {output}", "bold"))
     run_build(str(CHECKPOINT), output, BuildOptions(threads=1), resume=False, force=True)
-    say(f"\n[bold]2. vindex verify {output} --source {CHECKPOINT.name}[/]")
+    say()
+    say(styled(f"2. vindex verify {output} --source {CHECKPOINT.name}", "bold"))
     artifact.verify(output, source=str(CHECKPOINT))
-    say(f'\n[bold]3. vindex score {output} " Paris"[/]')
+    say()
+    say(styled(f'3. vindex score {output} " Paris"', "bold"))
     artifact.score(output, [" Paris"], k=8)
-    say(f"\n[bold]4. vindex gate3 {CHECKPOINT.name} --vindex {output}[/]")
+    say()
+    say(styled(f"4. vindex gate3 {CHECKPOINT.name} --vindex {output}", "bold"))
     gate3.gate3(str(CHECKPOINT), vindex=output)

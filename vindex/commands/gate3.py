@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vindex.commands import gate3_tables
-from vindex.commands.console import print_json, progress, say, stage
+from vindex.commands.console import print_json, progress, say, stage, typed, warn
+from vindex.commands.probe import hash_weights
 from vindex.demo import or_bundled
 from vindex.errors import ProbeError, TargetError
 
@@ -63,20 +65,28 @@ def gate3(
         load = stage(display, "loading", 1)
         bench = _bench(or_bundled(model), method, layer, vindex, facts, chat, seed, dtype, device)
         load(1)
+        digests = hash_weights(bench.loaded, display)
         if all_facts:
-            names = relation or [fact.rpartition("/")[2] or fact]
-            _all(bench, names, known_from, limit, display, json_file, plot)
+            names = [typed(name) for name in relation or [fact.rpartition("/")[2] or fact]]
+            _all(bench, digests, names, known_from, limit, display, json_file, plot)
             return
-        result = _run_one(bench, bench.panel.find(fact), display)
-    _one(bench, result, json_file, plot, save_patch)
+        result = _run_one(bench, bench.panel.find(typed(fact)), display)
+    _one(bench, digests, result, json_file, plot, save_patch)
 
 
-def _one(bench: Bench, result: FactResult, json_file: Path | None, plot: Path | None, save_patch: Path | None) -> None:
+def _one(
+    bench: Bench,
+    digests: Mapping[str, str],
+    result: FactResult,
+    json_file: Path | None,
+    plot: Path | None,
+    save_patch: Path | None,
+) -> None:
     """Print and write everything about one fact."""
     from probes.delete import plot as drawing
     from probes.delete import record as records
 
-    record = records.one(bench, result)
+    record = records.one(bench, result, digests)
     if json_file == STDOUT:
         print_json(record)
     else:
@@ -90,6 +100,7 @@ def _one(bench: Bench, result: FactResult, json_file: Path | None, plot: Path | 
 
 def _all(
     bench: Bench,
+    digests: Mapping[str, str],
     names: list[str],
     known_from: float,
     limit: int | None,
@@ -111,12 +122,11 @@ def _all(
     for fact in chosen:
         bench.tick = lambda name, who=fact.name: display.update(task, description=f"{who}: {name}")  # type: ignore[misc]
         results.append(run(bench, fact))
-        record = records.all_facts(bench, names, known_from, results)
+        record = records.all_facts(bench, names, known_from, results, digests)
         display.update(task, advance=1, description="facts")
         if json_file != STDOUT:
             _write_json(json_file, record)
-            for line in gate3_tables.short_lines(results[-1]):
-                say(line)
+            gate3_tables.short_lines(results[-1])
     if json_file == STDOUT:
         print_json(record)
     else:
@@ -137,7 +147,7 @@ def _bench(
     loaded = load(model, dtype=dtype, device=device)
     require_head(loaded)
     for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+        warn(f"note: {note}")
     layers(loaded.model)  # refuses a mixture of experts before any work
     methods = METHODS if method is Method.both else (method.value,)
     options = Options(methods=methods, seed=seed, chat=chat, layer=layer)

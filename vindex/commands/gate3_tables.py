@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vindex.commands.console import print_table, say
+from vindex.commands.console import print_table, say, styled
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from probes.delete.experiment import Bench, FactResult, MethodResult
     from probes.delete.measure import SetChange
     from probes.delete.verdict import Verdict
 
 COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
-MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]–[/]"}
+MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}
 LABELS = {
     "paraphrases": "paraphrases",
     "other_subjects": "other subjects",
@@ -26,9 +28,10 @@ def fact(bench: Bench, result: FactResult) -> None:
     """Everything about one fact, method by method."""
     found, before = result.sets.fact, result.before
     _left_out(bench)
-    say(f"[bold]{escape(found.name)} → {escape(found.answer)}[/]   P = {before.probability:.3f}, rank {before.rank}")
+    title = styled(f"{found.name} → {found.answer}", "bold")
+    say(title, f"   P = {before.probability:.3f}, rank {before.rank}")
     if not result.known:
-        say("[yellow]not_applicable[/]: the model does not know this fact; P ≥ 0.1 is needed")
+        say(_coloured("not_applicable"), ": the model does not know this fact; P ≥ 0.1 is needed")
         say("it says: " + _tops(bench, before.top))
         return
     for name, outcome in result.methods.items():
@@ -37,17 +40,17 @@ def fact(bench: Bench, result: FactResult) -> None:
     say(f"{result.seconds:.0f} s for this fact")
 
 
-def short_lines(result: FactResult) -> list[str]:
+def short_lines(result: FactResult) -> None:
     """One line for each method, printed as soon as a fact of --all is done."""
-    lines = []
     for name, outcome in result.methods.items():
         effect = outcome.effect
-        verdicts = " ".join(f"{found.standard} {_coloured(found.result)}" for found in (outcome.seed, outcome.strict))
-        lines.append(
-            f"{escape(result.sets.fact.name):22} {name:9} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
-            f"others {_signed(effect.other_subjects.mean)} {verdicts}"
+        say(
+            f"{result.sets.fact.name:22} {name:9} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
+            f"others {_signed(effect.other_subjects.mean)} seed ",
+            _coloured(outcome.seed.result),
+            " strict ",
+            _coloured(outcome.strict.result),
         )
-    return lines
 
 
 def rates(bench: Bench, results: Sequence[FactResult]) -> None:
@@ -65,7 +68,7 @@ def rates(bench: Bench, results: Sequence[FactResult]) -> None:
     for result in results:
         outcome = result.methods.get("forward")
         if outcome and outcome.strict.result == "fail":
-            say(f"{MARKS[False]} {escape(result.sets.fact.name)}: {outcome.strict.reason}")
+            say(styled(*MARKS[False]), f" {result.sets.fact.name}: {outcome.strict.reason}")
     seconds = sum(result.seconds for result in results)
     say(f"{len(results)} facts in {seconds:.0f} s, {seconds / len(results):.0f} s each")
 
@@ -99,12 +102,12 @@ def _method(bench: Bench, result: FactResult, name: str, outcome: MethodResult) 
 
 
 def _verdict(verdict: Verdict) -> None:
-    say(f"[bold]{verdict.standard} {_coloured(verdict.result)}[/]: {verdict.reason}")
+    say(styled(f"{verdict.standard} ", "bold"), _coloured(verdict.result, "bold "), f": {verdict.reason}")
     rows = []
     for one in verdict.criteria:
         value = "–" if one.value is None else f"{one.value:.3g}"
         sign = "≥" if one.relation == ">=" else "≤"
-        rows.append((MARKS[one.holds], one.name, value, f"{sign} {one.limit:g}", str(one.counted)))
+        rows.append((styled(*MARKS[one.holds]), one.name, value, f"{sign} {one.limit:g}", str(one.counted)))
     print_table("", ["", "criterion", ">value", ">limit", ">n"], rows)
 
 
@@ -134,16 +137,11 @@ def _short(name: str, result: FactResult) -> str:
     """A prompt's name without what goes without saying: the fact's own subject and relation, and template 0."""
     own = result.sets.fact
     name = name.replace(f"{own.subject}/", "", 1) if name.startswith(f"{own.subject}/") else name
-    return escape(name.replace(f"/{own.relation}", "").removesuffix("#0"))
+    return name.replace(f"/{own.relation}", "").removesuffix("#0")
 
 
-def escape(text: str) -> str:
-    """Text that rich prints as it is."""
-    return text.replace("[", "\\[")
-
-
-def _coloured(result: str) -> str:
-    return f"[{COLOURS[result]}]{result}[/]"
+def _coloured(result: str, also: str = "") -> Text:
+    return styled(result, also + COLOURS[result])
 
 
 def _p(value: float) -> str:
@@ -163,4 +161,4 @@ def _span(values: Sequence[float | None]) -> str:
 
 def _tops(bench: Bench, top: Sequence[tuple[int, float]]) -> str:
     decode: Any = bench.loaded.tokenizer.decode
-    return "  ".join(f"{escape(repr(decode([token])))} {share:.2f}" for token, share in top)
+    return "  ".join(f"{decode([token])!r} {share:.2f}" for token, share in top)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vindex.commands import gates_eval, gates_train
-from vindex.commands.console import print_json, print_table, progress, say
+from vindex.commands.console import print_json, print_table, progress, say, typed
 from vindex.commands.gates_options import (
     Device,
     Directory,
@@ -114,6 +114,7 @@ def apply(
     factors = rescaled(values.float(), scale_of(scale))
     loaded = load(model, device=device, dtype=dtype, revision=revision)
     require_fit(factors.shape, loaded.model)
+    prompt = [typed(text) for text in prompt]
     asked = [render(loaded.tokenizer, ask(text), prompt=True).text if chat else text for text in prompt]
     written = [(write(loaded, [text], None, tokens)[0], write(loaded, [text], factors, tokens)[0]) for text in asked]
     if json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vindex.commands.console import print_json, print_table, progress, say
+from vindex.commands.console import print_json, print_table, progress, say, styled
 from vindex.commands.gates_options import (
     Device,
     Directory,
@@ -21,7 +21,7 @@ from vindex.commands.gates_options import (
     load,
     scale_of,
 )
-from vindex.commands.probe import require_place, write_json
+from vindex.commands.probe import hash_weights, require_place, write_json
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def evaluate(
             loaded, gates, panels, magnitudes, scale_mode=scales[0], mask_scale=scales[1], thresholds=thresholds,
             settings=Settings(batch_size, generate), on_mask=lambda n: display.advance(task, n),
         )  # fmt: skip
-    made = record(loaded, directory.name, result, panels, scales, generate)
+        digests = hash_weights(loaded, display)
+    made = record(loaded, directory.name, result, panels, scales, generate, digests)
     if json and not to_stdout:
         write_json(made, json)
     if plot:
@@ -127,7 +128,10 @@ def print_evaluation(result: Evaluation, title: str, scales: tuple[str, str]) ->
         for name, a in result.areas.items()
     ]
     print_table("area under the curve", ["mask", ">area", ">over seeds"], areas)
-    say(f"[bold]gates minus random: {result.advantage:+.3f}[/] (area 1: facts go first, 0.5: both, 0: reasoning)")
+    say(
+        styled(f"gates minus random: {result.advantage:+.3f}", "bold"),
+        " (area 1: facts go first, 0.5: both, 0: reasoning)",
+    )
 
 
 def _cells(scores: Any) -> tuple[str, ...]:

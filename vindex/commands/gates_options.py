@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vindex.commands.console import warn
 from vindex.demo import or_bundled
 from vindex.errors import ProbeError, TargetError
 
@@ -86,7 +87,7 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded
     loaded = load(or_bundled(model), device=device, dtype=dtype, revision=revision)
     require_head(loaded)
     for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+        warn(f"note: {note}")
     return loaded
 
 

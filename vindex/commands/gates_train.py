@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.commands.console import progress, say
+from vindex.commands.console import progress, say, warn
 from vindex.commands.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision, load, require_free
 from vindex.commands.probe import write_json
 from vindex.errors import TargetError
@@ -79,7 +79,7 @@ def train(
     except KeyboardInterrupt:
         kept = f"the state of the last {save_every} steps is kept; repeat with --resume" if (
             output / state.STATE).exists() else "nothing was saved yet"  # fmt: skip
-        typer.echo(f"stopped; {kept}", err=True)
+        warn(f"stopped; {kept}")
         raise typer.Exit(130) from None
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vindex.commands.console import print_json, print_table, progress, say, stage
+from vindex.commands.console import print_json, print_table, progress, say, stage, styled, warn
 from vindex.demo import or_bundled
 from vindex.errors import TargetError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from probes.model import Loaded
     from vindex.reader import Vindex
 
@@ -63,7 +65,7 @@ def probe(
     disable_progress_bar()
     loaded = load(or_bundled(model), dtype=dtype, device=device, attn=attn, revision=revision)
     for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
+        warn(f"note: {note}")
     record = measure(loaded, vindex, text or texts.BUNDLED, batch_size)
     if plot:
         draw(record, plot)
@@ -85,9 +87,8 @@ def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_
 
     suite.encode(loaded, names)  # a bad text is told before any work
     opened = _open(directory)
-    files = match.weight_files(loaded)
     with progress() as display:
-        digests = match.weights_sha256(loaded, stage(display, "hashing", sum(f.stat().st_size for f in files)))
+        digests = hash_weights(loaded, display)
         if opened is not None:
             match.require_match(loaded, opened, digests)
         results = suite.run(
@@ -101,12 +102,21 @@ def measure(loaded: Loaded, directory: Path | None, names: Sequence[str], batch_
     return record.build(loaded, results, digests)
 
 
+def hash_weights(loaded: Loaded, display: Progress) -> dict[str, str]:
+    """SHA-256 of each weight file by name, with a progress bar: every record says which weights it is of."""
+    from probes import match
+
+    size = sum(file.stat().st_size for file in match.weight_files(loaded))
+    return match.weights_sha256(loaded, stage(display, "hashing", size))
+
+
 def print_record(record: Mapping[str, Any]) -> None:
     """C1–C5 with their variants, the spectra, and the published values, as three tables."""
     model, texts = record["model"], record["texts"]
-    rows: list[Sequence[str]] = []
+    rows: list[Sequence[Any]] = []
     for symbol, entry in record["constants"].items():
-        rows.append((f"[bold]{symbol}[/]", f"[bold]{entry['name']}[/]", *_cells(entry, bold=True)))
+        value, *others = _cells(entry)
+        rows.append((*(styled(cell, "bold") for cell in (symbol, entry["name"], value)), *others))
         shown = ((name, variant) for name, variant in entry["variants"].items() if name not in LEFT_TO_THE_RECORD)
         rows.extend(("", f"  {name}", *_cells(variant)) for name, variant in shown)
     setting = f"{model['dtype']}, {model['attn_implementation']}, {model['device']}"
@@ -182,8 +192,9 @@ def print_published(record: Mapping[str, Any]) -> None:
     """Ours beside the values on published cards."""
     published = record["published"]
     symbols = tuple(record["constants"])
-    ours = [f"[bold]{_number(record['constants'][symbol]['value'])}[/]" for symbol in symbols]
-    rows = [(f"[bold]{record['model']['name']} (ours, {record['definition']})[/]", *ours, "")]
+    ours = [_number(record["constants"][symbol]["value"]) for symbol in symbols]
+    own = (f"{record['model']['name']} (ours, {record['definition']})", *ours)
+    rows: list[Sequence[Any]] = [(*(styled(cell, "bold") for cell in own), "")]
     for name, entry in published["constants"].items():
         rows.append((name, *(_number(entry.get(symbol)) for symbol in symbols), entry.get("remarks", "")))
     print_table(
@@ -222,12 +233,11 @@ def _open(directory: Path | None) -> Vindex | None:
     return open_vindex(directory)
 
 
-def _cells(entry: Mapping[str, Any], *, bold: bool = False) -> tuple[str, ...]:
+def _cells(entry: Mapping[str, Any]) -> tuple[str, ...]:
     low_high = entry["interval"]
     several = entry["n"] > 1
-    value = _number(entry["value"])
     return (
-        f"[bold]{value}[/]" if bold else value,
+        _number(entry["value"]),
         _number(entry["mean"]) if several else "–",
         f"{_number(low_high[0])} … {_number(low_high[1])}" if low_high else "–",
         _number(entry["null"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
@@ -15,6 +16,7 @@ from probes.gates.files import read_gates, write_gates
 from probes.gates.masks import Gates
 from tests.vindex.test_commands import start
 from vindex.__main__ import app
+from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
 
 LAYOUT = {"lambda_logits.pt", "lambda_logits.safetensors", "neuron_indices.json", "gate_stats.json"}
@@ -116,6 +118,8 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     assert "random ×5" in shown and "gates minus random" in shown and picture.exists()
     found = json.loads(record.read_text())
     assert found["choices"]["soft_scale_mode"] == "mean" and found["panels"]["counts"]["forget"] == 3
+    digest = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
+    assert found["model"]["weights_sha256"] == {"model.safetensors": digest}
     shown = run("compare", out, out)
     assert "correlation of λ over all neurons: 1.000" in shown
     assert json.loads(run("compare", out, out, "--json"))["overlaps"][0]["jaccard"] == 1

@@ -205,7 +205,7 @@ def test_an_evaluation_holds_every_point_and_its_record_and_plots(atlas, random_
     assert result.advantage == result.areas["gates"].value - result.areas["random"].value
     chance = [entry for entry in result.entries if entry.family == "random" and entry.point.off_fraction < 0.1]
     assert mean_of(chance).scores.forget == pytest.approx(sum(e.scores.forget for e in chance) / RANDOM_SEEDS)
-    made = record(atlas, "g", result, panels, ("none", "none"), 0)
+    made = record(atlas, "g", result, panels, ("none", "none"), 0, {"model.safetensors": "ab"})
     assert json.loads(json.dumps(made)) == made and len(made["entries"]) == len(result.entries)
     for name in ("curves.png", "curves.html"):
         plot.draw(result, "test", tmp_path / name)
