@@ -133,11 +133,12 @@ def run_build(
         warn(f"stopped; {kept if Path(f'{target}.partial').exists() else 'nothing was written yet'}")
         raise typer.Exit(130) from None
     size = sum(file.stat().st_size for file in target.iterdir())
+    worst, limit = manifest.worst_certificate, f"{options.tolerance:.0e}"
     facts = [
         ("size", f"{size / 1e6:.1f} MB"),
         ("time", f"{manifest.wall_seconds:.1f} s" if manifest.wall_seconds is not None else "not recorded"),
         ("peak memory", f"{peak_memory() / 1e6:.0f} MB"),
-        ("worst certificate", f"{manifest.worst}, limit {options.tolerance:.0e}"),
+        ("worst certificate", f"{worst.max_residual:.1e} ({worst.tensor}; limit {limit})" if worst else "none"),
         *([("zero weights", manifest.zero_weights)] if manifest.zero_weights else []),
         *(("note", note) for note in manifest.notes or () if note not in said),
         *(("dequantised", f"{of.tensors} tensors stored as {of.dtype} ({of.method})") for of in manifest.dequantised),
