@@ -80,16 +80,20 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
 
 
 def top_mass(readings: Sequence[Reading], vocabulary: int) -> Constant:
-    """C2: mean over positions of the sum of the 8 largest next-token probabilities. Null: a uniform distribution."""
+    """C2: mean over positions of the sum of the 8 largest next-token probabilities. Null: a uniform distribution.
+
+    No value where the model has no head.
+    """
     null = min(1.0, TOP / vocabulary)
+    masses = [[mass for mass in reading.top_mass if mass is not None] for reading in readings]
     return Constant(
         "C2",
         f"top-{TOP} probability mass",
         f"mean over positions of the sum of the {TOP} largest next-token probabilities, float32 softmax; "
         "null: uniform over the vocabulary",
-        measure([float(np.mean(reading.top_mass)) for reading in readings], "probability", null=null),
+        measure([float(np.mean(text)) if text else None for text in masses], "probability", null=null),
         (),
-        {"last position": measure([reading.top_mass[-1] for reading in readings], "probability", null=null)},
+        {"last position": measure([text[-1] if text else None for text in masses], "probability", null=null)},
     )
 
 

@@ -154,7 +154,8 @@ def load(
     _steady_products()
     model.to(target).eval().requires_grad_(False)
     name = files.name if files.cached else files.directory.name
-    return Loaded(model, tokenizer, name, files.revision, files, stored.weights, head, stored.notes)
+    notes = stored.notes if head else (*stored.notes, "no head is stored: nothing is said of what the model predicts")
+    return Loaded(model, tokenizer, name, files.revision, files, stored.weights, head, notes)
 
 
 def find(source: str | Path, revision: str | None = None) -> LocalFiles:

@@ -38,15 +38,16 @@ class Reading(NamedTuple):
     layers: tuple[LayerReading, ...]
     activation: Activation
     """Of the FFNs; where they differ, of the first."""
-    top_mass: tuple[float, ...]
-    """Sum of the TOP largest next-token probabilities at each of the n positions."""
+    top_mass: tuple[float | None, ...]
+    """Sum of the TOP largest next-token probabilities at each of the n positions; None where there is no head."""
     similarity: Similarity
     """Of the residual stream after each block; no_sink drops what is a sink in any layer."""
 
 
-def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Reading]:
+def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, head: bool = True) -> list[Reading]:
     """One Reading for each row of `input_ids` (batch, tokens) on the model's device, 1 = counted in the mask.
 
+    head: whether the model has one; the logits of one drawn at random say nothing.
     Raises ProbeError naming the layer where an activation is not finite, or the FFN is none that the probes know.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -60,7 +61,8 @@ def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None) ->
     )
     with torch.inference_mode(), capture(model, wanted, observe=observer.see):
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        masses = [top_mass(observer.counted(logits, row)) for row in range(len(logits))]
+        counted = [observer.counted(logits, row) for row in range(len(logits))]
+        masses = [top_mass(each) if head else (None,) * len(each) for each in counted]
     return [observer.reading(row, mass) for row, mass in enumerate(masses)]
 
 
@@ -116,7 +118,7 @@ class _Observer:
         """The row's tokens that are no padding: (batch, tokens, width) → (n, width), without a copy where all are."""
         return values[row] if self.whole[row] else values[row][self.mask[row]]
 
-    def reading(self, row: int, mass: tuple[float, ...]) -> Reading:
+    def reading(self, row: int, mass: tuple[float | None, ...]) -> Reading:
         layers = tuple(self.layers[row])
         sinks = {position for layer in layers for position in layer.sinks}
         kept = [position for position in range(len(mass)) if position not in sinks]

@@ -96,6 +96,8 @@ def _model(loaded: Loaded, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
         "name": loaded.name,
         "revision": loaded.revision,
         "weights_sha256": dict(weights_sha256),
+        "head": loaded.head,
+        "notes": loaded.notes,
         "architecture": type(model).__name__,
         "num_layers": len(found),
         "hidden_size": columns,

@@ -75,7 +75,7 @@ def run(
     if len(found) < 2:
         raise ProbeError("the model has one layer; C3 and C5 compare adjacent layers and need at least two")
     probe_texts = encode(loaded, names)
-    taken = read_texts(loaded.model, probe_texts, batch_size=batch_size, on_text=on_text)
+    taken = read_texts(loaded.model, probe_texts, batch_size=batch_size, on_text=on_text, head=loaded.head)
     geometry = from_weights(found, on_layer) if vindex is None else from_vindex(found, vindex, on_layer)
     return Results(probe_texts, taken, geometry, measure(taken, geometry, loaded.model.config.vocab_size))
 
@@ -89,14 +89,19 @@ def encode(loaded: Loaded, names: Sequence[str]) -> tuple[ProbeText, ...]:
 
 
 def read_texts(
-    model: Any, probe_texts: Sequence[ProbeText], *, batch_size: int = 1, on_text: Advance = nothing
+    model: Any,
+    probe_texts: Sequence[ProbeText],
+    *,
+    batch_size: int = 1,
+    on_text: Advance = nothing,
+    head: bool = True,
 ) -> tuple[Reading, ...]:
-    """One Reading per text, `batch_size` texts to a forward pass."""
+    """One Reading per text, `batch_size` texts to a forward pass. head: whether the model has one."""
     taken: list[Reading] = []
     for start in range(0, len(probe_texts), batch_size):
         batch = probe_texts[start : start + batch_size]
         ids = torch.tensor([text.token_ids for text in batch], device=model.device)
-        taken.extend(readings.read(model, ids))
+        taken.extend(readings.read(model, ids, head=head))
         on_text(len(batch))
     return tuple(taken)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import vindex
 from extract.checkpoint import open_checkpoint
 from extract.layouts import find_layout
+from probes import record, suite
 from probes.model import load, require_head, weight
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
@@ -201,6 +202,11 @@ def test_a_model_without_a_head_is_built_and_refused_where_a_head_is_needed(mode
     assert not loaded.head
     with pytest.raises(ProbeError, match="tiny-qwen3: no head is stored"):
         require_head(loaded)
+    first, second = (record.build(loaded, suite.run(loaded, ["factual"]), {}) for _ in range(2))
+    assert first["constants"] == second["constants"]
+    assert first["constants"]["C2"]["value"] is None and first["constants"]["C2"]["n"] == 0
+    assert set(first["layers"][0]["top_mass"]) == {None} and first["model"]["head"] is False
+    assert first["constants"]["C1"]["value"] is not None
 
 
 def test_an_adapter_alone_is_told_and_beside_a_model_it_is_left_out(model, monkeypatch):
