@@ -152,7 +152,7 @@ def test_every_bundled_text_is_long_enough(made):
     [
         (b"too short", "9 tokens with this tokenizer, 256 needed; use a longer text"),
         (b"\xff" * 300, "byte 0 is not UTF-8"),
-        (None, r"No such file or directory\\); expected a UTF-8 text file or a bundled text \(factual"),
+        (None, r"No such file or directory\); expected a UTF-8 text file or a bundled text \(factual"),
     ],
 )
 def test_a_bad_text_is_one_line(made, tmp_path, content, message):
