@@ -106,7 +106,7 @@ class Fields:
 
         def fits(value: Any) -> bool:
             pair = isinstance(value, list) and len(value) == 2
-            return value is None or (pair and all(type(end) in (int, float) for end in value))
+            return value is None or (pair and all(map(_is_number, value)))
 
         found = self._take(key, fits, "two numbers or null", None)
         return None if found is None else (found[0], found[1])
