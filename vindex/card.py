@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vindex.checksums import load_sums, render_sums, sha256_of, vindex_id
+from vindex.checksums import load_sums, renew_card, vindex_id
 from vindex.errors import QueryError
-from vindex.format import CARD, SUMS, files_of
+from vindex.format import files_of
 from vindex.index import Index
 from vindex.manifest import Manifest
 from vindex.reader import Vindex
@@ -48,15 +47,13 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 
 
 def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None) -> None:
-    """Write v's README.md anew, with the given records, and its line in SHA256SUMS; each file is replaced at once."""
+    """Write v's README.md anew, with the given records, and its line in SHA256SUMS."""
     records = [
         _load(path, kind, v.index) if path else None
         for path, kind in ((probe, "vindex-probe/1"), (gate3, "vindex-gate3/1"))
     ]
-    digests = load_sums(v.path)
-    _replace(v.path / CARD.name, render_card(v.index, v.manifest, digests, v.vocabulary, *records))
-    digests[CARD.name] = sha256_of(v.path / CARD.name)
-    _replace(v.path / SUMS.name, render_sums(digests))
+    text = render_card(v.index, v.manifest, load_sums(v.path), v.vocabulary, *records)
+    renew_card(v.path, text.encode())
 
 
 def _load(path: Path, kind: str, index: Index) -> dict[str, Any]:
@@ -69,12 +66,6 @@ def _load(path: Path, kind: str, index: Index) -> dict[str, Any]:
         if theirs != ours:
             raise QueryError(f"{path}: measured on a model with {what} {theirs}, and this vindex has {ours}")
     return record
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
-    os.replace(fresh, path)
 
 
 def render_card(

@@ -16,8 +16,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from vindex import scoring
-from vindex.checksums import load_sums, vindex_id
+from vindex import scoring, targets
+from vindex.checksums import load_sums, settle, vindex_id
 from vindex.errors import FormatError, QueryError
 from vindex.format import (
     DOWN,
@@ -297,5 +297,7 @@ def open_vindex(path: str | Path) -> Vindex:
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise FormatError(f"{directory} is not a directory; give the path of a vindex, as built by `vindex build`")
+        found = targets.whereabouts(directory) or "; give the path of a vindex, as built by `vindex build`"
+        raise FormatError(f"{directory} is not a directory{found}")
+    settle(directory)
     return Vindex(directory)

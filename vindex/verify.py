@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vindex.checksums import load_sums, sha256_of
-from vindex.format import DOWN, EMBEDDINGS, GATE, NORMS, ROUTER, SHARED_GATES, SIGMA, FileSpec, files_of
+from vindex.format import CARD, DOWN, EMBEDDINGS, GATE, NORMS, ROUTER, SHARED_GATES, SIGMA, FileSpec, files_of
 from vindex.reader import Vindex
 
 ORTHONORMALITY = 1e-3  # float16 rounding of unit rows leaves dot products within about 3e-4
@@ -42,9 +42,12 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
 
 def _checksums(v: Vindex, advance: Callable[[int], object]) -> Iterator[Check]:
     digests = load_sums(v.path)
+    edited = sha256_of(v.path / CARD.name, advance) != digests.pop(CARD.name)
     wrong = [name for name, digest in digests.items() if sha256_of(v.path / name, advance) != digest]
-    detail = f"{len(digests)} files" if not wrong else f"changed since the build: {', '.join(wrong)}"
+    detail = f"{len(digests) + (not edited)} files" if not wrong else f"changed since the build: {', '.join(wrong)}"
     yield Check("checksums", not wrong, detail)
+    if edited:
+        yield Check(CARD.name, False, f"edited since it was written; `vindex card {v.path}` writes it anew")
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:

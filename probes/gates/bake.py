@@ -10,20 +10,21 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 from torch import Tensor
 
 from probes.gates.files import read_json
-from vindex.errors import CheckpointError, PatchError, TargetError
+from probes.shards import copy_into
+from vindex import targets
+from vindex.errors import CheckpointError, PatchError
+from vindex.targets import BAKED
 
 TENSOR = re.compile(r"(?:^|.*\.)layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)$")
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
-BAKED = "baked_gates.json"
 
 
 class Place(NamedTuple):
@@ -59,37 +60,28 @@ def bake(
     *,
     note: dict[str, Any] | None = None,
     force: bool = False,
+    reads: Sequence[Path] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> int:
     """Write a copy of `checkpoint` to `target` in which the neurons that `keep` (L, I) bool drops are zero.
 
     Returns how many rows were zeroed in each of gate_proj and up_proj. `note` goes to baked_gates.json; `advance` is
     told the bytes copied. Raises CheckpointError on a mixture of experts or missing weights, PatchError when the mask
-    does not fit, TargetError when the target is taken. An interrupted run leaves nothing at `target`.
+    does not fit, TargetError when the target is taken, or holds the checkpoint or any of `reads`. An interrupted run
+    leaves nothing at `target`.
     """
+    targets.check_directory(target, force=force, reads=[checkpoint, *reads])
     files = _files(checkpoint)
     places = {file: _places(file) for file in files if file.suffix == ".safetensors"}
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
-    if target.exists() and not force:
-        raise TargetError(f"{target}: already exists; choose another place or add --force")
-    if target.resolve() == checkpoint.resolve():
-        raise TargetError(f"{target}: is the checkpoint itself; choose another place")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    names, reads = [file.name for file in files], [checkpoint, *files, *reads]
+    with targets.new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
         for file in files:
-            shutil.copyfile(file, partial / file.name)
-            _zero_rows(partial / file.name, places.get(file, []), keep)
+            with targets.written(partial / file.name) as copy:
+                copy_into(file, copy)
+                _zero_rows(copy, places.get(file, []), keep)
             advance(file.stat().st_size)
-        (partial / BAKED).write_bytes(orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except OSError as error:
-        raise TargetError(f"{target}: cannot be written to ({error.strerror})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        targets.write_bytes(partial / BAKED, orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
     return int((~keep).sum())
 
 
@@ -102,7 +94,10 @@ def _files(checkpoint: Path) -> list[Path]:
         raise CheckpointError(
             f"{checkpoint}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
         )
-    files = sorted(f for f in checkpoint.iterdir() if f.is_file() and f.suffix not in OTHER_WEIGHTS)
+    left = {BAKED, targets.JOURNAL}
+    files = sorted(
+        f for f in checkpoint.iterdir() if f.is_file() and f.suffix not in OTHER_WEIGHTS and f.name not in left
+    )
     if not any(file.suffix == ".safetensors" for file in files):
         raise CheckpointError(f"{checkpoint}: no .safetensors files; convert the checkpoint first")
     return files
@@ -141,12 +136,9 @@ def _require_fit(places: list[Place], keep: Tensor, checkpoint: Path) -> None:
             )
 
 
-def _zero_rows(file: Path, places: list[Place], keep: Tensor) -> None:
-    if not places:
-        return
-    with file.open("r+b") as opened:
-        for place in places:
-            zeros = bytes(place.row_bytes)
-            for row in (~keep[place.layer]).nonzero().flatten().tolist():
-                opened.seek(place.offset + row * place.row_bytes)
-                opened.write(zeros)
+def _zero_rows(opened: BinaryIO, places: list[Place], keep: Tensor) -> None:
+    for place in places:
+        zeros = bytes(place.row_bytes)
+        for row in (~keep[place.layer]).nonzero().flatten().tolist():
+            opened.seek(place.offset + row * place.row_bytes)
+            opened.write(zeros)

@@ -48,8 +48,11 @@ def test_a_torn_journal_line_is_dropped(tmp_path):
 def test_a_journal_cut_in_its_first_line_starts_over(tmp_path):
     with write(tmp_path / "v") as writer:
         writer.finish_block("a", 1)
-    (tmp_path / "v.partial" / "journal.jsonl").write_bytes(b'{"opti')
-    with write(tmp_path / "v", resume=True) as writer:
+    (tmp_path / "v.partial" / "journal.jsonl").write_bytes(b'{"vind')
+    damaged = "unfinished build with a damaged journal, not to be resumed; add --force to start over"
+    with pytest.raises(TargetError, match=damaged), write(tmp_path / "v", resume=True):
+        pass
+    with write(tmp_path / "v", force=True) as writer:
         assert writer.finished == {}
 
 

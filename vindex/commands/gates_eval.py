@@ -21,7 +21,6 @@ from vindex.commands.gates_options import (
     load,
     scale_of,
 )
-from vindex.commands.probe import require_place, write_json
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -66,10 +65,11 @@ def evaluate(
     from probes.gates.evaluate import mask_count, record
     from probes.gates.score import Settings
     from probes.plot import check_target
+    from vindex.targets import check_file, write_json
 
     to_stdout = json == Path("-")
-    for target in (json if not to_stdout else None, plot):
-        require_place(target)
+    if json and not to_stdout:
+        check_file(json, or_stdout=True)
     if plot:
         check_target(plot)
     if (forget is None) != (retain is None):
@@ -88,7 +88,7 @@ def evaluate(
         )  # fmt: skip
     made = record(loaded, directory.name, result, panels, scales, generate)
     if json and not to_stdout:
-        write_json(made, json)
+        write_json(json, made)
     if plot:
         drawing.draw(result, f"{loaded.name}, {directory.name}", plot)
     if to_stdout:
@@ -163,7 +163,7 @@ def _panels(
 def _trained_scale(directory: Path) -> str:
     """The scale mode that the run record beside the gates states, or none."""
     from probes.gates.files import read_json
-    from probes.gates.train import TRAINING
+    from vindex.targets import TRAINING
 
     path = directory / TRAINING
     options: Mapping[str, Any] = read_json(path).get("options", {}) if path.is_file() else {}

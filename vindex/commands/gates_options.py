@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.demo import or_bundled
-from vindex.errors import ProbeError, TargetError
+from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,10 +84,3 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded
 
     disable_progress_bar()
     return load(or_bundled(model), device=device, dtype=dtype, revision=revision)
-
-
-def require_free(output: Path, force: bool = False) -> None:
-    if output.is_file():
-        raise TargetError(f"{output}: is a file; name a directory")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise TargetError(f"{output}: already holds files; choose another place or add --force")
