@@ -14,6 +14,7 @@ Patches apply to exactly the weights they were made for: another base hash is re
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,7 +156,8 @@ def _revert(checkpoint: Path, applied: list[Path]) -> None:
     with targets.written(place.file) as shard:
         copy_into(place.file, shard)
         overwrite(shard, place, iter([original]))
-        if sha256(Path(shard.name)) != metadata["shard_sha256"]:
+        shard.seek(0)
+        if hashlib.file_digest(shard, "sha256").hexdigest() != metadata["shard_sha256"]:
             raise PatchError(f"{place.file}: was changed since the patch was applied; the original cannot be restored")
     with targets.explained(checkpoint):
         targets.step(f"remove {latest.name}")

@@ -202,11 +202,12 @@ def _check(target: Path, force: bool | None, reads: Iterable[Path], kinds: Seque
             raise TargetError(f"{target} is, or holds, {source}, which is being read; choose another -o")
     if not os.listdir(target):
         return
+    if force is None:
+        raise TargetError(f"{target} already exists; choose another -o")
     if against := _against(target, kinds):
-        raise TargetError(f"{target} already exists and {against}; it is never replaced: choose another -o")
+        raise TargetError(f"{target} already exists and {against}, so it is not replaced; choose another -o")
     if not force:
-        way_out = "choose another -o" + ("" if force is None else ", or add --force to replace it")
-        raise TargetError(f"{target} already exists; {way_out}")
+        raise TargetError(f"{target} already exists; choose another -o, or add --force to replace it")
 
 
 def _against(directory: Path, kinds: Sequence[Kind]) -> str | None:
@@ -214,7 +215,7 @@ def _against(directory: Path, kinds: Sequence[Kind]) -> str | None:
     entries = set(os.listdir(directory))
     likely = [kind for kind in kinds if entries.issuperset(kind.marks)]
     if not likely:
-        return f"is no {' or '.join(kind.name for kind in kinds)} made by this tool"
+        return f"is nothing that this tool made ({', '.join(kind.name for kind in kinds)})"
     foreign = [_foreign(directory, kind.allows, kind.folders) for kind in likely]
     return f"holds {foreign[0]}, which this tool did not write" if all(foreign) else None
 

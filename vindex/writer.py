@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -138,6 +139,7 @@ class Writer:
         self._written: list[Written] = []
         self._flusher = ThreadPoolExecutor(1, "vindex-flush")
         self._pending: list[Future[None]] = []
+        self._failed = False
 
     @property
     def finished(self) -> dict[str, Any]:
@@ -243,13 +245,19 @@ class Writer:
                 self._pending.pop(0).result()
 
     def _make_durable(self, names: list[str], line: bytes) -> None:
+        """Nothing is noted after a failure: each line of the journal goes on from the one before."""
+        if self._failed:
+            return
+        self._failed = True
         for name in names:
             targets.step(f"sync {name}")
             os.fsync(self._files[name])
         with self._journal.open("ab", buffering=0) as journal:
             targets.step("write journal")
-            journal.write(line)
+            if journal.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(journal.fileno())
+        self._failed = False
 
     def flush(self) -> None:
         """Wait until every finished block is durable and in the journal."""

@@ -98,7 +98,7 @@ def test_a_model_in_the_hub_cache_is_named_by_its_commit(tiny_checkpoint, tmp_pa
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     for option, name in (("--json", "p.json"), ("--plot", "p.html")):
-        monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left")))
+        monkeypatch.setattr("os.replace", lambda source, to: (_ for _ in ()).throw(OSError(28, "No space left")))
         assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "factual", option, tmp_path / name) == 1
         monkeypatch.undo()
         assert f"{name}: cannot be written: No space left" in capsys.readouterr().err

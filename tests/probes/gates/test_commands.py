@@ -66,7 +66,7 @@ def test_stats_prints_the_cards_tables_and_fails_on_a_wrong_one(directory, tmp_p
     stated = json.loads((copy / "gate_stats.json").read_text()) | {"mean": 0.9}
     (copy / "gate_stats.json").write_text(json.dumps(stated))
     assert "1 stated figure(s) do not hold, first mean in gate_stats.json: stated 0.9" in fails("stats", copy)
-    assert "already holds files" in fails("convert", directory, "-o", copy)
+    assert "already exists; choose another -o" in fails("convert", directory, "-o", copy)
 
 
 def test_convert_writes_every_file_of_the_layout(directory, tmp_path):
@@ -119,7 +119,7 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     shown = run("compare", out, out)
     assert "correlation of λ over all neurons: 1.000" in shown
     assert json.loads(run("compare", out, out, "--json"))["overlaps"][0]["jaccard"] == 1
-    assert "already holds files" in fails("train", "atlas", "-o", out, *data)
+    assert "already exists; choose another -o, or add --force" in fails("train", "atlas", "-o", out, *data)
 
 
 def test_questions_without_an_answer(directory, rows, tmp_path):
@@ -143,7 +143,7 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
     assert "neither lambda_logits.pt" in fails("stats", tmp_path)
     assert "--forget without --retain" in fails("eval", "atlas", directory, "--forget", rows[0])
     assert "plots are written as" in fails("eval", "atlas", directory, "--plot", tmp_path / "a.pdf")
-    assert "is a file; name a directory" in fails("train", "atlas", "-o", rows[0])
+    assert "already exists and is not a directory" in fails("train", "atlas", "-o", rows[0])
     assert "nothing to resume" in fails("train", "atlas", "-o", tmp_path / "new", "--resume")
     assert "preset 'x': expected one of" in fails("train", "atlas", "-o", tmp_path / "new", "--preset", "x")
 
