@@ -28,8 +28,9 @@ import secrets
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -104,7 +105,7 @@ def check_file(path: Path, *, or_stdout: bool = False) -> None:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
+def written(path: Path) -> Iterator[BufferedRandom]:
     """A file to write and read, which appears at `path` when this is left without an error, whole, or not at all."""
     check_file(path)
     with _explained_file(path):
@@ -245,7 +246,8 @@ def new_directory(
 ) -> Iterator[Path]:
     """A directory to write these files into, which appears at `target` whole when this is left without an error.
 
-    files: the paths in it, none but which may be written. making: what it is, in words. The rest: `check_directory`.
+    files: the paths in it, none but which may be written, each by `written`. making: what it is, in words. The rest:
+    `check_directory`.
     """
     check_directory(target, force=force, reads=reads, kinds=kinds)
     before = unfinished(target)
@@ -258,7 +260,7 @@ def new_directory(
         begin(partial, making, files)
         try:
             yield partial
-            _sync_files(partial)
+            sync(partial)
         except BaseException:
             with suppress(OSError):  # the error that stopped the work is the one to tell
                 empty(partial)
@@ -514,13 +516,6 @@ def sync(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_files(directory: Path) -> None:
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            sync(Path(folder) / name)
-        sync(Path(folder))
 
 
 def _lstat(path: Path) -> os.stat_result | None:

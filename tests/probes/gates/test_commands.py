@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import time
@@ -120,6 +121,24 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     assert "correlation of λ over all neurons: 1.000" in shown
     assert json.loads(run("compare", out, out, "--json"))["overlaps"][0]["jaccard"] == 1
     assert "already exists; choose another -o, or add --force" in fails("train", "atlas", "-o", out, *data)
+    run("train", "atlas", "-o", out, *data, "--max-steps", 1, "--batch-size", 2, "--force")
+    assert len(json.loads((out / "training.json").read_text())["curves"]["loss"]) == 1
+    (out / "thesis.txt").touch()
+    assert "holds thesis.txt, which this tool did not write" in fails("train", "atlas", "-o", out, *data, "--force")
+    mine = "is nothing that this tool made (trained gates, stopped training), so it is not replaced"
+    assert mine in fails("train", "atlas", "-o", rows[0].parent, *data, "--force")
+    assert rows[0].exists() and (out / "thesis.txt").exists()
+
+
+def test_bake_force_replaces_no_directory_of_mine(directory, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    for place, message in (
+        (tmp_path, "is nothing that this tool made"),
+        (directory, "is, or holds, .*, which is being"),
+    ):
+        assert re.search(message, fails("bake", "atlas", directory, "--off", "25%", "-o", place, "--force"))
+    assert (tmp_path / "thesis.txt").exists() and (directory / "lambda_logits.pt").exists()
+    assert "'.' cannot be made anew" in fails("bake", "atlas", directory, "--off", "25%", "-o", ".", "--force")
 
 
 def test_questions_without_an_answer(directory, rows, tmp_path):
