@@ -48,6 +48,7 @@ def put_right(target: Path) -> None:
         targets.check_directory(target, force=False)
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_a_vindex_is_replaced_whole_at_whatever_step_it_is_stopped(tmp_path, monkeypatch, renames):
     target = tmp_path / "v"
     write(target, b"new")
@@ -66,6 +67,7 @@ def test_a_vindex_is_replaced_whole_at_whatever_step_it_is_stopped(tmp_path, mon
     assert any(seen) and not all(seen)
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_a_vindex_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "v"
     count = len(steps_of(lambda: write(target), monkeypatch))
@@ -92,6 +94,7 @@ def test_a_missing_vindex_is_said_to_be_beside_its_place(tmp_path, monkeypatch):
     assert (target / "norms.bin").read_bytes() == b"newnew"
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_a_record_is_replaced_whole_at_whatever_step_it_is_stopped(tmp_path, monkeypatch):
     path = tmp_path / "record.json"
     count = len(steps_of(lambda: targets.write_json(path, {"new": 1}), monkeypatch))
@@ -101,6 +104,7 @@ def test_a_record_is_replaced_whole_at_whatever_step_it_is_stopped(tmp_path, mon
         assert [file.name for file in tmp_path.iterdir()] == ["record.json"]  # nor is a killed run's file left
 
 
+@pytest.mark.usefixtures("unsynced")
 def test_a_card_agrees_with_its_checksum_at_whatever_step_it_is_stopped(built, tmp_path, monkeypatch):
     copy = shutil.copytree(built, tmp_path / "v")
     before = (copy / CARD.name).read_bytes()

@@ -126,7 +126,8 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     (out / "thesis.txt").touch()
     assert "holds thesis.txt, which this tool did not write" in fails("train", "atlas", "-o", out, *data, "--force")
     mine = "is nothing that this tool made (trained gates, stopped training), so it is not replaced"
-    assert mine in fails("train", "atlas", "-o", rows[0].parent, *data, "--force")
+    assert mine in fails("train", "atlas", "-o", tmp_path, *data, "--force")
+    assert "which is being read" in fails("train", "atlas", "-o", rows[0].parent, *data, "--force")
     assert rows[0].exists() and (out / "thesis.txt").exists()
 
 
