@@ -328,7 +328,7 @@ def _first_line(journal: Path) -> dict[str, Any] | None:
     if found is None or not stat.S_ISREG(found.st_mode):
         return None
     with journal.open("rb") as file:
-        line = file.readline()
+        line = file.readline(1 << 26)
     if not (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
         return None
     with suppress(orjson.JSONDecodeError):

@@ -103,15 +103,14 @@ def run_build(
     engine: Engine | None = None,
 ) -> None:
     """Build with a progress bar for each stage, then say what was made; Ctrl-C keeps what is finished."""
-    from vindex.writer import refuse_taken
-
-    refuse_taken(target, resume=resume, force=force)  # before a model is downloaded
     from extract.build import build as build_vindex
     from extract.checkpoint import open_checkpoint
     from extract.engines import in_process
     from extract.layouts import find_layout
     from extract.provenance import peak_memory
+    from vindex.writer import refuse_taken
 
+    refuse_taken(target, resume=resume, force=force)  # before a model is downloaded
     opened = open_checkpoint(name, revision, tokenizer)
     ignored = find_layout(opened).ignored
     if ignored:
