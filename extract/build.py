@@ -6,6 +6,7 @@ finished block is never redone (vindex/writer.py keeps the journal).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ import torch
 
 from extract.blocks import DIRECTIONS, Method, cast_report
 from extract.cast import to_half
-from extract.checkpoint import Checkpoint
+from extract.checkpoint import TOKENIZER, Checkpoint
 from extract.device import whole_products
 from extract.engines import Engine, in_process
 from extract.job import Job, Stages
@@ -26,18 +27,19 @@ from extract.layouts import find_layout
 from extract.plan import direction_blocks, plan_index, total_size
 from extract.provenance import hash_source, index_source, library_versions, now, peak_memory
 from extract.vocab_stage import VOCABULARY, vocabulary_blocks
+from extract.watch import SourceWatch, local_paths
 from vindex import format as form
 from vindex.card import render_card
 from vindex.checksums import sha256_of, sha256_of_all
-from vindex.errors import CheckpointError, QueryError
+from vindex.errors import CheckpointError, QueryError, TargetError
 from vindex.index import EffectiveRank, Index, LayerEntry
 from vindex.index import require_readable as index_is_readable
-from vindex.manifest import CastReport, Certificate, Dequantised, Manifest
+from vindex.manifest import CastReport, Certificate, Dequantised, Manifest, Source, parse_cast, parse_certificate
 from vindex.manifest import require_readable as manifest_is_readable
 from vindex.options import BuildOptions
-from vindex.schema import to_json
+from vindex.schema import Fields, Problems, to_json
 from vindex.tokens import Vocabulary, parse_vocabulary
-from vindex.writer import open_writer, refuse_taken
+from vindex.writer import START_OVER, open_writer, refuse_taken
 
 NO_CERTIFICATE = Certificate(0, "gate", "", 0.0, 0.0, None, 0, "")  # before there is one
 
@@ -58,6 +60,8 @@ def build(
     Raises CheckpointError, NumericError or TargetError; whatever was finished by then can be resumed.
     """
     started, clock = now(), time.monotonic()
+    reads = local_paths(checkpoint)
+    refuse_taken(target, resume=resume, force=force, reads=reads)
     layout = find_layout(checkpoint)
     index = plan_index(checkpoint, layout, options)
     index_is_readable(index)
@@ -66,15 +70,17 @@ def build(
     vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
     notes = (*checkpoint.notes, *layout.notes, *_tokens_note(checkpoint, index, vocabulary))
     _prepare_device(options)
-    refuse_taken(target, resume=resume, force=force)
     source = hash_source(checkpoint, options.threads, stages)
     manifest_is_readable(
         Manifest(source, (), options, (NO_CERTIFICATE,), (), library_versions(), started, started, 0, 0)
     )
+    _require_hashed(tokenizer, checkpoint, source)
     fingerprint = {"source": asdict(source), "options": asdict(options), "versions": library_versions()}
     fingerprint = orjson.loads(orjson.dumps(fingerprint))
-    with open_writer(target, fingerprint, total_size(index, len(tokenizer)), resume=resume, force=force) as writer:
-        job = Job(checkpoint, layout, options, index, writer, tokenizer, vocabulary)
+    size = total_size(index, len(tokenizer))
+    with open_writer(target, fingerprint, size, resume=resume, force=force, reads=reads) as writer:
+        job = Job(checkpoint, layout, options, index, writer, tokenizer, vocabulary, SourceWatch(checkpoint, source))
+        _require_planned(job)
         for spec in form.files_of(index):
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
@@ -117,6 +123,32 @@ def _tokens_note(checkpoint: Checkpoint, index: Index, vocabulary: Vocabulary) -
     return (f"added tokens with ids from {rows} to {len(vocabulary) - 1} have no embedding",) if past > 0 else ()
 
 
+def _require_hashed(tokenizer: bytes, checkpoint: Checkpoint, source: Source) -> None:
+    """Raise CheckpointError when the tokenizer was read from other bytes than were hashed."""
+    name = checkpoint.own_tokenizer.name if checkpoint.own_tokenizer else TOKENIZER
+    for file in source.files:
+        if file.name == name and file.sha256 != hashlib.sha256(tokenizer).hexdigest():
+            raise CheckpointError(f"{checkpoint.model}: {name} changed while it was being read; call this again")
+
+
+def _require_planned(job: Job) -> None:
+    """Raise TargetError when the journal has a block that this build has not, or a record that cannot be its."""
+    directions = {block.name for block in direction_blocks(job.layout, job.index)}
+    others = {"norms", "routers", *(block.name for block in vocabulary_blocks(job))}
+    problems = Problems("the journal")
+    for name, record in job.writer.finished.items():
+        fields = Fields(record, name, problems)
+        for cast in fields.records("casts"):
+            parse_cast(cast)
+        if name in directions:
+            parse_certificate(fields.record("certificate"))
+            fields.integer("rank")
+        elif name not in others:
+            problems.append(f"{name}: no such block")
+    if problems:
+        raise TargetError(f"the journal in {job.writer.partial} is not of this build ({problems[0]}); {START_OVER}")
+
+
 def _run(job: Job, engine: Engine, stages: Stages, what: str, method: Method, blocks: Sequence[Any]) -> None:
     """Run the blocks that no earlier build finished."""
     advance = stages(what, sum(method.steps(block) for block in blocks))
@@ -130,7 +162,7 @@ def _extract_norms(job: Job) -> None:
         return
     halves = [to_half(norm.scale(job.checkpoint), norm.tensor) for norm in job.layout.norms]
     job.writer.write(form.NORMS.name, 0, torch.cat([half.values for half in halves]).numpy())
-    job.writer.finish_block("norms", {"casts": [asdict(cast_report("norms", half)) for half in halves]})
+    job.finish("norms", {"casts": [asdict(cast_report("norms", half)) for half in halves]})
 
 
 def _extract_routers(job: Job) -> None:
@@ -142,19 +174,22 @@ def _extract_routers(job: Job) -> None:
         if ffn.router:
             half = to_half(job.checkpoint.tensor(ffn.router), ffn.router)
             place = job.index.router_offset(layer) * form.HALF
-            job.writer.write(form.ROUTER.name, place, half.values.numpy())  # the file was allocated as zeros
+            biases = torch.zeros(len(half.values), dtype=torch.float16)
+            job.writer.write(form.ROUTER.name, place, torch.cat([half.values.flatten(), biases]).numpy())
             casts.append(cast_report("routers", half))
         if ffn.shared_gate:
             shared_gates.append(to_half(job.checkpoint.tensor(ffn.shared_gate), ffn.shared_gate))
     if shared_gates:
         job.writer.write(form.SHARED_GATES.name, 0, torch.cat([half.values for half in shared_gates]).numpy())
         casts += [cast_report("shared expert gates", half) for half in shared_gates]
-    job.writer.finish_block("routers", {"casts": [asdict(cast) for cast in casts]})
+    job.finish("routers", {"casts": [asdict(cast) for cast in casts]})
 
 
 def _commit(job: Job, manifest: Manifest, stages: Stages, force: bool) -> None:
     """Checksums, index, manifest and card; then the directory appears under its name."""
     writer = job.writer
+    writer.require_covered()
+    job.source.require_unchanged(at_the_end=True)
     writer.write_text(form.TOKENIZER, job.tokenizer)
     payload = [spec.name for spec in form.files_of(job.index) if form.is_payload(spec)]
     advance = stages("checksums", sum((writer.partial / name).stat().st_size for name in payload))

@@ -35,7 +35,7 @@ from extract.job import Job
 from extract.provenance import library_versions
 from vindex.errors import EngineError
 from vindex.options import BuildOptions
-from vindex.writer import Claim, ClaimedFiles
+from vindex.writer import Claim, ClaimedFiles, Written
 
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long a running cluster may take to have a worker
@@ -51,13 +51,21 @@ class Errand(NamedTuple):
     claim: Claim
 
 
-def run_block(errand: Errand, method: Method, block: Any) -> dict[str, Any]:
-    """On a worker: compute one block, write it, and return its record."""
+class Done(NamedTuple):
+    """What a worker returns of a block: its record, and what it wrote."""
+
+    record: dict[str, Any]
+    written: list[Written]
+
+
+def run_block(errand: Errand, method: Method, block: Any) -> Done:
+    """On a worker: compute one block and write it."""
     with closing(ClaimedFiles(errand.claim)) as files:
         _refuse_other_versions(errand.claim)
         torch.set_num_threads(errand.options.threads)
         material = method.read(_opened(errand.checkpoint, errand.revision), block, errand.options)
-        return method.compute(block, material, errand.options, files, lambda steps: None)
+        record = method.compute(block, material, errand.options, files, lambda steps: None)
+        return Done(record, files.written)
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,7 +74,7 @@ def _opened(name: str, revision: str | None) -> Checkpoint:
 
 
 def _refuse_other_versions(claim: Claim) -> None:
-    wanted, here = orjson.loads(claim.fingerprint)["versions"], library_versions()
+    wanted, here = orjson.loads(claim.fingerprint)["fingerprint"]["versions"], library_versions()
     for package in wanted:
         if here.get(package) != wanted[package]:
             raise EngineError(
@@ -89,7 +97,7 @@ class DaskEngine:
         try:
             for future in as_completed(futures, loop=self._client.loop):
                 block = futures[future]
-                job.writer.finish_block(block.name, _record(future, block.name))
+                job.finish(block.name, *_result(future, block.name))
                 advance(method.steps(block))
         finally:
             self._client.cancel(list(futures), force=True)
@@ -103,7 +111,7 @@ def _same_everywhere(name: str) -> str:
     return str(local.resolve()) if local.exists() else name
 
 
-def _record(future: Any, block: str) -> dict[str, Any]:
+def _result(future: Any, block: str) -> Done:
     """What the worker returned, or raise what went wrong there."""
     try:
         return future.result()

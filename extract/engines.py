@@ -17,5 +17,5 @@ def in_process(job: Job, method: Method, blocks: Sequence[Any], advance: Callabl
     """One block after the other in this process; what the next one needs is read meanwhile."""
     for block, material in ahead((block, method.read(job.checkpoint, block, job.options)) for block in blocks):
         record = method.compute(block, material, job.options, job.writer, advance)
-        job.writer.finish_block(block.name, record)
+        job.finish(block.name, record)
         del material  # or it would be kept while the next but one is read

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from extract.checkpoint import Checkpoint
 from extract.layouts import Layout
+from extract.watch import SourceWatch
 from vindex.index import Index
 from vindex.options import BuildOptions
 from vindex.tokens import Vocabulary
-from vindex.writer import Writer
+from vindex.writer import Writer, Written
 
 # Called with a stage's name and its number of steps; gives back what is called with each step done.
 Stages = Callable[[str, int], Callable[[int], object]]
@@ -27,3 +29,10 @@ class Job:
     writer: Writer
     tokenizer: bytes
     vocabulary: Vocabulary
+    source: SourceWatch
+
+    def finish(self, block: str, record: Any, written: Iterable[Written] = ()) -> None:
+        """Note a finished block, of weights that are still those that were hashed. written: by another process."""
+        self.source.require_unchanged()
+        self.writer.adopt(written)
+        self.writer.finish_block(block, record)

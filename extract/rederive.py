@@ -1,4 +1,6 @@
-"""Derive a sample of directions again from the weights and compare them with what a vindex holds.
+"""Derive a sample of directions, and of embeddings, again from the weights and compare them with what a vindex holds.
+
+The weights must be those that the vindex was built from: first the hashes of their files are compared.
 
 Single vectors are only defined up to rotations inside a cluster of nearly equal singular values, so the spectrum is
 cut at its gaps and the subspace of each cluster is compared: one vector where it stands alone, all F together only
@@ -7,12 +9,14 @@ where no gap separates them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from extract.cast import to_half
 from extract.checkpoint import Checkpoint
 from extract.layouts import Layout, find_layout
 from extract.plan import DirectionBlock, direction_blocks
@@ -24,6 +28,7 @@ from vindex.reader import Vindex
 HALF_ANGLE = 2e-3  # radians: what float16 rounding of the rows may turn a subspace by
 GAP = 1e-2  # relative distance between neighbours that separates two clusters
 SIGMA_TOLERANCE = 1e-4
+ROWS, RUNS = 64, 16  # of the embeddings: rows to a run, and runs
 
 
 class Rederived(NamedTuple):
@@ -37,6 +42,48 @@ class Rederived(NamedTuple):
     @property
     def holds(self) -> bool:
         return self.largest_angle <= self.angle_limit and self.sigma_error <= SIGMA_TOLERANCE
+
+
+class Embeddings(NamedTuple):
+    """Rows of the embeddings that were read again: how many, and the first that differs in any bit, if one does."""
+
+    rows: int
+    first_other: int | None
+
+
+def require_same_weights(
+    v: Vindex, checkpoint: Checkpoint, threads: int = 1, advance: Callable[[int], object] = lambda count: None
+) -> None:
+    """Raise QueryError, naming the file, unless the checkpoint's weight files are those in the vindex's manifest."""
+    read = {file.name: file.sha256 for file in v.manifest.source.files}
+    missing = [name for name in checkpoint.weight_files if name not in read]
+    if missing:
+        weights = [name for name in read if Path(name).suffix == Path(missing[0]).suffix]
+        raise QueryError(
+            f"{v.path.name} was not built from {missing[0]} of {checkpoint.model} but from "
+            f"{', '.join(weights) or 'other files'}; give the checkpoint it was built from"
+        )
+    for file in checkpoint.files.fingerprint(checkpoint.weight_files, threads, advance):
+        if file.sha256 != read[file.name]:
+            raise QueryError(
+                f"{file.name} of {checkpoint.model} has SHA-256 {file.sha256[:12]}…, and {v.path.name} was built from "
+                f"{read[file.name][:12]}…; give the checkpoint it was built from"
+            )
+
+
+def compare_embeddings(v: Vindex, checkpoint: Checkpoint) -> Embeddings:
+    """A sample of rows, evenly spread in runs, cast again and compared bit by bit."""
+    name, count = find_layout(checkpoint).embeddings, len(v.embeddings)
+    checkpoint.info(name)
+    compared = 0
+    for at in evenly(-(-count // ROWS), RUNS):
+        first, last = at * ROWS, min((at + 1) * ROWS, count)
+        fresh = to_half(checkpoint.store.read(name, first, last).to(torch.float32), name, first).values.numpy()
+        other = np.flatnonzero((fresh.view("<u2") != v.embeddings[first:last].view("<u2")).any(axis=1))
+        if len(other):
+            return Embeddings(compared, first + int(other[0]))
+        compared += last - first
+    return Embeddings(compared, None)
 
 
 def sample_blocks(v: Vindex, checkpoint: Checkpoint, layers: list[int], experts: int) -> list[DirectionBlock]:

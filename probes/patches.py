@@ -15,8 +15,7 @@ tensor as stored is the one that was loaded and measured, and only applied when 
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,16 +23,17 @@ from typing import Any, NamedTuple
 import orjson
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from probes.delete import Delta
-from probes.shards import BLOCK_BYTES, Place, base_sha256, carry, locate, new_directory, overwrite, sha256, tensor_bytes
-from vindex.errors import PatchError, TargetError
+from probes.shards import BLOCK_BYTES, Place, base_sha256, carry, copy_into, locate, overwrite, sha256, tensor_bytes
+from vindex import targets
+from vindex.errors import PatchError
+from vindex.targets import HISTORY
 
 FORMAT = "vindex-patch"
 VERSION = "1"
-HISTORY = "vindex_patches"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -111,25 +111,26 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
     """
     place = locate(checkpoint, patch.delta.layer)
     _fits(patch, place)
-    with new_directory(out) as partial:
-        for file in sorted(checkpoint.iterdir()):
-            if file.is_dir():
-                if file.name == HISTORY:
-                    shutil.copytree(file, partial / file.name)
-            elif file.name != place.file.name:
+    others, applied = _plain_files(checkpoint), _applied(checkpoint)
+    names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
+    latest = f"{HISTORY}/{len(applied):04}.safetensors"
+    with targets.new_directory(out, [*names, latest], making="patched checkpoint", reads=[checkpoint]) as partial:
+        (partial / HISTORY).mkdir()
+        for file in applied:
+            carry(file, partial / HISTORY / file.name)
+        for file in others:
+            if file.name != place.file.name:
                 carry(file, partial / file.name)
-        shard = partial / place.file.name
-        shutil.copyfile(place.file, shard)
+        with targets.written(partial / place.file.name) as shard:
+            copy_into(place.file, shard)
+            overwrite(shard, place, _patched_rows(place, patch.delta))
         original = tensor_bytes(place)
-        overwrite(shard, place, _patched_rows(place, patch.delta))
         if torch.equal(tensor_bytes(locate(partial, patch.delta.layer)), original):
             raise PatchError(
                 f"{place.tensor}: the patch changes no number as {place.dtype} stores it; it is too small for that"
             )
-        history = partial / HISTORY
-        history.mkdir(exist_ok=True)
         extra = {"shard": place.file.name, "shard_sha256": sha256(place.file)}
-        _write(history / f"{len(list(history.iterdir())):04}.safetensors", patch, extra, original)
+        _write(partial / latest, patch, extra, original)
     return out
 
 
@@ -138,20 +139,32 @@ def revert(checkpoint: Path, out: Path | None = None) -> Path:
 
     The shard gets its original bytes back and its SHA-256 is compared with the one noted before the patch.
     """
-    applied = sorted((checkpoint / HISTORY).glob("*.safetensors"))
+    applied, history = _applied(checkpoint), checkpoint / HISTORY
+    if not applied and out is None and history.is_dir() and not any(history.iterdir()):
+        history.rmdir()  # a process was killed before this last step
+        return checkpoint
     if not applied:
         raise PatchError(
             f"{checkpoint}: no {HISTORY}/ with a patch in it; expected a directory from `vindex patch apply`"
         )
     if out is not None:
-        with new_directory(out) as partial:
-            for file in sorted(checkpoint.iterdir()):
-                if file.is_dir():
-                    shutil.copytree(file, partial / file.name)
-                else:
-                    carry(file, partial / file.name)
-            revert(partial)
+        others = _plain_files(checkpoint)
+        names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
+        with targets.new_directory(out, names, making="reverted checkpoint", reads=[checkpoint]) as partial:
+            (partial / HISTORY).mkdir()
+            for file in applied:
+                carry(file, partial / HISTORY / file.name)
+            for file in others:
+                carry(file, partial / file.name)
+            _revert(partial, _applied(partial))
         return out
+    with targets.locked(checkpoint):
+        _revert(checkpoint, applied)
+    return checkpoint
+
+
+def _revert(checkpoint: Path, applied: list[Path]) -> None:
+    """Undo the last of these patches in place: first the weights, then its file. Either step may be done again."""
     latest = applied[-1]
     patch = read(latest)
     metadata, tensors = _open(latest)
@@ -159,19 +172,28 @@ def revert(checkpoint: Path, out: Path | None = None) -> Path:
     original = tensors["original"].numpy().tobytes()
     if len(original) != place.stop - place.start or place.file.name != metadata["shard"]:
         raise PatchError(f"{latest}: does not belong to {place.tensor} in {place.file.name}")
-    beside = place.file.with_name(place.file.name + ".partial")
-    try:
-        shutil.copyfile(place.file, beside)
-        overwrite(beside, place, iter([original]))
-        if sha256(beside) != metadata["shard_sha256"]:
+    with targets.written(place.file) as shard:
+        copy_into(place.file, shard)
+        overwrite(shard, place, iter([original]))
+        shard.seek(0)
+        if hashlib.file_digest(shard, "sha256").hexdigest() != metadata["shard_sha256"]:
             raise PatchError(f"{place.file}: was changed since the patch was applied; the original cannot be restored")
-        os.replace(beside, place.file)
-    finally:
-        beside.unlink(missing_ok=True)
-    latest.unlink()
-    if len(applied) == 1:
-        latest.parent.rmdir()
-    return checkpoint
+    with targets.explained(checkpoint):
+        targets.step(f"remove {latest.name}")
+        latest.unlink()
+        if len(applied) == 1:
+            targets.step(f"remove {HISTORY}")
+            latest.parent.rmdir()
+
+
+def _plain_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint; a link counts as what it leads to, as in the Hub's cache."""
+    return [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != targets.JOURNAL]
+
+
+def _applied(checkpoint: Path) -> list[Path]:
+    """The patches in a checkpoint, in the order in which they were applied."""
+    return [file for file in sorted((checkpoint / HISTORY).glob("*.safetensors")) if file.is_file()]
 
 
 def _fits(patch: Patch, place: Place) -> None:
@@ -226,14 +248,7 @@ def _write(path: Path, patch: Patch, extra: dict[str, str], original: Tensor | N
     tensors = {"gate_write": patch.delta.gate_write.contiguous(), "gate_read": patch.delta.gate_read.contiguous()}
     if original is not None:
         tensors["original"] = original
-    beside = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, beside, metadata=metadata)
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
-        raise TargetError(f"{path}: cannot be written: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    targets.write_bytes(path, to_bytes(tensors, metadata))
 
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

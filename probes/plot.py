@@ -10,8 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from vindex import targets
 from vindex.errors import TargetError
 
 SUFFIXES = (".html", ".png")
@@ -52,7 +53,8 @@ class Heatmap:
 
 
 def check_target(path: Path) -> None:
-    """Raise TargetError now if `path` cannot be drawn to later: another suffix, or PNG without matplotlib."""
+    """Raise TargetError now if `path` cannot be drawn to later: no place for a file, another suffix, no matplotlib."""
+    targets.check_file(path)
     if path.suffix not in SUFFIXES:
         raise TargetError(f"{path}: plots are written as {' or '.join(SUFFIXES)}")
     if path.suffix == ".png":
@@ -66,14 +68,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     """Draw `record` (of `probes.record.build`) to `path`, .html or .png."""
     check_target(path)
     panels, heatmap = describe(record)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")  # written beside, then renamed
-    try:
-        (_draw_html if path.suffix == ".html" else _draw_png)(panels, heatmap, title_of(record), partial)
-        partial.replace(path)
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with targets.written(path) as file:
+        (_draw_html if path.suffix == ".html" else _draw_png)(panels, heatmap, title_of(record), file)
 
 
 def title_of(record: Mapping[str, Any]) -> str:
@@ -150,7 +146,7 @@ def _floor(level: float | Sequence[float], count: int) -> Line:
     return _level("floor", level, count) if isinstance(level, float) else _curve("floor", level, QUIET, dashed=True)
 
 
-def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path) -> None:
+def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, file: BinaryIO) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -185,10 +181,10 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=axis, shrink=0.85)
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, dpi=110, format="png")
 
 
-def _draw_html(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path) -> None:
+def _draw_html(panels: Sequence[Panel], heatmap: Heatmap, title: str, file: BinaryIO) -> None:
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -216,4 +212,4 @@ def _draw_html(panels: Sequence[Panel], heatmap: Heatmap, title: str, path: Path
             figure.add_vline(start - 0.5, line={"color": "white", "width": 1, "dash": dash}, **at)
     figure.update_layout(title=title, template="plotly_white", height=860, showlegend=False)
     figure.update_annotations(font_size=12)
-    figure.write_html(path, include_plotlyjs=True, full_html=True)
+    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())

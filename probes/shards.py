@@ -6,15 +6,15 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vindex import targets
 from vindex.directory import LocalFiles
-from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.errors import CheckpointError, PatchError
 from vindex.weights import CONFIG, read_json, read_weights, text_prefix
 
 BLOCK_BYTES = 1 << 22
@@ -58,14 +58,20 @@ def tensor_bytes(place: Place) -> Tensor:
         return torch.frombuffer(bytearray(file.read(place.stop - place.start)), dtype=torch.uint8)
 
 
-def overwrite(file: Path, place: Place, blocks: Iterator[bytes]) -> None:
-    with file.open("r+b") as handle:
-        handle.seek(place.start)
-        for block in blocks:
-            handle.write(block)
-        assert handle.tell() == place.stop, "a tensor was not written whole"
-        handle.flush()
-        os.fsync(handle.fileno())
+def overwrite(handle: BinaryIO, place: Place, blocks: Iterator[bytes]) -> None:
+    """Write a tensor's bytes into a copy of its file that is open."""
+    handle.seek(place.start)
+    for block in blocks:
+        handle.write(block)
+    assert handle.tell() == place.stop, "a tensor was not written whole"
+    handle.flush()
+
+
+def copy_into(file: Path, handle: BinaryIO) -> None:
+    """The whole of a file into another that is open."""
+    with file.open("rb") as source:
+        shutil.copyfileobj(source, handle, BLOCK_BYTES)
+    handle.flush()
 
 
 def sha256(file: Path, start: int = 0, stop: int | None = None) -> str:
@@ -90,21 +96,5 @@ def carry(file: Path, target: Path) -> None:
             return
         except OSError:
             pass
-    shutil.copyfile(file, target)
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A directory that appears at `out` whole or not at all."""
-    if out.exists():
-        raise TargetError(f"{out}: already exists; choose another directory or remove it")
-    partial = out.with_name(out.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        raise TargetError(f"{out}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with targets.written(target) as handle:
+        copy_into(file, handle)

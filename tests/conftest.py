@@ -39,6 +39,12 @@ def build_quietly(
     return build(opened, target, chosen, stages, resume=resume, force=force, engine=engine)
 
 
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that kill: what the kernel has outlives a process, so that nobody need wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", shards=2)

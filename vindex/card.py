@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vindex.checksums import load_sums, render_sums, sha256_of, vindex_id
-from vindex.format import CARD, SUMS, files_of
+from vindex.checksums import load_sums, renew_card, vindex_id
+from vindex.format import files_of
 from vindex.index import Index
 from vindex.manifest import Manifest
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe
@@ -46,7 +45,7 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 
 
 def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path | None = None) -> None:
-    """Write v's README.md anew, with the given records, and its line in SHA256SUMS; each file is replaced at once.
+    """Write v's README.md anew, with the given records, and its line in SHA256SUMS.
 
     Raises QueryError on a record of another kind or of other weights, FormatError on one that is damaged.
     """
@@ -56,16 +55,8 @@ def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path 
         read_gate3(gate3, source) if gate3 else None,
         read_gates(gates, source) if gates else None,
     )
-    digests = load_sums(v.path)
-    _replace(v.path / CARD.name, render_card(v.index, v.manifest, digests, v.vocabulary, *records))
-    digests[CARD.name] = sha256_of(v.path / CARD.name)
-    _replace(v.path / SUMS.name, render_sums(digests))
-
-
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    text = render_card(v.index, v.manifest, load_sums(v.path), v.vocabulary, *records)
+    renew_card(v.path, text.encode())
 
 
 def render_card(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from vindex.errors import FormatError
+from vindex import targets
+from vindex.errors import FormatError, TargetError
 from vindex.files import ANY, Kind, opened, read_text
-from vindex.format import FILES, SUMS, is_payload
+from vindex.format import CARD, FILES, SUMS, is_payload
 
 _CHUNK = 1 << 22
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -72,7 +75,10 @@ def load_sums(directory: Path) -> dict[str, str]:
     Raises FormatError when it is missing (then the directory is not a finished vindex), malformed, or names a path
     that is not a plain file name.
     """
-    path = directory / SUMS.name
+    return _parse_sums(directory / SUMS.name)
+
+
+def _parse_sums(path: Path) -> dict[str, str]:
     *lines, rest = read_text(path, OF_SUMS).split("\n")
     digests: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
@@ -89,6 +95,48 @@ def load_sums(directory: Path) -> dict[str, str]:
             f"{SUMS.name}: its last line {rest[:80]!r} has no end; rebuild the vindex or download it again"
         )
     return digests
+
+
+def renew_card(directory: Path, content: bytes) -> None:
+    """Replace a vindex's README.md and its line in SHA256SUMS.
+
+    No two files are renamed in one step, so the next SHA256SUMS is laid down first, under another name; a process that
+    dies between the two leaves it, and `settle` finishes or drops it. Raises TargetError.
+    """
+    with targets.locked(directory), targets.explained(directory):
+        _settle(directory)
+        targets.check_file(directory / SUMS.name)
+        digests = load_sums(directory) | {CARD.name: hashlib.sha256(content).hexdigest()}
+        try:
+            targets.write_bytes(directory / targets.PENDING, render_sums(digests).encode())
+            targets.write_bytes(directory / CARD.name, content)
+        finally:
+            _settle(directory)
+
+
+def settle(directory: Path) -> None:
+    """Finish or drop what a killed `renew_card` left; where nothing can be changed, verify will say so."""
+    if (directory / targets.PENDING).is_file():
+        with suppress(TargetError), targets.locked(directory), targets.explained(directory):
+            _settle(directory)
+
+
+def _settle(directory: Path) -> None:
+    pending, card = directory / targets.PENDING, directory / CARD.name
+    if not pending.is_file() or pending.is_symlink():
+        return
+    try:
+        before, after = load_sums(directory), _parse_sums(pending)
+        done = card.is_file() and after == before | {CARD.name: sha256_of(card)}
+    except FormatError:
+        done = False
+    if done:
+        targets.step(f"rename {pending.name} to {SUMS.name}")
+        os.replace(pending, directory / SUMS.name)
+    else:
+        targets.step(f"remove {pending.name}")
+        os.unlink(pending)
+    targets.sync(directory)
 
 
 def require_plain_name(name: str, where: str) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from vindex import scoring
-from vindex.checksums import load_sums, vindex_id
+from vindex import scoring, targets
+from vindex.checksums import load_sums, settle, vindex_id
 from vindex.errors import FormatError, QueryError
 from vindex.files import TEXT_LIMIT, opened
 from vindex.format import (
@@ -366,5 +366,7 @@ def open_vindex(path: str | Path) -> Vindex:
     """
     directory = Path(path)
     if not os.path.isdir(directory):  # which, unlike Path.is_dir, says no to a name that is too long
-        raise FormatError(f"{directory} is not a directory; give the path of a vindex, as built by `vindex build`")
+        found = targets.whereabouts(directory) or "; give the path of a vindex, as built by `vindex build`"
+        raise FormatError(f"{directory} is not a directory{found}")
+    settle(directory)
     return Vindex(directory)

@@ -17,6 +17,7 @@ import numpy as np
 from vindex.checksums import sha256_of
 from vindex.errors import VindexError
 from vindex.format import (
+    CARD,
     DOWN,
     DOWN_META,
     EMBEDDINGS,
@@ -35,6 +36,7 @@ from vindex.format import (
 from vindex.index import LayerEntry
 from vindex.reader import Vindex
 from vindex.schema import listed
+from vindex.targets import is_left_over
 
 ORTHONORMALITY = 1e-3  # float16 rounding of unit rows leaves dot products within about 3e-4
 COSINE_LIMIT = 1 + 1e-3  # of a score in gate_meta.bin
@@ -59,7 +61,7 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
     specs = files_of(v.index)
     yield Check("structure", True, f"{len(specs)} files, every size as index.json says")
     yield _directory(v)
-    yield _checksums(v, advance)
+    yield from _checksums(v, advance)
     for spec, values in _arrays(v):
         yield _finite(spec, values)
     for spec, side in ((GATE, "gate"), (DOWN, "down")):
@@ -73,17 +75,22 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
 
 
 def _directory(v: Vindex) -> Check:
-    """Nothing but the files of the format, and what the Hub leaves in a download; links are counted."""
+    """Nothing but the files of the format, what the Hub leaves in a download and what a killed write left."""
     known = {spec.name for spec in files_of(v.index)}
     try:
         entries = sorted(v.path.iterdir())
     except OSError as error:
         return Check("directory", False, f"cannot be listed ({error.strerror})")
-    others = [_described(entry) for entry in entries if entry.name not in known and entry.name not in OF_THE_HUB]
+    left = [entry.name for entry in entries if is_left_over(entry)]
+    allowed = {*known, *OF_THE_HUB, *left}
+    others = [_described(entry) for entry in entries if entry.name not in allowed]
     links = sum(entry.is_symlink() for entry in entries if entry.name in known)
     if others:
         return Check("directory", False, f"not part of a vindex: {listed(others)}; remove it")
-    return Check("directory", True, "nothing else in it" + (f"; {links} of its files are links" if links else ""))
+    remarks = [f"; {links} of its files are links"] * (links > 0) + [f"; {left[0]} of a write that was killed"] * bool(
+        left
+    )
+    return Check("directory", True, f"nothing else in it{''.join(remarks)}")
 
 
 def _described(path: Path) -> str:
@@ -91,14 +98,19 @@ def _described(path: Path) -> str:
     return ascii(path.name)[1:-1][:80] + (f" ({kind})" if kind else "")
 
 
-def _checksums(v: Vindex, advance: Callable[[int], object]) -> Check:
+def _checksums(v: Vindex, advance: Callable[[int], object]) -> Iterator[Check]:
     names = [spec.name for spec in files_of(v.index) if spec is not SUMS]
     unknown = [f"{name!r}" for name in sorted(v.digests.keys() - set(names))]
     if unknown:
-        return Check("checksums", False, f"{SUMS.name} lists what is no file of this vindex: {listed(unknown)}")
+        yield Check("checksums", False, f"{SUMS.name} lists what is no file of this vindex: {listed(unknown)}")
+        return
     wrong = [name for name in names if sha256_of(v.path / name, advance) != v.digests[name]]
-    detail = f"{len(names)} files" if not wrong else f"changed since the build: {', '.join(wrong)}"
-    return Check("checksums", not wrong, detail)
+    edited = CARD.name in wrong
+    damaged = [name for name in wrong if name != CARD.name]
+    detail = f"{len(names) - edited} files" if not damaged else f"changed since the build: {', '.join(damaged)}"
+    yield Check("checksums", not damaged, detail)
+    if edited:
+        yield Check(CARD.name, False, f"edited since it was written; `vindex card {v.path}` writes it anew")
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:

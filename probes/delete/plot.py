@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vindex import targets
 from vindex.errors import ProbeError, TargetError
 
 BEFORE, AFTER, OTHER, ACCENT = "#9aa5b1", "#c2410c", "#2563eb", "#15803d"
@@ -19,6 +20,15 @@ NAMES = {
     "same_answer": "other facts\nwith the answer",
 }
 HEADROOM = 1.15
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def check_target(path: Path) -> None:
+    """Raise TargetError now if `path` cannot be drawn to later, ProbeError without matplotlib."""
+    targets.check_file(path)
+    if path.suffix not in SUFFIXES:
+        raise TargetError(f"{path}: pictures are written as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    _pyplot()
 
 
 def one(record: dict[str, Any], path: Path) -> None:
@@ -123,8 +133,7 @@ def _save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     try:
-        figure.savefig(path, dpi=130, bbox_inches="tight")
-    except (OSError, ValueError) as error:
-        raise TargetError(f"{path}: cannot be written: {error}") from error
+        with targets.written(path) as file:
+            figure.savefig(file, dpi=130, bbox_inches="tight", format=path.suffix[1:])
     finally:
         pyplot.close(figure)

@@ -11,21 +11,22 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 from torch import Tensor
 
+from probes.shards import copy_into
+from vindex import targets
 from vindex.directory import LocalFiles
-from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.errors import CheckpointError, PatchError
+from vindex.targets import BAKED
 from vindex.weights import ADAPTER, CONFIG, WEIGHT_MAP, Weights, read_json, read_weights, refuse_adapter, text_prefix
 
 TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
-BAKED = "baked_gates.json"
 
 
 class Place(NamedTuple):
@@ -45,39 +46,30 @@ def bake(
     *,
     note: dict[str, Any] | None = None,
     force: bool = False,
+    reads: Sequence[Path] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> int:
     """Write a copy of `checkpoint` to `target` in which the neurons that `keep` (L, I) bool drops are zero.
 
     Returns how many rows were zeroed in each of gate_proj and up_proj. `note` goes to baked_gates.json; `advance` is
     told the bytes copied. Raises CheckpointError on a mixture of experts or missing weights, PatchError when the mask
-    does not fit, TargetError when the target is taken. An interrupted run leaves nothing at `target`.
+    does not fit, TargetError when the target is taken, or holds the checkpoint or any of `reads`. An interrupted run
+    leaves nothing at `target`.
     """
+    targets.check_directory(target, force=force, reads=[checkpoint, *reads])
     source = LocalFiles(checkpoint)
     weights = _weights(source)
     places = _places(weights, text_prefix(weights.tensors, source.name))
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
     files = [checkpoint / name for name in source.sizes if _belongs(name, weights)]
-    if target.exists() and not force:
-        raise TargetError(f"{target}: already exists; choose another place or add --force")
-    if target.resolve() == checkpoint.resolve():
-        raise TargetError(f"{target}: is the checkpoint itself; choose another place")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    names, reads = [file.name for file in files], [checkpoint, *files, *reads]
+    with targets.new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
         for file in files:
-            shutil.copyfile(file, partial / file.name)
-            _zero_rows(partial / file.name, places.get(file.name, []), keep)
+            with targets.written(partial / file.name) as copy:
+                copy_into(file, copy)
+                _zero_rows(copy, places.get(file.name, []), keep)
             advance(file.stat().st_size)
-        (partial / BAKED).write_bytes(orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except OSError as error:
-        raise TargetError(f"{target}: cannot be written to ({error.strerror})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        targets.write_bytes(partial / BAKED, orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
     return int((~keep).sum())
 
 
@@ -97,7 +89,8 @@ def _belongs(name: str, weights: Weights) -> bool:
     """Whether a file is copied: anything but weights that are not the model's, and what goes with them."""
     stale = name == WEIGHT_MAP and weights.listing != WEIGHT_MAP
     other = name.endswith(".safetensors") and name not in weights.files
-    return not (stale or other or name == ADAPTER or PurePath(name).suffix in OTHER_WEIGHTS)
+    left = name in (ADAPTER, BAKED, targets.JOURNAL) or PurePath(name).suffix in OTHER_WEIGHTS
+    return not (stale or other or left)
 
 
 def _places(weights: Weights, prefix: str) -> dict[str, list[Place]]:
@@ -127,12 +120,9 @@ def _require_fit(places: list[Place], keep: Tensor, checkpoint: Path) -> None:
             )
 
 
-def _zero_rows(file: Path, places: list[Place], keep: Tensor) -> None:
-    if not places:
-        return
-    with file.open("r+b") as opened:
-        for place in places:
-            zeros = bytes(place.row_bytes)
-            for row in (~keep[place.layer]).nonzero().flatten().tolist():
-                opened.seek(place.offset + row * place.row_bytes)
-                opened.write(zeros)
+def _zero_rows(opened: BinaryIO, places: list[Place], keep: Tensor) -> None:
+    for place in places:
+        zeros = bytes(place.row_bytes)
+        for row in (~keep[place.layer]).nonzero().flatten().tolist():
+            opened.seek(place.offset + row * place.row_bytes)
+            opened.write(zeros)

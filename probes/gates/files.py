@@ -26,16 +26,15 @@ import torch
 from torch import Tensor
 
 from probes.gates.masks import DIGITS, INDICES_THRESHOLD, Gates, indices_of, keep_from_indices, point
-from vindex.errors import PatchError, TargetError
+from vindex import targets
+from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json, read_bytes, read_text
 from vindex.files import read_json as read_any_json
 from vindex.format import MOST_LAYERS, MOST_NEURONS
+from vindex.targets import GATE_FILES
 
-LOGITS_PT = "lambda_logits.pt"
-LOGITS_SAFETENSORS = "lambda_logits.safetensors"
-INDICES = "neuron_indices.json"
-STATS = "gate_stats.json"
-THRESHOLDS = ("selected_thresholds.txt", "thresholds.txt")  # the first is written
+LOGITS_PT, LOGITS_SAFETENSORS, INDICES, STATS, _ = GATE_FILES
+THRESHOLDS = (GATE_FILES[-1], "thresholds.txt")  # the first is written
 PUBLISHED_PREFIX = "model.module.model."
 KEY = re.compile(r"(?:.*\.)?layers\.(0|[1-9][0-9]{0,4})\.mlp\.lambda_logits")
 LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
@@ -74,12 +73,10 @@ def write_gates(gates: Gates, directory: Path, *, prefix: str = PUBLISHED_PREFIX
         LOGITS_SAFETENSORS: _safetensors(state),
         LOGITS_PT: pickled.getvalue(),
     }
-    try:
+    with targets.explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        for name, payload in payloads.items():
-            write_whole(directory / name, payload)
-    except OSError as error:
-        raise TargetError(f"{directory}: cannot be written to ({error.strerror})") from error
+    for name, payload in payloads.items():
+        targets.write_bytes(directory / name, payload)
 
 
 def summary(gates: Gates) -> dict[str, Any]:
@@ -99,16 +96,6 @@ def summary(gates: Gates) -> dict[str, Any]:
         "neuron_indices_threshold": INDICES_THRESHOLD,
         "selected_thresholds": [p._replace(off_fraction=round(p.off_fraction, DIGITS))._asdict() for p in points],
     }
-
-
-def write_whole(path: Path, payload: bytes) -> None:
-    """Write beside, then rename, so that a reader never sees half a file."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(payload)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_indices(directory: Path, shape: tuple[int, int]) -> Tensor:

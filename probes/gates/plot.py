@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from probes.gates.evaluate import Entry, Evaluation
 from probes.plot import COLOURS, QUIET, check_target
+from vindex import targets
 
 FAMILIES = {  # family: (label, colour)
     "gates": ("trained gates", COLOURS[0]),
@@ -50,10 +51,11 @@ def draw(evaluation: Evaluation, title: str, path: Path) -> None:
     """Draw to `path`, .html or .png. Raises TargetError for another suffix."""
     check_target(path)
     title = f"{title}: area between gates and random masks {evaluation.advantage:+.2f}"
-    (_draw_html if path.suffix == ".html" else _draw_png)(curves(evaluation), evaluation.soft_retained, title, path)
+    with targets.written(path) as file:
+        (_draw_html if path.suffix == ".html" else _draw_png)(curves(evaluation), evaluation.soft_retained, title, file)
 
 
-def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, path: Path) -> None:
+def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, file: BinaryIO) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -77,7 +79,7 @@ def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, path: P
     axis.set_ylim(-0.04, 1.12)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=9, frameon=False, reverse=True, loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, dpi=110, format="png")
 
 
 def _legible(curve: Curve) -> list[tuple[float, float, str]]:
@@ -91,7 +93,7 @@ def _legible(curve: Curve) -> list[tuple[float, float, str]]:
     return labels
 
 
-def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, path: Path) -> None:
+def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, file: BinaryIO) -> None:
     from plotly import graph_objects as go
 
     figure, seen = go.Figure(), set()
@@ -107,4 +109,4 @@ def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, path: 
     figure.add_scatter(x=[soft[0]], y=[soft[1]], mode="markers", marker=star, name="soft gates")
     figure.update_layout(title=title, xaxis_title=AXES[0], yaxis_title=AXES[1], template="plotly_white", height=700)
     figure.update_layout(legend_traceorder="reversed")
-    figure.write_html(path, include_plotlyjs=True, full_html=True)
+    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())

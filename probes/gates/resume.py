@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from probes.gates.files import write_whole
 from probes.gates.options import TrainOptions, differences
-from vindex.errors import ProbeError, TargetError
+from vindex import targets
+from vindex.errors import ProbeError
+from vindex.targets import STATE
 
-STATE = "training_state.safetensors"
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -37,11 +37,10 @@ def save(
     """Write the state whole, or not at all."""
     tensors = {"logits": logits.detach(), **{name: optimiser.state[logits][name] for name in ADAM}}
     metadata = {"state": orjson.dumps(state._asdict() | {"options": asdict(options), "data": sources}).decode()}
-    try:
+    with targets.explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        write_whole(directory / STATE, to_bytes({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata))
-    except OSError as error:
-        raise TargetError(f"{directory / STATE}: cannot be written ({error.strerror})") from error
+    content = to_bytes({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata)
+    targets.write_bytes(directory / STATE, content)
 
 
 def load(

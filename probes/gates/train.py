@@ -30,8 +30,6 @@ from probes.gates.options import TrainOptions
 from probes.model import Loaded
 from vindex.errors import FactError, ProbeError
 
-TRAINING = "training.json"  # the run record, beside the gates
-
 
 class Data(NamedTuple):
     """Encoded examples, and what identifies them in the record: {"forget": Source fields, "retain": …}."""

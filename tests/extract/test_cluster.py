@@ -184,7 +184,7 @@ def test_a_block_that_takes_its_workers_down_is_named(monkeypatch):
     with cluster._local_cluster(1) as lone:
         deadly = lone.submit(os._exit, 1)
         with pytest.raises(EngineError, match=r"block gate.0: 1 workers died of it, most likely for want"):
-            cluster._record(deadly, "gate.0")
+            cluster._result(deadly, "gate.0")
 
 
 def first_block(checkpoint: Path):
@@ -199,7 +199,7 @@ def test_only_the_build_that_gave_the_claim_is_written_to(checkpoint, tmp_path):
         writer.allocate(GATE, 512)
         writer.allocate(SIGMA, 128)
         errand = Errand(str(checkpoint), None, OPTIONS, writer.claim)
-        assert run_block(errand, DIRECTIONS, block)["rank"] == 8
+        assert run_block(errand, DIRECTIONS, block).record["rank"] == 8
         assert any((tmp_path / "v.partial" / "gate_vectors.bin").read_bytes())
     with open_writer(tmp_path / "v", job | {"other": 1}, 10, resume=False, force=True) as writer:
         writer.allocate(GATE, 512)

@@ -8,7 +8,6 @@ import struct
 import time
 
 import pytest
-from extract.stores.local import LocalFiles
 from gguf import GGMLQuantizationType as Kind
 
 from extract.checkpoint import open_checkpoint
@@ -16,6 +15,7 @@ from extract.layouts import find_layout
 from extract.stores.gguf_header import read_header
 from tests.checkpoints import write_checkpoint
 from tests.gguf_files import write_gguf
+from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
 
 F32 = 0

@@ -64,6 +64,9 @@ def test_one_text_has_no_interval(tiny_checkpoint, tmp_path, monkeypatch, capsys
         (["--plot", "x.pdf"], "x.pdf: plots are written as .html or .png"),
         (["--json", "nowhere/x.json"], "nowhere/x.json: the directory nowhere does not exist"),
         (["--json", "."], ".: is a directory"),
+        (["--json", "/dev/null"], "/dev/null: is a device, a pipe or a socket; name a plain file, or - for stdout"),
+        (["--json", "/dev/stdout"], "/dev/stdout: is a symbolic link, which is not followed; name a plain file, or -"),
+        (["--plot", "/dev/stdout"], "/dev/stdout: is a symbolic link, which is not followed; name a plain file\n"),
         (["--text", "no-such-text"], "no-such-text: cannot be read (No such file or directory)"),
         (["--vindex", "no-such-vindex"], "no-such-vindex"),
         (["--dtype", "int3"], "dtype 'int3'"),
@@ -98,7 +101,7 @@ def test_a_model_in_the_hub_cache_is_named_by_its_commit(tiny_checkpoint, tmp_pa
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys):
     for option, name in (("--json", "p.json"), ("--plot", "p.html")):
-        monkeypatch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left")))
+        monkeypatch.setattr("os.replace", lambda source, to: (_ for _ in ()).throw(OSError(28, "No space left")))
         assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "factual", option, tmp_path / name) == 1
         monkeypatch.undo()
         assert f"{name}: cannot be written: No space left" in capsys.readouterr().err

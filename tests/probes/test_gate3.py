@@ -206,3 +206,25 @@ def test_france_on_the_real_model_passes_both_verdicts(real_model: Path, tmp_pat
     assert record["methods"]["geometric"]["verdicts"]["strict"]["result"] == "fail"
     random = [c["suppression"] for c in record["methods"]["forward"]["controls"] if c["kind"] == "random"]
     assert max(map(abs, random)) <= 0.05
+
+
+@pytest.mark.parametrize(
+    "option, name, message",
+    [
+        ("--json", "/dev/null", "/dev/null: is a device, a pipe or a socket; name a plain file, or - for stdout"),
+        ("--save-patch", "pipe", "pipe: is a device, a pipe or a socket; name a plain file"),
+        ("--save-patch", "folder", "folder: is a directory; name a file in it"),
+        ("--plot", "link.png", "link.png: is a symbolic link, which is not followed; name a plain file"),
+        ("--plot", "a.html", "a.html: pictures are written as .png, .svg or .pdf"),
+        ("--plot", "none/a.png", "the directory none does not exist; make it first"),
+    ],
+)
+def test_places_that_cannot_be_written_to_are_told_before_the_work(tmp_path, monkeypatch, option, name, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("probes.model.load", None)  # nothing is loaded
+    os.mkfifo("pipe")
+    Path("folder").mkdir()
+    Path("link.png").symlink_to("elsewhere.png")
+    before = sorted(os.listdir())
+    assert message in fails("gate3", "atlas", option, name)
+    assert sorted(os.listdir()) == before

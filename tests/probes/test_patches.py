@@ -129,7 +129,8 @@ def test_other_weights_are_refused_and_so_is_a_second_application(checkpoint, sa
 
 def test_a_target_that_exists_is_refused(checkpoint, saved, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(TargetError, match="already exists"):
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(TargetError, match="out already exists; choose another -o$"):
         patches.apply(checkpoint, patches.read(saved), tmp_path / "out")
 
 
@@ -212,7 +213,7 @@ def test_saving_a_patch_that_does_not_fit_the_checkpoint(checkpoint, tmp_path):
 
 
 def test_saving_where_nothing_can_be_written(checkpoint, delta, tmp_path):
-    with pytest.raises(TargetError, match="cannot be written"):
+    with pytest.raises(TargetError, match="none does not exist; make it first"):
         patches.save(tmp_path / "none" / "p.safetensors", delta, checkpoint, {})
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
+from vindex.errors import TargetError
+from vindex.writer import open_writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,6 +165,44 @@ def test_the_card_takes_no_record_of_another_checkpoint(tmp_path):
     assert run("card", tmp_path / "base.vindex", "--probe", tmp_path / "probe.json").returncode == 0
     refused = fails("card", tmp_path / "tuned.vindex", "--probe", tmp_path / "probe.json")
     assert "probe.json: of model.safetensors with SHA-256 " in refused and "measure the checkpoint it was" in refused
+
+
+def test_a_card_that_was_edited_is_told_apart_from_damage(built, tmp_path):
+    copy = shutil.copytree(built, tmp_path / "copy.vindex")
+    with (copy / "README.md").open("a") as card:
+        card.write("A note of mine.\n")
+    said = fails("verify", copy)
+    assert said.endswith(f"README.md: edited since it was written; `vindex card {copy}` writes it anew")
+    assert run("card", copy).returncode == 0 and run("verify", copy).returncode == 0
+
+
+def test_verify_names_the_file_of_another_source(built, tmp_path):
+    other = write_checkpoint(tmp_path / "m", shards=2, seed=1)
+    assert "of m has SHA-256" in fails("verify", built, "--source", other)
+
+
+def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp_path, monkeypatch):
+    from vindex.commands.build import demo
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").touch()
+    with pytest.raises(TargetError, match="mine already exists and is nothing that this tool made"):
+        demo(mine)
+    copy = shutil.copytree(built, tmp_path / "v")
+    with pytest.raises(TargetError, match="v is a vindex of another model; choose another -o"):
+        demo(copy)
+    with open_writer(tmp_path / "w", {"source": {"files": []}}, 1, resume=False, force=False) as writer:
+        writer.finish_block("a", {})
+    with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another -o"):
+        demo(tmp_path / "w")
+    assert (mine / "thesis.txt").exists() and (tmp_path / "w.partial" / "journal.jsonl").exists()
+    for step in ("artifact.verify", "artifact.score", "gate3.gate3"):
+        monkeypatch.setattr(f"vindex.commands.{step}", lambda *arguments, **options: None)
+    demo(tmp_path / "demo.vindex")
+    before = (tmp_path / "demo.vindex").stat().st_ino
+    demo(tmp_path / "demo.vindex")
+    assert (tmp_path / "demo.vindex").stat().st_ino != before
 
 
 def test_usage_errors_exit_with_2():

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,11 @@ def refused(call) -> str:
     return str(caught.value)
 
 
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -33,7 +39,7 @@ def refused(call) -> str:
         ),
         (lambda path: os.mkfifo(path), "f: cannot be read: it is a FIFO, and a regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "f: cannot be read: it is a device, and a regular file"),
-        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "f: cannot be read: it is a socket or a device"),
+        (make_socket, "f: cannot be read: it is a socket or a device"),
         (lambda path: path.symlink_to(path), "f: cannot be read (Too many levels of symbolic links)"),
         (lambda path: path.symlink_to("gone"), "f: cannot be read: it is a link to gone, which is not there"),
         (lambda path: path.write_bytes(bytes(101)), "f: has 101 bytes, and at most 100 are read; the way out"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections import namedtuple
 
 import pytest
@@ -48,8 +49,11 @@ def test_a_torn_journal_line_is_dropped(tmp_path):
 def test_a_journal_cut_in_its_first_line_starts_over(tmp_path):
     with write(tmp_path / "v") as writer:
         writer.finish_block("a", 1)
-    (tmp_path / "v.partial" / "journal.jsonl").write_bytes(b'{"opti')
-    with write(tmp_path / "v", resume=True) as writer:
+    (tmp_path / "v.partial" / "journal.jsonl").write_bytes(b'{"vind')
+    damaged = "unfinished build with a damaged journal, not to be resumed; add --force to start over"
+    with pytest.raises(TargetError, match=damaged), write(tmp_path / "v", resume=True):
+        pass
+    with write(tmp_path / "v", force=True) as writer:
         assert writer.finished == {}
 
 
@@ -112,3 +116,114 @@ def test_a_read_only_directory(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(TargetError, match="cannot be written to"), write(tmp_path / "v"):
         pass
+
+
+# ---- a resumed build trusts nothing
+
+
+def begun(target, fingerprint=JOB):
+    """A stopped build of two blocks, of eight bytes each."""
+    with write(target, fingerprint=fingerprint) as writer:
+        writer.allocate(NORMS, 16)
+        for place, block in enumerate("ab"):
+            writer.write(NORMS.name, 8 * place, block.encode() * 8)
+            writer.finish_block(block, {"n": place})
+    return target.with_name("v.partial")
+
+
+def finished_after(target) -> set[str]:
+    with write(target, resume=True) as writer:
+        return set(writer.finished)
+
+
+def test_blocks_whose_bytes_are_lost_or_changed_are_made_again(tmp_path):
+    file = begun(tmp_path / "v") / "norms.bin"
+    whole = file.read_bytes()
+    for at in range(16):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert finished_after(tmp_path / "v") == ({"b"} if at < 8 else {"a"})
+        shutil.rmtree(tmp_path / "v.partial")
+        begun(tmp_path / "v")
+    file.write_bytes(whole[:12])
+    assert finished_after(tmp_path / "v") == {"a"}
+    assert finished_after(tmp_path / "v") == {"a"}  # the journal without the lost block is a journal
+    file.unlink()
+    assert finished_after(tmp_path / "v") == set()
+
+
+def test_a_journal_with_any_byte_changed_is_refused(tmp_path):
+    journal = begun(tmp_path / "v") / "journal.jsonl"
+    whole = journal.read_bytes()
+    first = whole.index(b"\n") + 1
+    for at in range(len(whole)):
+        journal.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        if at == len(whole) - 1:
+            assert finished_after(tmp_path / "v") == {"a"}  # without its end the last line is a torn one
+            continue
+        in_first = "move it away|not to be resumed|other inputs|" if at < first else ""
+        expected = in_first + "line [23] is damaged or was not written by this build"
+        with pytest.raises(TargetError, match=expected) as error, write(tmp_path / "v", resume=True):
+            pass
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"block":"c","record":{}}',
+        b'{"block":"c","record":{},"written":[],"sum":"0"}',
+        b'{"block":"c","record":{},"written":7,"sum":"0"}',
+        b"[]",
+        b"7",
+        b"null",
+        b'"block"',
+        b"{",
+        b"\xff",
+        b"",
+    ],
+)
+def test_lines_that_this_build_did_not_write_are_refused(tmp_path, line):
+    journal = begun(tmp_path / "v") / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes() + line + b"\n")
+    message = r"journal.jsonl: line 4 is damaged or was not written by this build; add --force to start over"
+    with pytest.raises(TargetError, match=message), write(tmp_path / "v", resume=True):
+        pass
+    with write(tmp_path / "v", force=True) as writer:
+        assert writer.finished == {}
+
+
+def test_lines_of_another_build_or_in_another_order_are_refused(tmp_path):
+    other = (begun(tmp_path / "w", JOB | {"other": 1}).parent / "w.partial" / "journal.jsonl").read_bytes().splitlines()
+    journal = begun(tmp_path / "v") / "journal.jsonl"
+    first, a, b = journal.read_bytes().splitlines()
+    for lines in ((first, *other[1:]), (first, b, a), (first, b), (first, a, a)):
+        journal.write_bytes(b"\n".join(lines) + b"\n")
+        with pytest.raises(TargetError, match="is damaged or was not written by this build"):
+            finished_after(tmp_path / "v")
+
+
+@pytest.mark.parametrize("blocks", [[(0, 8)], [(0, 8), (8, 4)], [(0, 8), (4, 12)], [(0, 16), (0, 16)]])
+def test_files_that_the_journal_does_not_account_for_are_not_committed(tmp_path, blocks):
+    with write(tmp_path / "v") as writer:
+        writer.allocate(NORMS, 16)
+        for number, (offset, length) in enumerate(blocks):
+            writer.write(NORMS.name, offset, b"x" * length)
+            writer.finish_block(str(number), {})
+        with pytest.raises(TargetError, match="its blocks are not the whole of norms.bin, each once; add --force"):
+            writer.require_covered()
+
+
+def test_nothing_is_noted_after_a_block_that_is_not_durable(tmp_path, monkeypatch):
+    def fail(descriptor):
+        monkeypatch.undo()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    message = r"v cannot be written \(Input/output error\); repeat with --resume"
+    with pytest.raises(TargetError, match=message), write(tmp_path / "v") as writer:
+        writer.allocate(NORMS, 16)
+        monkeypatch.setattr("os.fsync", fail)
+        for place, block in enumerate("ab"):
+            writer.write(NORMS.name, 8 * place, block.encode() * 8)
+            writer.finish_block(block, {})
+        writer.flush()
+    assert finished_after(tmp_path / "v") == set()

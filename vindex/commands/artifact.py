@@ -82,17 +82,21 @@ def verify(
         print_table(f"{path} ({v.id})", ["check", "", "detail"], rows)
     if failed:
         from vindex.errors import FormatError
+        from vindex.format import CARD
 
         first = failed[0]
-        raise FormatError(f"{path} failed {len(failed)} check(s); first: {first.what}: {first.detail}; build it again")
+        way_out = "" if first.what == CARD.name else "; build it again"  # that check says its own
+        raise FormatError(f"{path} failed {len(failed)} check(s); first: {first.what}: {first.detail}{way_out}")
 
 
 def _check_source(v: Vindex, source: str, layers: int, experts: int, display) -> list:
     from extract.checkpoint import open_checkpoint
-    from extract.rederive import evenly, rederive, sample_blocks
+    from extract.rederive import compare_embeddings, evenly, rederive, require_same_weights, sample_blocks
     from vindex.verify import Check
 
     checkpoint = open_checkpoint(or_bundled(source))
+    size = sum(checkpoint.files.sizes[name] for name in checkpoint.weight_files)
+    require_same_weights(v, checkpoint, 1, stage(display, "hash source", size))
     blocks = sample_blocks(v, checkpoint, evenly(v.index.num_layers, layers), experts)
     advance = stage(display, "re-derive", len(blocks))
     checks = []
@@ -101,6 +105,11 @@ def _check_source(v: Vindex, source: str, layers: int, experts: int, display) ->
         what = found.tensor[found.tensor.index("layers.") :].removesuffix(".weight")
         checks.append(Check(what, found.holds, detail))
         advance(1)
+    if v.index.has_embeddings:
+        compared = compare_embeddings(v, checkpoint)
+        other = compared.first_other
+        detail = f"{compared.rows:,} rows, bit by bit" if other is None else f"row {other} is not the source's"
+        checks.append(Check("embeddings", other is None, detail))
     return checks
 
 

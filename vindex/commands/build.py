@@ -11,7 +11,7 @@ import typer
 
 from vindex.commands.console import print_table, progress, say, stage, styled, warn
 from vindex.demo import CHECKPOINT, or_bundled
-from vindex.errors import EngineError
+from vindex.errors import EngineError, TargetError
 from vindex.options import DEFAULTS, HELP, BuildOptions
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def run_build(
     from extract.engines import in_process
     from extract.layouts import find_layout
     from extract.provenance import peak_memory
+    from vindex.writer import refuse_taken
 
+    refuse_taken(target, resume=resume, force=force)  # before a model is downloaded
     opened = open_checkpoint(name, revision, tokenizer)
     layout = find_layout(opened)
     ignored = layout.ignored
@@ -147,12 +149,29 @@ def run_build(
     print_table(f"built {target}", ["", ""], facts)
 
 
+def _require_own(output: Path) -> None:
+    """Raise TargetError when the demo would replace something else than a vindex, begun or whole, of its own model."""
+    from vindex.checksums import sha256_of
+    from vindex.reader import open_vindex
+    from vindex.targets import check_directory, unfinished
+
+    check_directory(output, force=True)
+    own = {sha256_of(file) for file in CHECKPOINT.glob("*.safetensors")}
+    begun = unfinished(output)
+    if begun is not None and not all(digest in str(begun.get("fingerprint")) for digest in own):
+        raise TargetError(f"{output}.partial is an unfinished build of another model; choose another -o")
+    there = open_vindex(output).manifest.source.files if output.is_dir() and any(output.iterdir()) else None
+    if there is not None and not own <= {file.sha256 for file in there}:
+        raise TargetError(f"{output} is a vindex of another model; choose another -o")
+
+
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
 ) -> None:
     """Build, verify, score and edit the bundled checkpoint."""
     from vindex.commands import artifact, gate3
 
+    _require_own(output)
     say(styled(f"1. vindex build {CHECKPOINT.name} -o {output}", "bold"))
     run_build(str(CHECKPOINT), output, BuildOptions(threads=1), resume=False, force=True)
     say()

@@ -13,7 +13,7 @@ from vindex.commands import gate3_tables
 from vindex.commands.console import print_json, progress, say, stage, typed, warn
 from vindex.commands.probe import hash_weights
 from vindex.demo import or_bundled
-from vindex.errors import ProbeError, TargetError
+from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
     from probes.delete.experiment import Bench, FactResult
@@ -182,25 +182,24 @@ def _run_one(bench: Bench, fact: Any, display: Any) -> FactResult:
     return result
 
 
-def _check_targets(*files: Path | None) -> None:
-    """An hour of work must not end at a directory that does not exist."""
-    for file in files:
-        if file is not None and file != STDOUT and not file.absolute().parent.is_dir():
-            raise TargetError(f"{file}: the directory {file.parent} does not exist; make it first")
+def _check_targets(json_file: Path | None, save_patch: Path | None, plot: Path | None) -> None:
+    """An hour of work must not end at a place that cannot be written to."""
+    from probes.delete.plot import check_target
+    from vindex.targets import check_file
+
+    if json_file is not None and json_file != STDOUT:
+        check_file(json_file, or_stdout=True)
+    if save_patch is not None:
+        check_file(save_patch)
+    if plot is not None:
+        check_target(plot)
 
 
 def _write_json(path: Path | None, record: Any) -> None:
-    """Write beside and rename, so that a reader never finds half a record."""
-    if path is None:
-        return
-    import orjson
+    from vindex.targets import write_json
 
-    beside = path.with_name(path.name + ".partial")
-    try:
-        beside.write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2) + b"\n")
-        beside.replace(path)
-    except OSError as error:
-        raise TargetError(f"{path}: cannot be written: {error.strerror}") from error
+    if path is not None:
+        write_json(path, record, indent=True)
 
 
 def _save(bench: Bench, result: FactResult, path: Path) -> None:

@@ -23,7 +23,6 @@ from vindex.commands.gates_options import (
     gates_in,
     load,
     mask_of,
-    require_free,
     scale_of,
 )
 from vindex.demo import or_bundled
@@ -77,10 +76,11 @@ def convert(
 ) -> None:
     """Write gates again in the published layout, as .pt and as .safetensors."""
     from probes.gates.files import read_gates, write_gates
+    from vindex.targets import GATE_FILES, new_directory
 
     gates = read_gates(source)
-    require_free(output)
-    write_gates(gates, output)
+    with new_directory(output, GATE_FILES, making="directory of gates", reads=[source]) as partial:
+        write_gates(gates, partial)
     say(f"wrote {output}")
 
 
@@ -140,7 +140,9 @@ def bake(
     """Write an ordinary checkpoint in which the masked neurons are zero."""
     from probes.gates.bake import bake as bake_checkpoint
     from probes.model import find
+    from vindex.targets import check_directory
 
+    check_directory(output, force=force, reads=[directory])
     gates = gates_in(directory)
     keep, what = mask_of(gates, directory, threshold, off, indices)
     source = find(or_bundled(model), revision)
@@ -149,8 +151,9 @@ def bake(
     with progress() as display:
         task = display.add_task("copying", total=size)
         count = bake_checkpoint(
-            checkpoint, keep, output, note=note, force=force, advance=lambda done: display.advance(task, done)
-        )
+            checkpoint, keep, output, note=note, force=force, reads=[directory],
+            advance=lambda done: display.advance(task, done),
+        )  # fmt: skip
     say(f"wrote {output}: {count:,} of {keep.numel():,} neurons off ({what}); gate_proj and up_proj rows are zero")
 
 

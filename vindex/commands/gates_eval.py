@@ -21,7 +21,7 @@ from vindex.commands.gates_options import (
     load,
     scale_of,
 )
-from vindex.commands.probe import hash_weights, require_place, write_json
+from vindex.commands.probe import hash_weights
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def evaluate(
     from probes.gates.evaluate import mask_count, record
     from probes.gates.score import Settings
     from probes.plot import check_target
+    from vindex.targets import check_file, write_json
 
     to_stdout = json == Path("-")
-    for target in (json if not to_stdout else None, plot):
-        require_place(target)
+    if json and not to_stdout:
+        check_file(json, or_stdout=True)
     if plot:
         check_target(plot)
     if (forget is None) != (retain is None):
@@ -89,7 +90,7 @@ def evaluate(
         digests = hash_weights(loaded, display)
     made = record(loaded, directory.name, result, panels, scales, generate, digests)
     if json and not to_stdout:
-        write_json(made, json)
+        write_json(json, made)
     if plot:
         drawing.draw(result, f"{loaded.name}, {directory.name}", plot)
     if to_stdout:
@@ -166,8 +167,8 @@ def _panels(
 
 def _trained_scale(directory: Path) -> str:
     """The scale mode that the run record beside the gates states, or none."""
-    from probes.gates.train import TRAINING
     from vindex.schema import load_record
+    from vindex.targets import TRAINING
 
     path = directory / TRAINING
     options = load_record(path).get("options") if os.path.lexists(path) else None

@@ -9,7 +9,7 @@ import typer
 
 from vindex.commands.console import warn
 from vindex.demo import or_bundled
-from vindex.errors import ProbeError, TargetError
+from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,10 +89,3 @@ def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded
     for note in loaded.notes:
         warn(f"note: {note}")
     return loaded
-
-
-def require_free(output: Path, force: bool = False) -> None:
-    if output.is_file():
-        raise TargetError(f"{output}: is a file; name a directory")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise TargetError(f"{output}: already holds files; choose another place or add --force")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.commands.console import progress, say, warn
-from vindex.commands.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision, load, require_free
-from vindex.commands.probe import write_json
+from vindex.commands.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision, load
+from vindex.demo import or_bundled
 from vindex.errors import TargetError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def train(
     from probes.gates import resume as state
     from probes.gates.data import read_forget, read_retain
     from probes.gates.options import from_preset
+    from vindex.targets import TRAINED_GATES, check_directory
 
     options = from_preset(
         preset, scale_mode=scale_mode, chat=chat, beta=beta, lambda_f=lambda_f, lambda_r=lambda_r,
@@ -70,8 +71,8 @@ def train(
         )
     if resume and not (output / state.STATE).exists():
         raise TargetError(f"{output}: nothing to resume here; start without --resume")
-    if not resume:
-        require_free(output, force)
+    given = [path for path in (Path(or_bundled(model)), forget, retain) if path is not None and path.exists()]
+    check_directory(output, force=force or resume, reads=given, kinds=TRAINED_GATES)
     rows = read_forget(forget, forget_limit), read_retain(retain, retain_limit)
     loaded = load(model, device=_own_device(device), dtype=dtype, revision=revision)
     try:
@@ -94,10 +95,10 @@ def run_training(
     resume: bool,
 ) -> None:
     """Encode, train with a progress bar, write the gates and the run record; only the first process prints."""
-    from probes.gates import resume as state
     from probes.gates.files import write_gates
-    from probes.gates.train import TRAINING, encode, record, train
+    from probes.gates.train import encode, record, train
     from probes.match import weights_sha256
+    from vindex.targets import GATE_FILES, TRAINED_GATES, TRAINING, new_directory, write_json
 
     data = encode(loaded, forget, retain, options, weights_sha256(loaded))
     first = _is_first_process()
@@ -112,9 +113,10 @@ def run_training(
         trained = train(loaded, data, options, directory=output, save_every=save_every, resuming=resume, on_step=show)
     if not first:
         return
-    write_gates(trained.gates, output)
-    write_json(record(loaded, trained, options, data), output / TRAINING)
-    (output / state.STATE).unlink(missing_ok=True)
+    files, made = [*GATE_FILES, TRAINING], record(loaded, trained, options, data)
+    with new_directory(output, files, making="directory of gates", force=True, kinds=TRAINED_GATES) as partial:
+        write_gates(trained.gates, partial)
+        write_json(partial / TRAINING, made)
     spread = float(trained.gates.values.std())
     say(f"wrote {output}: λ std {spread:.3f} after {len(trained.curves['loss'])} steps, {trained.seconds:.0f} s")
 

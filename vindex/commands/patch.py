@@ -42,7 +42,7 @@ def show(
 def apply(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint directory; it is not changed.")],
     patch: Annotated[Path, typer.Argument(help="Patch file made for these weights.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write; must not exist.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write, new or empty.")],
 ) -> None:
     """Write an ordinary checkpoint with the patch in it."""
     from probes import patches

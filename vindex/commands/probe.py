@@ -11,7 +11,6 @@ import typer
 
 from vindex.commands.console import print_json, print_table, progress, say, stage, styled, warn
 from vindex.demo import or_bundled
-from vindex.errors import TargetError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -56,10 +55,11 @@ def probe(
     from probes import texts
     from probes.model import load
     from probes.plot import check_target, draw
+    from vindex.targets import check_file, write_json
 
     to_stdout = json == Path("-")
-    for target in (json if not to_stdout else None, plot):
-        require_place(target)
+    if json and not to_stdout:
+        check_file(json, or_stdout=True)
     if plot:
         check_target(plot)
     disable_progress_bar()
@@ -70,7 +70,7 @@ def probe(
     if plot:
         draw(record, plot)
     if json and not to_stdout:
-        write_json(record, json)
+        write_json(json, record)
     if to_stdout:
         print_json(record)
         return
@@ -202,27 +202,6 @@ def print_published(record: Mapping[str, Any]) -> None:
         ["model", *(f">{symbol}" for symbol in symbols), "remarks"],
         rows,
     )
-
-
-def require_place(target: Path | None) -> None:
-    """Raise TargetError if a file cannot be written at `target`."""
-    if target and not target.parent.is_dir():
-        raise TargetError(f"{target}: the directory {target.parent} does not exist; make it first")
-    if target and target.is_dir():
-        raise TargetError(f"{target}: is a directory; name a file in it")
-
-
-def write_json(record: Mapping[str, Any], target: Path) -> None:
-    """Write beside, then rename, so that a reader never sees half a record."""
-    import orjson
-
-    partial = target.with_name(target.name + ".partial")
-    try:
-        partial.write_bytes(orjson.dumps(record) + b"\n")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise TargetError(f"{target}: cannot be written: {error.strerror}") from error
 
 
 def _open(directory: Path | None) -> Vindex | None:

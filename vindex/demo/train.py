@@ -36,7 +36,17 @@ from vindex.demo.corpus import documents
 from vindex.demo.evaluate import evaluate
 from vindex.demo.facts import HERE, names
 from vindex.demo.spans import text
+from vindex.targets import TRAINING, new_directory, write_bytes
 
+FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    TRAINING,
+)
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -287,11 +297,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.monotonic()
     tokenizer = train_tokenizer(options)
     model, losses = train(options, tokenizer)
-    save(model, tokenizer, out)
-    minutes = (time.monotonic() - started) / 60
-    figures = evaluate(*load(out))
-    report = record(options, losses, minutes, figures)
-    (out / "training.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with new_directory(out, FILES, making="checkpoint") as partial:
+        save(model, tokenizer, partial)
+        minutes = (time.monotonic() - started) / 60
+        figures = evaluate(*load(partial))
+        report = record(options, losses, minutes, figures)
+        write_bytes(partial / TRAINING, (json.dumps(report, indent=1) + "\n").encode())
     rows = [(name, f"{value:.3f}") for name, value in figures.items()]
     print_table(f"{out.name} after {options.steps} + {options.practice_steps} steps", ["figure", ">value"], rows)
 

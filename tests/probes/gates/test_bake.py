@@ -147,17 +147,23 @@ def test_only_the_text_tower_is_masked_and_what_is_not_the_model_stays_behind(tm
     }  # fmt: skip
 
 
-def test_an_existing_target_is_kept_unless_forced(tiny_checkpoint, tmp_path):
-    target = tmp_path / "taken"
-    target.mkdir()
-    (target / "mine").touch()
-    with pytest.raises(TargetError, match="already exists; choose another place or add --force"):
-        bake(tiny_checkpoint, torch.ones(3, 48, dtype=torch.bool), target)
-    assert (target / "mine").exists()
-    bake(tiny_checkpoint, torch.ones(3, 48, dtype=torch.bool), target, force=True)
-    assert not (target / "mine").exists() and (target / "model.safetensors").exists()
-    with pytest.raises(TargetError, match="is the checkpoint itself"):
-        bake(target, torch.ones(3, 48, dtype=torch.bool), target, force=True)
+def test_a_baked_checkpoint_is_replaced_when_forced_and_nothing_else(tiny_checkpoint, tmp_path):
+    target, all_on = tmp_path / "baked", torch.ones(3, 48, dtype=torch.bool)
+    bake(tiny_checkpoint, all_on, target)
+    with pytest.raises(TargetError, match="already exists; choose another -o, or add --force"):
+        bake(tiny_checkpoint, ~all_on, target)
+    bake(tiny_checkpoint, ~all_on, target, note={"mask": "all"}, force=True)
+    assert json.loads((target / BAKED).read_text()) == {"mask": "all"}
+    with pytest.raises(TargetError, match="baked is, or holds, .*baked, which is being read"):
+        bake(target, all_on, target, force=True)
+    (target / "results").mkdir()
+    with pytest.raises(TargetError, match="holds results, which this tool did not write, so it is not replaced"):
+        bake(tiny_checkpoint, all_on, target, force=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    with pytest.raises(TargetError, match="is nothing that this tool made"):
+        bake(tiny_checkpoint, all_on, tmp_path / "taken", force=True)
+    assert (tmp_path / "taken" / "mine").exists()
 
 
 def test_an_interrupted_bake_leaves_nothing(tiny_checkpoint, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import sys
 import time
@@ -68,7 +69,7 @@ def test_stats_prints_the_cards_tables_and_fails_on_a_wrong_one(directory, tmp_p
     stated = json.loads((copy / "gate_stats.json").read_text()) | {"mean": 0.9}
     (copy / "gate_stats.json").write_text(json.dumps(stated))
     assert "1 stated figure(s) do not hold, first mean in gate_stats.json: stated 0.9" in fails("stats", copy)
-    assert "already holds files" in fails("convert", directory, "-o", copy)
+    assert "already exists; choose another -o" in fails("convert", directory, "-o", copy)
 
 
 def test_convert_writes_every_file_of_the_layout(directory, tmp_path):
@@ -123,7 +124,26 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     shown = run("compare", out, out)
     assert "correlation of λ over all neurons: 1.000" in shown
     assert json.loads(run("compare", out, out, "--json"))["overlaps"][0]["jaccard"] == 1
-    assert "already holds files" in fails("train", "atlas", "-o", out, *data)
+    assert "already exists; choose another -o, or add --force" in fails("train", "atlas", "-o", out, *data)
+    run("train", "atlas", "-o", out, *data, "--max-steps", 1, "--batch-size", 2, "--force")
+    assert len(json.loads((out / "training.json").read_text())["curves"]["loss"]) == 1
+    (out / "thesis.txt").touch()
+    assert "holds thesis.txt, which this tool did not write" in fails("train", "atlas", "-o", out, *data, "--force")
+    mine = "is nothing that this tool made (trained gates, stopped training), so it is not replaced"
+    assert mine in fails("train", "atlas", "-o", tmp_path, *data, "--force")
+    assert "which is being read" in fails("train", "atlas", "-o", rows[0].parent, *data, "--force")
+    assert rows[0].exists() and (out / "thesis.txt").exists()
+
+
+def test_bake_force_replaces_no_directory_of_mine(directory, tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    for place, message in (
+        (tmp_path, "is nothing that this tool made"),
+        (directory, "is, or holds, .*, which is being"),
+    ):
+        assert re.search(message, fails("bake", "atlas", directory, "--off", "25%", "-o", place, "--force"))
+    assert (tmp_path / "thesis.txt").exists() and (directory / "lambda_logits.pt").exists()
+    assert "'.' cannot be made anew" in fails("bake", "atlas", directory, "--off", "25%", "-o", ".", "--force")
 
 
 def test_questions_without_an_answer(directory, rows, tmp_path):
@@ -147,7 +167,7 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
     assert "neither lambda_logits.pt" in fails("stats", tmp_path)
     assert "--forget without --retain" in fails("eval", "atlas", directory, "--forget", rows[0])
     assert "plots are written as" in fails("eval", "atlas", directory, "--plot", tmp_path / "a.pdf")
-    assert "is a file; name a directory" in fails("train", "atlas", "-o", rows[0])
+    assert "already exists and is not a directory" in fails("train", "atlas", "-o", rows[0])
     assert "nothing to resume" in fails("train", "atlas", "-o", tmp_path / "new", "--resume")
     assert "preset 'x': expected one of" in fails("train", "atlas", "-o", tmp_path / "new", "--preset", "x")
 
