@@ -87,10 +87,9 @@ def _directory(v: Vindex) -> Check:
     links = sum(entry.is_symlink() for entry in entries if entry.name in known)
     if others:
         return Check("directory", False, f"not part of a vindex: {listed(others)}; remove it")
-    remarks = [f"; {links} of its files are links"] * (links > 0) + [f"; {left[0]} of a write that was killed"] * bool(
-        left
-    )
-    return Check("directory", True, f"nothing else in it{''.join(remarks)}")
+    linked = f"; {links} of its files are links" if links else ""
+    killed = f"; {left[0]} of a write that was killed" if left else ""
+    return Check("directory", True, f"nothing else in it{linked}{killed}")
 
 
 def _described(path: Path) -> str:
