@@ -26,7 +26,16 @@ from vindex.errors import CheckpointError, ProbeError
 from vindex.hub import refuse_revision, snapshot
 from vindex.model_config import checked, towers
 from vindex.quantised import FEW_BITS, left_over_note, quantisation
-from vindex.weights import CONFIG, Weights, adapter_note, read_json, read_weights, refuse_adapter, text_prefix
+from vindex.weights import (
+    CONFIG,
+    Weights,
+    adapter_note,
+    read_json,
+    read_weights,
+    refuse_adapter,
+    require_layers,
+    text_prefix,
+)
 
 Side = Literal["input", "output"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -192,7 +201,7 @@ class _Stored(NamedTuple):
         config = checked(read_json(files, CONFIG), files.name)
         weights = read_weights(files, config)
         prefix = text_prefix(weights.tensors, files.name)
-        _require_layers(config, weights, prefix, files.name)
+        require_layers(weights, prefix, towers(config)[-1].get("num_hidden_layers") or 0, files.name)
         found = quantisation(files, config)
         quantised = [name for name, stored in weights.tensors.items() if stored.dtype in FEW_BITS]
         if quantised and (found is None or (found.file, found.path) != (CONFIG, "quantization_config")):
@@ -204,19 +213,6 @@ class _Stored(NamedTuple):
         left_over = found is not None and not quantised
         notes = (adapter_note(files, weights.tensors), left_over_note(found) if found and left_over else None)
         return cls(weights, left_over and "quantization_config" in config, tuple(note for note in notes if note))
-
-
-def _require_layers(config: dict[str, Any], weights: Weights, prefix: str, where: str) -> None:
-    """Refuse more layers than are stored before transformers makes room for them."""
-    count = towers(config)[-1].get("num_hidden_layers", 0)  # transformers has a default where there is none
-    at = f"{prefix}layers."
-    stored = {name.removeprefix(at).partition(".")[0] for name in weights.tensors if name.startswith(at)}
-    lost = next((layer for layer in range(count) if str(layer) not in stored), None)
-    if lost is not None:
-        raise CheckpointError(
-            f"{where}: config.json says {count} layers, and no tensor of {at}{lost} is stored; "
-            "the checkpoint is incomplete"
-        )
 
 
 def _require_whole(missing: Iterable[str], where: str) -> bool:

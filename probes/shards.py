@@ -15,7 +15,16 @@ from torch import Tensor
 from vindex import targets
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError
-from vindex.weights import CONFIG, read_json, read_weights, text_prefix
+from vindex.model_config import checked, towers
+from vindex.weights import (
+    CONFIG,
+    Weights,
+    read_json,
+    read_weights,
+    refuse_adapter,
+    require_equal_layers,
+    text_prefix,
+)
 
 BLOCK_BYTES = 1 << 22
 
@@ -33,14 +42,26 @@ class Place(NamedTuple):
     stop: int
 
 
+def whole(files: LocalFiles) -> tuple[Weights, str]:
+    """Where a checkpoint's tensors lie, and the prefix of the text tower's; headers are read and nothing else.
+
+    Raises CheckpointError when it is damaged, only an adapter, or lacks a layer or a tensor of one.
+    """
+    refuse_adapter(files)
+    config = checked(read_json(files, CONFIG), files.name)
+    weights = read_weights(files, config)
+    prefix = text_prefix(weights.tensors, files.name)
+    require_equal_layers(weights, prefix, towers(config)[-1].get("num_hidden_layers") or 0, files.name)
+    return weights, prefix
+
+
 def locate(checkpoint: Path, layer: int) -> Place:
     """Find the text tower's `layers.<layer>.mlp.gate_proj.weight` in a checkpoint without reading any weight.
 
-    Raises CheckpointError when the directory is no checkpoint, PatchError when it has no such matrix.
+    Raises CheckpointError when the directory is no whole checkpoint, PatchError when it has no such matrix.
     """
-    files = LocalFiles(checkpoint)
-    weights = read_weights(files, read_json(files, CONFIG))
-    name = f"{text_prefix(weights.tensors, files.name)}layers.{layer}.mlp.gate_proj.weight"
+    weights, prefix = whole(LocalFiles(checkpoint))
+    name = f"{prefix}layers.{layer}.mlp.gate_proj.weight"
     if name not in weights.tensors or len(weights.tensors[name].shape) != 2:
         raise PatchError(f"{checkpoint}: has no matrix {name}; expected a dense checkpoint with that layer")
     file, dtype, (rows, columns), start, stop = weights.tensors[name]

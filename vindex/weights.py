@@ -33,6 +33,7 @@ BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
     "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4,
 }  # fmt: skip
+LAYER = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.(.+)")
 TOWERS = {  # prefix of the text tower's tensors: the head that goes with it
     "model.language_model.": "lm_head.weight",
     "language_model.model.": "language_model.lm_head.weight",
@@ -169,6 +170,44 @@ def text_prefix(tensors: Iterable[str], where: str) -> str:
             )
     names = ", ".join(f"{prefix}embed_tokens.weight" for prefix in TOWERS)
     raise CheckpointError(f"{where}: no token embeddings; expected one of {names}; it may be incomplete")
+
+
+def require_layers(weights: Weights, prefix: str, count: int, where: str) -> dict[int, set[str]]:
+    """{layer: names of its tensors, after `layers.N.`} of the text tower's `count` layers.
+
+    Raises CheckpointError when one of them has no tensor at all.
+    """
+    found: dict[int, set[str]] = {}
+    for name in weights.tensors:
+        match = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if match:
+            found.setdefault(int(match[1]), set()).add(match[2])
+    lost = next((layer for layer in range(count) if layer not in found), None)
+    if lost is not None:
+        raise CheckpointError(
+            f"{where}: config.json says {count} layers, and no tensor of {prefix}layers.{lost} is stored; "
+            "the checkpoint is incomplete"
+        )
+    return found
+
+
+def require_equal_layers(weights: Weights, prefix: str, count: int, where: str) -> None:
+    """Raise CheckpointError when a layer lacks a tensor that the others of its kind have.
+
+    Hybrids have layers of several kinds: with linear or full attention, with experts or dense.
+    """
+    kinds: dict[tuple[bool, bool], dict[int, set[str]]] = {}
+    for layer, names in require_layers(weights, prefix, count, where).items():
+        kind = any(name.startswith("linear_attn.") for name in names), any("experts." in name for name in names)
+        kinds.setdefault(kind, {})[layer] = names
+    for layers in kinds.values():
+        every = set().union(*layers.values())
+        for layer, names in layers.items():
+            if lost := sorted(every - names):
+                raise CheckpointError(
+                    f"{where}: {prefix}layers.{layer}.{lost[0]} is not stored, and other layers have theirs; "
+                    "the checkpoint is incomplete"
+                )
 
 
 def refuse_adapter(files: Readable) -> None:

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 from torch import Tensor
 
-from probes.shards import copy_into
+from probes.shards import copy_into, whole
 from vindex import targets
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError
 from vindex.targets import BAKED
-from vindex.weights import ADAPTER, CONFIG, WEIGHT_MAP, Weights, read_json, read_weights, refuse_adapter, text_prefix
+from vindex.weights import ADAPTER, CONFIG, WEIGHT_MAP, Weights, read_json
 
 TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
@@ -58,8 +58,9 @@ def bake(
     """
     targets.check_directory(target, force=force, reads=[checkpoint, *reads])
     source = LocalFiles(checkpoint)
-    weights = _weights(source)
-    places = _places(weights, text_prefix(weights.tensors, source.name))
+    _refuse_mixture(source)
+    weights, prefix = whole(source)
+    places = _places(weights, prefix)
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
     files = [checkpoint / name for name in source.sizes if _belongs(name, weights)]
     names, reads = [file.name for file in files], [checkpoint, *files, *reads]
@@ -73,16 +74,13 @@ def bake(
     return int((~keep).sum())
 
 
-def _weights(source: LocalFiles) -> Weights:
-    """Where the tensors lie. Raises CheckpointError on a mixture of experts."""
-    refuse_adapter(source)
+def _refuse_mixture(source: LocalFiles) -> None:
     config = read_json(source, CONFIG)
     experts = config.get("num_experts") or config.get("num_local_experts")
     if experts:
         raise CheckpointError(
             f"{source.name}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
         )
-    return read_weights(source, config)
 
 
 def _belongs(name: str, weights: Weights) -> bool:

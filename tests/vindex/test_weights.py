@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 import vindex
 from extract.checkpoint import open_checkpoint
 from extract.layouts import find_layout
-from probes import record, suite
+from probes import patches, record, suite
+from probes.delete import Delta
+from probes.gates.bake import bake
 from probes.model import load, require_head, weight
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
@@ -153,6 +155,21 @@ def test_a_lost_layer_and_a_lost_tensor_are_told(model):
         CheckpointError, match=r"1 tensor\(s\) of the model are not stored, first model.layers.1.self_attn"
     ):
         load(model, device="cpu")
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.layers.2.self_attn.q_norm.weight"])
+def test_patches_and_baking_refuse_a_checkpoint_that_lacks_a_tensor(model, tmp_path, lost):
+    patch = Delta(0, torch.ones(48), torch.ones(32), "forward")
+    patches.save(tmp_path / "p.safetensors", patch, model, {})
+    change(model, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != lost})
+    for attempt in (
+        lambda: patches.apply(model, patches.read(tmp_path / "p.safetensors"), tmp_path / "out"),
+        lambda: patches.save(tmp_path / "q.safetensors", patch, model, {}),
+        lambda: bake(model, torch.ones(3, 48, dtype=torch.bool), tmp_path / "out"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{lost} is not stored, and other layers have theirs"):
+            attempt()
+    assert not (tmp_path / "out").exists()
 
 
 def with_head(tensors):
