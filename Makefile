@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 REAL_MODEL ?= .cache/real-135m
+QWEN_MODEL ?= .cache/qwen2.5-0.5b
 # Small matrices: with more threads they only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-real lint clean
+.PHONY: demo test test-real test-qwen lint clean
 
 demo: .venv/installed
 	$(BIN)/vindex demo
@@ -16,6 +17,9 @@ test: .venv/installed lint
 test-real: .venv/installed $(REAL_MODEL)/config.json
 	VINDEX_REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m real
 
+test-qwen: .venv/installed $(QWEN_MODEL)/config.json
+	VINDEX_QWEN_MODEL=$(QWEN_MODEL) $(BIN)/python -m pytest -m qwen
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,6 +27,9 @@ lint: .venv/installed
 
 $(REAL_MODEL)/config.json: .venv/installed
 	$(BIN)/python tests/real_model.py $(REAL_MODEL)
+
+$(QWEN_MODEL)/config.json: .venv/installed
+	$(BIN)/python tests/real_model.py $(QWEN_MODEL) qwen2.5-0.5b
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("vindex needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -72,16 +72,27 @@ def built_mixture(mixture, tmp_path_factory) -> Path:
     return target
 
 
+def laid_out(variable: str, target: str) -> Path:
+    """The directory of a real checkpoint, which `make TARGET` lays out and names in the environment."""
+    directory = os.environ.get(variable)
+    if not directory:
+        pytest.skip(f"{variable} is not set; `make {target}` lays the real model out and runs these tests")
+    path = Path(directory)
+    if not (path / "config.json").is_file():
+        pytest.fail(f"{variable}={directory} holds no config.json; run `make {target}`")
+    return path
+
+
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The directory of the real 135M checkpoint."""
-    directory = os.environ.get("VINDEX_REAL_MODEL")
-    if not directory:
-        pytest.skip("VINDEX_REAL_MODEL is not set; `make test-real` lays the real 135M model out and runs these tests")
-    path = Path(directory)
-    if not (path / "config.json").is_file():
-        pytest.fail(f"VINDEX_REAL_MODEL={directory} holds no config.json; run `make test-real`")
-    return path
+    return laid_out("VINDEX_REAL_MODEL", "test-real")
+
+
+@pytest.fixture(scope="session")
+def qwen_model() -> Path:
+    """The directory of the real Qwen2.5-0.5B checkpoint, with its GGUF in gguf/."""
+    return laid_out("VINDEX_QWEN_MODEL", "test-qwen")
 
 
 @pytest.fixture(scope="session")
