@@ -19,7 +19,7 @@ import torch
 from extract.blocks import DIRECTIONS, Method, cast_report
 from extract.cast import to_half
 from extract.checkpoint import Checkpoint
-from extract.device import whole_products
+from extract.device import page_locked, whole_products
 from extract.engines import Engine, in_process
 from extract.job import Job, Stages
 from extract.layouts import find_layout
@@ -66,6 +66,8 @@ def build(
     vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
     notes = (*checkpoint.notes, *layout.notes, *_tokens_note(checkpoint, index, vocabulary))
     _prepare_device(options)
+    if options.device.startswith("cuda"):
+        checkpoint = checkpoint.reading_into(page_locked)
     refuse_taken(target, resume=resume, force=force)
     source = hash_source(checkpoint, options.threads, stages)
     manifest_is_readable(
