@@ -15,11 +15,13 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,11 +32,11 @@ from benchmarks.synthetic import QWEN3_8B, Shapes, real_looking_weight, write_ch
 from extract import svd
 from extract.cast import to_half
 from extract.checkpoint import open_checkpoint
-from extract.device import narrow
+from extract.device import fetched, page_locked, wide
+from extract.stores.safetensors import fresh
 
 TOLERANCE = 1e-4
-TIGHT = svd.RITZ_TARGET
-LOOSE = TOLERANCE / 2  # so that the certificate, from the weight itself, stays below the tolerance
+QWEN3_8B_LAYERS, QWEN3_8B_SHARD = 36, 4.0e9  # bytes of the largest of its five files
 
 
 class Sizes(NamedTuple):
@@ -123,56 +125,56 @@ def methods(bench: Bench) -> None:
     weight = real_looking_weight(neurons, hidden, device=bench.device)
     turned = weight.T.contiguous().T
     for name, by_neuron in ((f"{neurons}×{hidden}", weight), (f"{hidden}×{neurons}", turned)):
-        small = by_neuron.bfloat16() if bench.device == "cuda" else by_neuron
-        bench.attempt(name, lambda name=name, small=small, wide=by_neuron: _contenders(bench, name, small, wide))
+        bench.attempt(name, lambda name=name, by_neuron=by_neuron: _contenders(bench, name, by_neuron))
+    bench.attempt("flat spectra", lambda: _flat_spectra(bench))
     bench.attempt("Gram products", lambda: _gram_products(bench, weight))
     bench.attempt("small factorisations", lambda: _factorisations(bench, hidden, features))
     bench.attempt("the CPU", lambda: _cpu_directions(bench, weight.cpu()))
     bench.attempt("probe", lambda: _exact(bench, hidden))
 
 
-def _contenders(bench: Bench, name: str, small: torch.Tensor, wide: torch.Tensor) -> None:
-    """Rows for each method on one weight: ms from the weight to certified directions, products, residual."""
+def _contenders(bench: Bench, name: str, weight: torch.Tensor) -> None:
+    """Rows for each method on one weight: ms from the weight to certified directions, residual, products."""
     features = bench.sizes.features
-    shorter = svd._shorter_columns(small)
+    products = []
 
-    def lanczos() -> tuple[svd.Directions, str]:
-        return svd.top_directions(small, features, TOLERANCE, "w"), ""
+    def lanczos() -> svd.Directions:
+        return svd.top_directions(weight, features, TOLERANCE, "w")
 
-    def chebyshev_to(target: float, **options: Any) -> Callable[[], tuple[svd.Directions, str]]:
-        def run() -> tuple[svd.Directions, str]:
-            found = chebyshev.leading(svd.gram_matrix(shorter), features + 1, target, **options)
-            pairs = svd._Eigenpairs(found.values, found.vectors)
-            return svd._certified(wide, pairs, features, "chebyshev"), f", {found.products} products"
+    def filtered() -> svd.Directions:
+        gram = svd.gram_matrix(svd._shorter_columns(weight))
+        found = chebyshev.leading(gram, features + 1, svd.RITZ_TARGET)
+        products.append(found.products)
+        return svd._certified(weight, svd._Eigenpairs(found.values, found.vectors), features, "chebyshev")
 
-        return run
-
-    contenders = {
-        "block Lanczos, as built": lanczos,
-        "Chebyshev, tight": chebyshev_to(TIGHT),
-        "Chebyshev, to 1e-4": chebyshev_to(LOOSE),
-        "Chebyshev, bfloat16 first, tight": chebyshev_to(TIGHT, rough=True),
-        "Chebyshev, bfloat16 first, to 1e-4": chebyshev_to(LOOSE, rough=True),
-        "Chebyshev, tight, small eigh on the device": chebyshev_to(TIGHT, small=bench.device),
-    }
-
-    def measure(what: str, run: Callable[[], tuple[svd.Directions, str]]) -> None:
-        kept: list[tuple[svd.Directions, str]] = []
+    def measure(what: str, run: Callable[[], svd.Directions]) -> None:
+        kept: list[svd.Directions] = []
         spent = bench.milliseconds(lambda: kept.append(run()))
-        directions, products = kept[-1]
-        note = f"residual {_residual(wide, directions.rows):.1e}, certificate {directions.residuals.max():.1e}"
-        bench.say(what, spent, "ms", note + products)
+        note = f"residual {_residual(weight, kept[-1].rows):.1e}, certificate {kept[-1].residuals.max():.1e}"
+        bench.say(what, spent, "ms", note + (f", {products[-1]} products" if run is filtered else ""))
 
-    for method, run in contenders.items():
-        what = f"{name}: {method}"
-        bench.attempt(what, lambda what=what, run=run: measure(what, run))
-    gram = svd.gram_matrix(shorter)
+    bench.attempt(name, lambda: measure(f"{name}: block Lanczos, as built", lanczos))
+    bench.attempt(name, lambda: measure(f"{name}: Chebyshev", filtered))
+    gram = svd.gram_matrix(svd._shorter_columns(weight))
     pairs = svd._block_lanczos(gram, features + 1)
     alone = bench.milliseconds(lambda: svd._block_lanczos(gram, features + 1))
     bench.say(f"{name}: Lanczos iteration alone", alone, "ms")
     if pairs:
-        alone = bench.milliseconds(lambda: svd._certified(wide, pairs, features, ""))
+        alone = bench.milliseconds(lambda: svd._certified(weight, pairs, features, ""))
         bench.say(f"{name}: certificate alone", alone, "ms")
+
+
+def _flat_spectra(bench: Bench) -> None:
+    """The largest certificate of a random weight, whose small eigenproblem has 256 rows: where it comes from."""
+    weight = torch.randn(768, 512, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+
+    def largest(device: str) -> float:
+        return float(svd.top_directions(weight.to(device), 24, TOLERANCE, "w").residuals.max())
+
+    bench.say("flat 768×512: certificate", largest(bench.device))
+    with patch.object(svd, "JACOBI_ROWS", 0):
+        bench.say("flat 768×512: certificate, eigh in float32", largest(bench.device))
+    bench.say("flat 768×512: certificate, on the CPU", largest("cpu"))
 
 
 def _residual(weight: torch.Tensor, rows: torch.Tensor) -> float:
@@ -184,15 +186,11 @@ def _residual(weight: torch.Tensor, rows: torch.Tensor) -> float:
 
 
 def _gram_products(bench: Bench, weight: torch.Tensor) -> None:
-    small = weight.bfloat16()
-    bench.say("Gram, float32, panels", bench.milliseconds(lambda: svd.gram_matrix(weight)), "ms")
-    bench.say("Gram, float32, one product", bench.milliseconds(lambda: weight.T @ weight), "ms")
-    bench.say("Gram, bfloat16, panels", bench.milliseconds(lambda: svd.gram_matrix(small)), "ms")
-    bench.say("Gram, bfloat16, one product", bench.milliseconds(lambda: svd._product(small.T, small)), "ms")
-    once, panels = svd._product(small.T, small), svd.gram_matrix(small)
     exact = weight.double().T @ weight.double()
-    for name, gram in (("one product", once), ("panels", panels), ("float32", weight.T @ weight)):
-        bench.say(f"Gram error, {name}", float((gram - exact).norm() / exact.norm()), "", "‖G − exact‖/‖exact‖")
+    for name, product in (("panels", svd.gram_matrix), ("one product", lambda matrix: matrix.T @ matrix)):
+        error = float((product(weight) - exact).norm() / exact.norm())
+        spent = bench.milliseconds(lambda product=product: product(weight))
+        bench.say(f"Gram, {name}", spent, "ms", f"‖G − exact‖/‖exact‖ {error:.1e}")
 
 
 def _factorisations(bench: Bench, hidden: int, features: int) -> None:
@@ -203,13 +201,15 @@ def _factorisations(bench: Bench, hidden: int, features: int) -> None:
     for each in (block, wide):
         spent = bench.milliseconds(lambda each=each: chebyshev.orthonormal(each))
         bench.say(f"CholeskyQR2 of {hidden}×{each.shape[1]}", spent, "ms")
-    for size in (round(svd.FIRST_CHECK * (features + 1)), round(chebyshev.OVER * features)):
+    for size in (round(svd.FIRST_CHECK * (features + 1)), 256):
         random = torch.randn(size, size, device=bench.device)
-        matrix = random + random.T
-        for device in dict.fromkeys((bench.device, "cpu")):
-            there = matrix.to(device)
-            spent = bench.milliseconds(lambda there=there: torch.linalg.eigh(there))
-            bench.say(f"eigh of {size}×{size} on {device}", spent, "ms")
+        for dtype, device in itertools.product((torch.float32, torch.float64), dict.fromkeys((bench.device, "cpu"))):
+            matrix = (random @ random.T).to(device, dtype)
+            spent = bench.milliseconds(lambda matrix=matrix: torch.linalg.eigh(matrix))
+            values, vectors = (found.double() for found in torch.linalg.eigh(matrix))
+            error = float((matrix.double() @ vectors - vectors * values).norm(dim=0).max() / values[-1])
+            what = f"eigh of {size}×{size} on {device}, {str(dtype).removeprefix('torch.')}"
+            bench.say(what, spent, "ms", f"residual over the largest value {error:.1e}")
 
 
 def _cpu_directions(bench: Bench, weight: torch.Tensor) -> None:
@@ -240,33 +240,26 @@ def transfer(bench: Bench) -> None:
 
         bench.attempt(what, measured)
 
-    say("read into fresh memory", lambda: _read(path, bytearray(stored.nbytes)))
-    say("float32, pageable", lambda: stored.float().to(bench.device), "; widened on the CPU")
-    say("as built: bfloat16", lambda: narrow(stored, bench.device), "; torch's own page-locked memory")
+    size = stored.nbytes
+    say("read into fresh memory, small pages", lambda: _read(path, bytearray(size)))
+    say("read into fresh memory, huge pages", lambda: _read(path, fresh(size).numpy()), "; as built for a CPU")
+    say("up from memory of small pages", lambda: wide(stored, bench.device), "; by a page-locked copy")
     if bench.device != "cuda":
         return
-    say(
-        "float32, page-locked",
-        lambda: stored.float().pin_memory().to("cuda", non_blocking=True),
-        "; widened on the CPU",
-    )
-    started = time.perf_counter()
-    locked = torch.empty(stored.nbytes, dtype=torch.uint8, pin_memory=True)
-    bench.say(
-        "lock one buffer's pages", (time.perf_counter() - started) * 1e3, "ms", f"{locked.nbytes / 1e6:.0f} MB, once"
-    )
-    buffer = locked.view(torch.bfloat16).view(neurons, hidden)
-    say("read into that buffer", lambda: _read(path, locked.numpy()))
-    say("bfloat16, copied to that buffer, up", lambda: buffer.copy_(stored).to("cuda", non_blocking=True))
-    say("that buffer, up", lambda: buffer.to("cuda", non_blocking=True))
-    there = buffer.to("cuda")
-    say("widened on the device", lambda: there.float())
 
     def straight() -> torch.Tensor:
-        _read(path, locked.numpy())
-        return buffer.to("cuda", non_blocking=True).float()
+        memory = page_locked(size)
+        _read(path, memory.numpy())
+        return wide(memory.view(torch.bfloat16).view(neurons, hidden), "cuda")
 
-    say("read into that buffer, up, widened there", straight)
+    locked = page_locked(size).view(torch.bfloat16).view(neurons, hidden)
+    there = locked.to("cuda")
+    say("read into page-locked memory", lambda: _read(path, page_locked(size).numpy()))
+    say("up from page-locked memory, widened there", lambda: wide(locked, "cuda"))
+    say("read, up, widened there", straight, "; as built")
+    say("float32, up from small pages", lambda: stored.float().to("cuda"), "; widened on the CPU")
+    say("back to small pages", lambda: there.cpu())
+    say("back to page-locked memory", lambda: fetched(there), "; as built")
 
 
 def _read(path: Path, buffer: Any) -> None:
@@ -290,15 +283,15 @@ def build(bench: Bench) -> None:
         marks = _build(bench, source, "plain")
     for what, spent in marks.items():
         bench.say(f"build: {what}", spent, "s", f"{threads} threads" if "source" in what or "checksums" in what else "")
-    bench.say(
-        "build: directions, a weight", marks["directions"] / weights * 1e3, "ms", f"{weights} weights, reading ahead"
-    )
+    a_weight = marks["directions"] / weights * 1e3
+    bench.say("build: directions, a weight", a_weight, "ms", f"{weights} weights, reading ahead")
+    bench.say("build: whole", sum(marks.values()), "s")
     if samples:
         bench.say("GPU busy, by NVML", statistics.mean(samples) / 100, "", f"{len(samples)} samples of the whole build")
     bench.attempt("certificates", lambda: _certificates(bench, bench.scratch / "plain.vindex"))
     if bench.device == "cuda":
         bench.attempt("busy share", lambda: _busy(bench, source))
-    bench.attempt("stages", lambda: _in_turn(bench, source, weights))
+    bench.attempt("stages", lambda: _projection(bench, source, marks, _in_turn(bench, source, weights)))
     bench.attempt("beside the CPU", lambda: _beside_cpu(bench, source))
 
 
@@ -372,27 +365,29 @@ def _sampled_by_nvml() -> Iterator[list[int]]:
         thread.join()
 
 
-def _in_turn(bench: Bench, source: Path, weights: int) -> None:
-    """A build that reads nothing ahead and waits for the device after each part: each part's time is its own."""
-    from unittest.mock import patch
-
+def _in_turn(bench: Bench, source: Path, weights: int) -> dict[str, float]:
+    """A build that reads nothing ahead and waits for the device after each part: {part: its own seconds}."""
     spent: dict[str, float] = {}
-    parts = {
-        "read": "extract.stores.safetensors.Safetensors.read",
-        "up": "extract.blocks.narrow",
+    of_a_weight = {
+        "read": "extract.ffn.Weight.by_neuron",
+        "up": "extract.blocks.wide",
         "Gram": "extract.svd.gram_matrix",
         "iteration": "extract.svd._block_lanczos",
         "certificate": "extract.svd._certified",
         "back, as float16": "extract.blocks.to_half",
-        "vocabulary: up": "extract.vocab_stage.wide",
-        "vocabulary: embeddings as float16": "extract.vocab_stage.to_half",
-        "vocabulary: finite?": "extract.vocab_stage.require_finite",
-        "vocabulary: unit rows": "extract.vocab_stage.unit_rows",
-        "vocabulary: gate scores": "extract.vocab_stage.gate_scores",
-        "vocabulary: down scores": "extract.vocab_stage.down_scores",
-        "vocabulary: poles": "extract.vocab.TopTokens.update",
+    }
+    of_the_vocabulary = {
+        "read": "extract.stores.safetensors.Safetensors.read",
+        "up": "extract.vocab_stage.wide",
+        "embeddings as float16": "extract.vocab_stage.to_half",
+        "finite?": "extract.vocab_stage.require_finite",
+        "unit rows": "extract.vocab_stage.unit_rows",
+        "gate scores": "extract.vocab_stage.gate_scores",
+        "down scores": "extract.vocab_stage.down_scores",
+        "poles": "extract.vocab.TopTokens.update",
         "write": "vindex.writer.Writer.write",
     }
+    parts = of_a_weight | {f"vocabulary: {part}": place for part, place in of_the_vocabulary.items()}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -405,9 +400,6 @@ def _in_turn(bench: Bench, source: Path, weights: int) -> None:
 
         return call
 
-    from contextlib import ExitStack
-    from pkgutil import resolve_name
-
     with ExitStack() as stack:
         for name, place in parts.items():
             module, _, attribute = place.rpartition(".")
@@ -415,10 +407,40 @@ def _in_turn(bench: Bench, source: Path, weights: int) -> None:
         for place in ("extract.engines.ahead", "extract.vocab_stage.ahead"):
             stack.enter_context(patch(place, lambda items: items))
         marks = _build(bench, source, "in-turn")
+    spent["vocabulary: read"] -= spent["read"]  # all reading, but for a few norms, is of one of the two
     for name in parts:
-        bench.say(f"in turn: {name}", spent.get(name, 0.0) / weights * 1e3, "ms", "a weight")
+        vocabulary = name not in of_a_weight
+        seconds, unit = spent.get(name, 0.0), "s" if vocabulary else "ms"
+        bench.say(
+            f"in turn: {name}",
+            seconds if vocabulary else seconds / weights * 1e3,
+            unit,
+            "" if vocabulary else "a weight",
+        )
     note = "; ".join(f"{what} {seconds:.1f} s" for what, seconds in marks.items())
     bench.say("in turn: whole", sum(marks.values()), "s", note)
+    return spent
+
+
+def _projection(bench: Bench, source: Path, marks: dict[str, float], in_turn: dict[str, float]) -> None:
+    """The whole of Qwen3-8B from the stages of these few layers; its files as here, in memory when they are read.
+
+    Directions go with the layers. The pass over the vocabulary is the same, but for the scores of more directions.
+    Hashing goes with the largest file, as each has one thread; of the files written, the embeddings are the largest.
+    """
+    times = QWEN3_8B_LAYERS / bench.sizes.layers
+    rows = QWEN3_8B.vocabulary / bench.sizes.shapes.vocabulary
+    scores = sum(in_turn.get(f"vocabulary: {part}", 0.0) for part in ("gate scores", "down scores", "poles"))
+    largest = max(path.stat().st_size for path in source.glob("*.safetensors"))
+    whole = {
+        "opening": marks["opening"],
+        "hash source": marks["hash source"] * QWEN3_8B_SHARD / largest,
+        "directions": marks["directions"] * times,
+        "vocabulary": (marks["vocabulary"] + scores * (times - 1)) * rows,
+        "checksums": marks["checksums"] * rows,
+    }
+    note = "; ".join(f"{what} {seconds:.1f} s" for what, seconds in whole.items())
+    bench.say("projected: all of Qwen3-8B", sum(whole.values()), "s", note)
 
 
 def _beside_cpu(bench: Bench, source: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from extract.cast import HalfCast, to_half
 from extract.checkpoint import Checkpoint
-from extract.device import narrow
+from extract.device import wide
 from extract.plan import DirectionBlock
 from extract.svd import Directions, top_directions
 from vindex import format as form
@@ -58,8 +58,8 @@ class BlockResult(NamedTuple):
 
 
 def read_block(checkpoint: Checkpoint, block: DirectionBlock, options: BuildOptions) -> torch.Tensor:
-    """The block's weight, a row for each neuron: (I, H), on the device to compute on (extract/device.py)."""
-    return narrow(block.weight.by_neuron(checkpoint), options.device)
+    """The block's weight, a row for each neuron: (I, H) float32, on the device to compute on (extract/device.py)."""
+    return wide(block.weight.by_neuron(checkpoint), options.device)
 
 
 def decompose_block(block: DirectionBlock, by_neuron: torch.Tensor, options: BuildOptions) -> BlockResult:

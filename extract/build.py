@@ -20,7 +20,7 @@ import torch
 from extract.blocks import DIRECTIONS, Method, cast_report
 from extract.cast import to_half
 from extract.checkpoint import TOKENIZER, Checkpoint
-from extract.device import whole_products
+from extract.device import page_locked, whole_products
 from extract.engines import Engine, in_process
 from extract.job import Job, Stages
 from extract.layouts import find_layout
@@ -70,6 +70,8 @@ def build(
     vocabulary = parse_vocabulary(tokenizer, form.TOKENIZER.name)
     notes = (*checkpoint.notes, *layout.notes, *_tokens_note(checkpoint, index, vocabulary))
     _prepare_device(options)
+    if options.device.startswith("cuda"):
+        checkpoint = checkpoint.reading_into(page_locked)
     source = hash_source(checkpoint, options.threads, stages)
     manifest_is_readable(
         Manifest(source, (), options, (NO_CERTIFICATE,), (), library_versions(), started, started, 0, 0)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from extract.device import fetched
 from vindex.errors import NumericError
 
 HALF_MAX = torch.finfo(torch.float16).max
@@ -41,7 +42,7 @@ def to_half(source: torch.Tensor, name: str, first_row: int = 0) -> HalfCast:
             flushed += int(((cast == 0) & (values != 0)).sum())
             largest = float(errors.where(cast != 0, 0.0).amax())
         worst = max(worst, largest)
-    return HalfCast(half.cpu(), flushed, worst)
+    return HalfCast(fetched(half), flushed, worst)
 
 
 def require_finite(source: torch.Tensor, name: str, first_row: int = 0) -> None:

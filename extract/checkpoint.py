@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from extract.dequantise import dequantised
-from extract.stores import FLOATS, Files, Store, TensorInfo
+from extract.stores import FLOATS, Files, Memory, Store, TensorInfo
 from extract.stores.gguf import Gguf, gguf_config, gguf_names, require_gguf
 from extract.stores.hub import HubFiles
 from extract.stores.safetensors import Safetensors
@@ -82,6 +82,11 @@ class Checkpoint:
         """A tensor, or slice `expert` of a stack, as its store gives it: float32 holds each of its values exactly."""
         self.info(name)
         return self.store.read(name) if expert is None else self.store.read(name, expert, expert + 1)[0]
+
+    def reading_into(self, memory: Memory) -> Checkpoint:
+        """The same checkpoint; what is read as it is stored lies in this memory, what must be dequantised does not."""
+        store = self.store.reading_into(memory) if isinstance(self.store, Safetensors) else self.store
+        return replace(self, store=store)
 
     def row_blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, rows as their store gives them) of a matrix, in pieces of about 64 MiB of float32."""

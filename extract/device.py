@@ -1,4 +1,9 @@
-"""Numbers on their way to a GPU: as stored, for fewer bytes, and without holding up what is computed meanwhile."""
+"""Numbers on their way to a GPU and back: as stored, for fewer bytes, through page-locked memory that is used again.
+
+What is read from a file for a GPU is read into page-locked memory, and sent from there. New memory would cost more than
+the copy: the system hands it out page by page. torch keeps what it locked once and lends it again as soon as nothing
+refers to it, so that a build has two or three such buffers, the one that is read ahead among them.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +13,31 @@ from contextlib import contextmanager
 import torch
 
 
+def page_locked(size: int) -> torch.Tensor:
+    """Memory that a GPU copies from and to by itself: (size,) uint8 on the CPU."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
 def wide(stored: torch.Tensor, device: str) -> torch.Tensor:
-    """A CPU tensor as its store gives it, as float32 on `device`."""
-    return _sent(stored, device).to(torch.float32)
-
-
-def narrow(stored: torch.Tensor, device: str) -> torch.Tensor:
-    """The same for a weight: on a GPU as bfloat16 where every value is one, whatever it is stored as; else float32."""
-    there = _sent(stored, device)
-    if not there.is_cuda:
-        return there.to(torch.float32)
-    return there if there.dtype == torch.bfloat16 else narrowed(there.to(torch.float32))
-
-
-def narrowed(weight: torch.Tensor) -> torch.Tensor:
-    """The same values as bfloat16 where each of them is one, as in a checkpoint stored so; else as they are."""
-    small = weight.bfloat16()
-    return small if torch.equal(small.float(), weight) else weight
-
-
-def _sent(stored: torch.Tensor, device: str) -> torch.Tensor:
-    """The same tensor on `device`.
+    """A CPU tensor as its store gives it, as float32 on `device`.
 
     Meant to be called in the thread that reads ahead. The copy to a GPU runs on a stream of its own, and only this
-    thread waits for it, so that kernels of what came before go on meanwhile. It starts in page-locked memory, which
-    torch keeps for the next one.
+    thread waits for it, so that kernels of what came before go on meanwhile.
     """
     if not device.startswith("cuda"):
-        return stored.to(device)
+        return stored.to(device, torch.float32)
     with torch.cuda.stream(torch.cuda.Stream(device)):
-        there = stored.pin_memory().to(device, non_blocking=True)
+        there = stored.pin_memory().to(device, non_blocking=True)  # nothing is copied where it lies in such memory
         torch.cuda.current_stream(device).synchronize()
     there.record_stream(torch.cuda.default_stream(device))  # where it will be used: its memory is not handed out before
-    return there
+    return there.to(torch.float32)
+
+
+def fetched(computed: torch.Tensor) -> torch.Tensor:
+    """The same numbers on the CPU: the tensor itself if it is there."""
+    if not computed.is_cuda:
+        return computed
+    return torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True).copy_(computed)
 
 
 @contextmanager

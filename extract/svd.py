@@ -36,6 +36,7 @@ SMALL_SIDE = 384  # below this, or below SIDE_PER_PAIR for each wanted pair, LAP
 SIDE_PER_PAIR = 2 * FIRST_CHECK  # so that half the space holds the basis of the first check
 DYNAMIC_RANGE = 1e-3  # σ_F/σ_1 under which the squares in a float32 Gram matrix have lost σ_F
 RANK_TOLERANCE = 1e-6  # σ/σ_1 under which a direction of a float64 Gram matrix is rounding, not signal
+JACOBI_ROWS = 512  # up to which torch solves float32 eigenproblems on a GPU by rotations
 CLOSE = 1e-3  # relative distance under which neighbours in the spectrum count as close
 GRAM_PANELS, PANEL_WIDTH = 16, 128  # at most so many panels, none much narrower
 
@@ -66,9 +67,8 @@ class _Eigenpairs(NamedTuple):
 def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: str) -> Directions:
     """The leading right singular vectors of `weight`.
 
-    weight: (I, H) float32, on the device to compute on, a view is fine; or bfloat16, which is then multiplied as it is
-    with float32 sums, and once more in float32 if the certificate fails. features: F ≤ min(I, H).
-    tolerance: the largest certificate allowed. name: the tensor, for messages.
+    weight: (I, H) float32, on the device to compute on; a view is fine. features: F ≤ min(I, H). tolerance: the largest
+    certificate allowed. name: the tensor, for messages.
     Raises NumericError when F is larger than a side, an entry is not finite, or the certificate fails.
     """
     neurons, hidden = weight.shape
@@ -77,12 +77,10 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
             f"{name} is {neurons}×{hidden} (neurons × hidden): it has at most {min(neurons, hidden)} directions, and "
             f"{features} were asked for; use --features {min(neurons, hidden)} or fewer"
         )
-    wide = weight.float()
     if min(neurons, hidden) >= max(SMALL_SIDE, SIDE_PER_PAIR * (features + 1)):
-        for multiplied in (weight, wide) if weight.dtype != wide.dtype else (wide,):
-            directions = _by_lanczos(multiplied, wide, features, name)
-            if directions and directions.residuals.max() <= tolerance:
-                return directions
+        directions = _by_lanczos(weight, features, name)
+        if directions and directions.residuals.max() <= tolerance:
+            return directions
     exact_weight = weight.double()
     columns = _shorter_columns(exact_weight)
     gram = columns.T @ columns
@@ -96,9 +94,9 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
     return directions
 
 
-def _by_lanczos(multiplied: torch.Tensor, weight: torch.Tensor, features: int, name: str) -> Directions | None:
-    """From the Gram matrix of `multiplied`, the same values as `weight`, which certifies; None where it cannot be."""
-    gram = gram_matrix(_shorter_columns(multiplied))
+def _by_lanczos(weight: torch.Tensor, features: int, name: str) -> Directions | None:
+    """From the float32 Gram matrix; None where it cannot be."""
+    gram = gram_matrix(_shorter_columns(weight))
     _require_finite(gram, weight, name)
     pairs = _block_lanczos(gram, features + 1)
     if pairs and pairs.values[features - 1] > pairs.values[0] * DYNAMIC_RANGE**2:
@@ -114,21 +112,14 @@ def _shorter_columns(weight: torch.Tensor) -> torch.Tensor:
 def gram_matrix(weight: torch.Tensor) -> torch.Tensor:
     """WᵀW (n, n) of (m, n) from its upper block panels, mirrored: 53 % of the multiplications of the full product."""
     columns = weight.shape[1]
-    gram = weight.new_empty(columns, columns, dtype=torch.float32)
+    gram = weight.new_empty(columns, columns)
     panels = min(GRAM_PANELS, max(1, columns // PANEL_WIDTH))
     edges = [columns * panel // panels for panel in range(panels + 1)]
     for left, right in itertools.pairwise(edges):
-        panel = _product(weight[:, left:right].T, weight[:, left:])
+        panel = weight[:, left:right].T @ weight[:, left:]
         gram[left:right, left:] = panel
         gram[right:, left:right] = panel[:, right - left :].T
     return gram
-
-
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left · right with sums in float32, where the products of bfloat16 are exact."""
-    if left.is_cuda and left.dtype == torch.bfloat16:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
 
 
 def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:
@@ -155,14 +146,22 @@ def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:
         block, coupling = torch.linalg.qr(image)
         if new >= next_check or step + 1 == steps:
             next_check = CHECK_GROWTH * new
-            values, ritz = _largest_pairs(projected[:new, :new], count)
-            residuals = (coupling @ ritz[old:new]).norm(dim=0) / values.clamp_min(1e-30)
+            values, ritz = _largest_pairs(_not_for_jacobi(projected[:new, :new]), count)
+            residuals = (coupling @ ritz[old:new].to(coupling)).norm(dim=0) / values.clamp_min(1e-30)
             if residuals.max() <= RITZ_TARGET:
                 rounding = values[0] * torch.finfo(values.dtype).eps / values[-1]
                 if rounding > RITZ_TARGET:
                     values, ritz = _largest_pairs(projected[:new, :new].double(), count)
                 return _Eigenpairs(values.to(gram), ritz.T.to(gram) @ known)
     return None
+
+
+def _not_for_jacobi(matrix: torch.Tensor) -> torch.Tensor:
+    """A float32 matrix, in float64 where torch would give it to cuSOLVER's Jacobi method.
+
+    That sums up the roundings of all its rotations, to 1e-4 of the largest value, and no Ritz residual shows it.
+    """
+    return matrix.double() if matrix.is_cuda and len(matrix) <= JACOBI_ROWS else matrix
 
 
 def _largest_pairs(matrix: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

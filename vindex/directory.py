@@ -56,15 +56,18 @@ class LocalFiles:
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         content = bytearray((self.sizes[file] if stop is None else stop) - start)
-        view, done = memoryview(content), 0
+        self.read_into(file, start, memoryview(content))
+        return content
+
+    def read_into(self, file: str, start: int, view: memoryview) -> None:
+        done = 0
         with opened(self.directory / file, WEIGHTS) as source:
             source.seek(start)
             while done < len(view) and (count := source.readinto(view[done:])):
                 done += count
-        if done < len(content):
-            short = f"it ends {len(content) - done} bytes too early"
+        if done < len(view):
+            short = f"it ends {len(view) - done} bytes too early"
             raise CheckpointError(f"{file} is cut short: {short}; download it again")
-        return content
 
     def fingerprint(
         self, names: Sequence[str], threads: int, advance: Callable[[int], object]

@@ -10,6 +10,8 @@ import torch
 from vindex.manifest import SourceFile
 
 FLOATS = frozenset({"BF16", "F16", "F32"})
+Memory = Callable[[int], torch.Tensor]
+"""Memory for so many bytes: (n,) uint8 on the CPU, which lives as long as what is made of it."""
 
 
 class TensorInfo(NamedTuple):
@@ -42,6 +44,9 @@ class Files(Protocol):
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
         """Bytes start … stop − 1 of a file. Raises CheckpointError when they cannot be had."""
+
+    def read_into(self, file: str, start: int, view: memoryview) -> None:
+        """Fill writable bytes with those of a file from `start` on. Raises as `read` does."""
 
     def missing(self, names: Sequence[str]) -> str:
         """What to say of files that are not there, with the way out."""

@@ -57,17 +57,20 @@ class HubFiles:
         self.sizes = {name: entry.size for name, entry in self._entries.items()}
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
-        stop = self.sizes[file] if stop is None else stop
-        content = bytearray(stop - start)
+        content = bytearray((self.sizes[file] if stop is None else stop) - start)
+        self.read_into(file, start, memoryview(content))
+        return content
+
+    def read_into(self, file: str, start: int, view: memoryview) -> None:
+        stop = start + len(view)
 
         def fetch(at: int) -> None:
             end = min(at + PIECE, stop)
-            content[at - start : end - start] = self._range(file, at, end)
+            view[at - start : end - start] = self._range(file, at, end)
 
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             for _ in pool.map(fetch, range(start, stop, PIECE)):
                 pass  # a failed piece raises here
-        return content
 
     def missing(self, names: Sequence[str]) -> str:
         return f"{self.name}: {names[0]} is missing at revision {self.revision[:12]}; the repository is not complete"

@@ -8,7 +8,7 @@ import torch
 
 from extract.cast import to_half
 from extract.checkpoint import open_checkpoint
-from extract.device import narrow, wide
+from extract.device import page_locked, wide
 from extract.rederive import evenly, rederive, sample_blocks
 from extract.svd import top_directions
 from tests.checkpoints import write_checkpoint, write_mixture
@@ -54,43 +54,63 @@ def built(checkpoint, tmp_path_factory):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_weight_arrives_as_it_was_stored(stored, dtype):
     weight = stored.to(dtype)
-    for there in (narrow(weight.T, "cuda"), wide(weight.T, "cuda")):
-        assert there.is_cuda and there.stride() == weight.T.stride()
-        assert there.float().cpu().equal(weight.T.float())
-    assert narrow(weight, "cuda").dtype == torch.bfloat16
-    finer = stored.float() * (1 + 2**-12)
-    assert narrow(finer, "cuda").dtype == torch.float32
+    there = wide(weight.T, "cuda")
+    assert there.is_cuda and there.dtype == torch.float32 and there.stride() == weight.T.stride()
+    assert there.cpu().equal(weight.T.float())
+
+
+def test_reading_for_a_gpu_uses_page_locked_memory_again(checkpoint):
+    name, source = "model.layers.0.mlp.gate_proj.weight", open_checkpoint(str(checkpoint))
+    there, places = source.reading_into(page_locked), set()
+    for _ in range(8):
+        stored = there.stored(name)
+        assert stored.is_pinned() and stored.equal(source.stored(name))
+        assert wide(stored, "cuda").cpu().equal(source.tensor(name))
+        places.add(stored.data_ptr())
+    assert len(places) < 4  # two by turns: the next is read while `stored` still stands for the last
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_directions_are_certified_and_those_of_the_cpu(stored, turned):
-    weight = stored.T.contiguous().T if turned else stored
-    ours = top_directions(narrow(weight, "cuda"), FEATURES, 1e-4, "t")
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_directions_are_certified_and_those_of_the_cpu(stored, turned, seed):
+    """Of a spectrum like a real one's, and of flat ones, where the small eigenproblem has 256 rows."""
+    weight = stored if seed is None else torch.randn(768, 512, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    weight = weight.T.contiguous().T if turned else weight
+    ours = top_directions(wide(weight, "cuda"), FEATURES, 1e-4, "t")
     theirs = top_directions(weight.float(), FEATURES, 1e-4, "t")
-    assert ours.rows.is_cuda and ours.rank == theirs.rank == FEATURES
-    assert ours.residuals.max() < 1e-5
+    assert ours.rows.is_cuda and ours.rank == theirs.rank == FEATURES and ours.method == theirs.method
+    assert ours.residuals.max() < min(1e-5, 10 * theirs.residuals.max())
     torch.testing.assert_close(ours.sigma.cpu(), theirs.sigma, rtol=SIGMA, atol=0)
-    torch.testing.assert_close((ours.rows.cpu() * theirs.rows).sum(1), torch.ones(FEATURES), rtol=0, atol=1e-4)
+    overlaps = torch.linalg.svdvals(ours.rows.cpu() @ theirs.rows.T)
+    torch.testing.assert_close(overlaps, torch.ones(FEATURES), rtol=0, atol=1e-4)
 
 
 def test_a_bad_entry_is_named_on_the_gpu_too(stored):
     broken = stored.clone()
     broken[7, 11] = torch.nan
     with pytest.raises(NumericError, match=r"\[7, 11\] is nan"):
-        top_directions(narrow(broken, "cuda"), FEATURES, 1e-4, "t")
+        top_directions(wide(broken, "cuda"), FEATURES, 1e-4, "t")
 
 
 def test_halves_and_their_report_are_the_same_bits(stored):
     source = stored.float() * torch.logspace(-9, 0, stored.shape[1])
     ours, theirs = to_half(source.to("cuda"), "t"), to_half(source, "t")
-    assert ours.values.equal(theirs.values) and ours[1:] == theirs[1:] and theirs.flushed_to_zero > 0
+    assert (
+        ours.values.is_pinned()
+        and ours.values.equal(theirs.values)
+        and ours[1:] == theirs[1:]
+        and theirs.flushed_to_zero > 0
+    )
 
 
 def test_certificates_hold(built):
-    ours, _ = built
-    certificates = ours.manifest.certificates
-    assert {certificate.method for certificate in certificates} == {"block-lanczos"} and len(certificates) == 4
-    assert max(certificate.max_residual for certificate in certificates) < 1e-5
+    """As those of the CPU do, not only within the tolerance."""
+    worst = []
+    for v in built:
+        certificates = v.manifest.certificates
+        assert {certificate.method for certificate in certificates} == {"block-lanczos"} and len(certificates) == 4
+        worst.append(max(certificate.max_residual for certificate in certificates))
+    assert worst[0] < 1e-5 and worst[0] < 10 * worst[1]
 
 
 def test_verify_passes_beside_the_source_on_the_cpu(built, checkpoint):

@@ -1,34 +1,43 @@
-"""Weights that are bfloat16 in float32's clothes are multiplied as bfloat16, and certified all the same."""
+"""What is read for a GPU is what is stored; on the CPU nothing is copied that need not be."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from extract import svd
-from extract.device import narrow, narrowed, whole_products, wide
-from extract.svd import top_directions
+from extract.checkpoint import open_checkpoint
+from extract.device import fetched, whole_products, wide
+from tests.checkpoints import write_checkpoint
 from tests.extract.test_svd import spectrum_matrix
 
 
 @pytest.fixture(scope="module")
 def stored() -> torch.Tensor:
-    """As read from a bfloat16 checkpoint: (1400, 1104) float32, large enough for the Lanczos path."""
-    return spectrum_matrix(1400, 1104).bfloat16().float()
+    return spectrum_matrix(140, 110).bfloat16().float()
 
 
-def test_only_what_is_bfloat16_is_narrowed(stored):
-    assert narrowed(stored).dtype == torch.bfloat16 and torch.equal(narrowed(stored).float(), stored)
-    finer = stored.clone()
-    finer[3, 5] *= 1 + 2**-12
-    assert narrowed(finer) is finer
-
-
-def test_on_the_cpu_all_is_float32(stored):
-    assert narrow(stored, "cpu") is stored
+def test_on_the_cpu_all_is_float32_and_stays_where_it_is(stored):
+    assert wide(stored, "cpu") is stored and fetched(stored) is stored
     small = stored.bfloat16()
-    for sent in (narrow(small, "cpu"), wide(small, "cpu"), narrow(small.T, "cpu").T):
+    for sent in (wide(small, "cpu"), wide(small.T, "cpu").T):
         assert sent.dtype == torch.float32 and sent.equal(stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_tensors_are_read_into_the_memory_that_is_given(tmp_path, dtype):
+    checkpoint = open_checkpoint(str(write_checkpoint(tmp_path / "tiny", hidden=32, dtype=dtype)))
+    lent: list[torch.Tensor] = []
+
+    def memory(size: int) -> torch.Tensor:
+        lent.append(torch.full((size,), 255, dtype=torch.uint8))
+        return lent[-1]
+
+    name = "model.embed_tokens.weight"
+    there = checkpoint.reading_into(memory)
+    whole, blocks = there.stored(name), [rows for _, rows in there.row_blocks(name)]
+    assert [block.data_ptr() for block in (whole, *blocks)] == [block.data_ptr() for block in lent]
+    assert whole.dtype == dtype and whole.equal(checkpoint.stored(name)) and torch.cat(blocks).equal(whole)
+    assert checkpoint.stored(name).data_ptr() not in {block.data_ptr() for block in lent} and len(lent) == 2
 
 
 @pytest.mark.parametrize("choice", ["highest", "high"])
@@ -44,25 +53,3 @@ def test_tf32_is_off_inside_and_as_it_was_afterwards(choice):
         assert products.fp32_precision == before and torch.get_float32_matmul_precision() == choice
     finally:
         torch.set_float32_matmul_precision(default)
-
-
-def test_directions_of_a_narrow_weight_are_those_of_the_wide_one(stored):
-    wide, narrow = (top_directions(weight, 24, 1e-4, "t") for weight in (stored, narrowed(stored)))
-    assert narrow.method == "block-lanczos" and narrow.residuals.max() < 1e-5
-    torch.testing.assert_close(narrow.sigma, wide.sigma)
-    torch.testing.assert_close((narrow.rows * wide.rows).sum(1), torch.ones(24))
-    assert narrow.rows.dtype == narrow.sigma.dtype == torch.float32
-
-
-def test_a_failed_certificate_leads_to_float32(stored, monkeypatch):
-    product, multiplied = svd._product, []
-
-    def rounded(left, right):
-        multiplied.append(left.dtype)
-        exact = product(left, right)
-        return exact.bfloat16().float() if left.dtype == torch.bfloat16 else exact
-
-    monkeypatch.setattr(svd, "_product", rounded)
-    directions = top_directions(narrowed(stored), 24, 1e-4, "t")
-    assert set(multiplied) == {torch.bfloat16, torch.float32} and multiplied[-1] == torch.float32
-    assert directions.method == "block-lanczos" and directions.residuals.max() < 1e-5

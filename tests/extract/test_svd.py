@@ -143,8 +143,7 @@ def test_a_missed_certificate_is_an_error():
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (1024, 800), (800, 1024)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_weight_of_zeros_has_no_direction_and_no_certificate(shape, dtype):
-    found = top_directions(torch.zeros(shape, dtype=dtype), 8, 1e-4, "w")
+def test_a_weight_of_zeros_has_no_direction_and_no_certificate(shape):
+    found = top_directions(torch.zeros(shape), 8, 1e-4, "w")
     assert (found.rank, len(found.residuals), found.gap_at_cut, found.close_neighbours) == (0, 0, None, 0)
     assert not found.rows.any() and not found.sigma.any()
