@@ -138,7 +138,7 @@ def _constant(symbol: str, entry: Fields) -> Constant:
         mean=entry.number_or_none("mean"),
         low=low,
         high=high,
-        n=entry.integer("n", low=1),
+        n=entry.integer("n"),
         over=entry.text("over"),
         null=entry.number_or_none("null"),
     )

@@ -219,7 +219,7 @@ def test_a_damaged_record_is_told_with_the_place(copy, tmp_path):
     del record["constants"]["C2"]["n"]
     message = "constants.C1.interval: expected two numbers or null, got list; "
     message += "constants.C1.mean: expected a number or null, got 'high'; "
-    with pytest.raises(FormatError, match=message + "constants.C2.n: missing, expected an integer from 1"):
+    with pytest.raises(FormatError, match=message + "constants.C2.n: missing, expected an integer from 0"):
         card_with(copy, tmp_path, probe=record)
 
 

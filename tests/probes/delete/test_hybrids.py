@@ -21,7 +21,7 @@ from probes.delete.value import ValueOptions
 from probes.facts import atlas
 from probes.facts.prompts import Prompt
 from probes.hooks import edited
-from probes.model import Loaded, load, null_layers
+from probes.model import load, null_layers
 from tests.probes.test_command import run as command
 from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
@@ -127,7 +127,7 @@ def test_what_is_more_than_its_layers_is_refused_before_any_work(kind, monkeypat
     """Soft-capped or scaled logits; a norm after the FFN, which only shows when the gate is changed."""
     model = make(kind, **OTHERS[kind])
     monkeypatch.setattr("probes.delete.experiment.generic_prompts", pytest.fail)
-    loaded = Loaded(model, load(CHECKPOINT, device="cpu").tokenizer, kind, None, CHECKPOINT)
+    loaded = load(CHECKPOINT, device="cpu")._replace(model=model, name=kind)
     with pytest.raises(ProbeError, match="ForCausalLM: run in parts it gives other probabilities than whole") as error:
         Bench(loaded, atlas.panel(), Options())
     assert "\n" not in str(error.value)
@@ -141,7 +141,7 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     model.model.norm.weight.fill_(60.0)
     for layer in model.model.layers:
         layer.mlp.down_proj.weight.mul_(0.1)
-    loaded = Loaded(model, load(CHECKPOINT, device="cpu").tokenizer, "hybrid", None, CHECKPOINT)
+    loaded = load(CHECKPOINT, device="cpu")._replace(model=model, name="hybrid")
     templates = [f"{lead} {{}}" for lead in ("The name is", "This is", "Here is", "The child is", "There is")]
     lines = [{"relation": "name", "templates": templates, "about": ["{} was", "The hair of {} was"]}]
     names = "Anna Ben Clara Jack Leo Felix Grace David Olivia"
@@ -153,7 +153,7 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
     assert all(torch.isfinite(found.delta.gate_write).all() for found in result.methods.values())
-    assert record.one(bench, result)["methods"]["forward"]["layer"] == 1
+    assert record.one(bench, result, {})["methods"]["forward"]["layer"] == 1
 
 
 def emptied(target, layers, sides):
