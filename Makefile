@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/vindex demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-real: .venv/installed $(REAL_MODEL)/config.json
 	VINDEX_REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m real
