@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 REAL_MODEL ?= .cache/real-135m
+FUZZ_SECONDS ?= 3600
 # Small matrices: with more threads they only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-real lint clean
+.PHONY: demo test test-real fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/vindex demo
@@ -15,6 +16,9 @@ test: .venv/installed lint
 
 test-real: .venv/installed $(REAL_MODEL)/config.json
 	VINDEX_REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m real
+
+fuzz: .venv/installed
+	$(BIN)/python -m tests.campaign --from -1 --seconds $(FUZZ_SECONDS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
