@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 REAL_MODEL ?= .cache/real-135m
 QWEN_MODEL ?= .cache/qwen2.5-0.5b
+FUZZ_SECONDS ?= 3600
 # Small matrices: with more threads they only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-real test-qwen lint clean
+.PHONY: demo test test-real test-qwen fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/vindex demo
@@ -19,6 +20,9 @@ test-real: .venv/installed $(REAL_MODEL)/config.json
 
 test-qwen: .venv/installed $(QWEN_MODEL)/config.json
 	VINDEX_QWEN_MODEL=$(QWEN_MODEL) $(BIN)/python -m pytest -m qwen
+
+fuzz: .venv/installed
+	$(BIN)/python -m tests.campaign --from -1 --seconds $(FUZZ_SECONDS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -100,6 +100,7 @@ def sample_blocks(v: Vindex, checkpoint: Checkpoint, layers: list[int], experts:
 
 def evenly(count: int, sample: int) -> list[int]:
     """At most `sample` of the numbers 0 … count − 1, evenly spread, both ends included."""
+    sample = min(sample, count)
     return sorted({round(at * (count - 1) / max(sample - 1, 1)) for at in range(sample)})
 
 

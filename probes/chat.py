@@ -5,22 +5,28 @@
 2. The same conversation with a marker in place of each content shows what the template itself says. Put back into that,
    the contents must give what was rendered, white space at their ends apart, and stand there letter by letter:
    a template that drops, cuts or rewrites what was said is refused.
-3. A template is a stranger's program. Whatever it raises, its running longer than SECONDS, and an output of more than
-   LARGEST characters beside what was said, end in one line.
+3. A template is a stranger's program. Whatever it raises, its running longer than SECONDS, its asking for more than
+   MEMORY, products past MOST_BITS and an output of more than LARGEST characters beside what was said end in one line.
 """
 
 from __future__ import annotations
 
 import ctypes
+import operator
 import re
+import resource
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from vindex.errors import ProbeError
 
 SECONDS = 10.0
-LARGEST = 1 << 18
+MEMORY = 1 << 30
+MOST_BITS = 1 << 12
+LARGEST = 1 << 15
 SHOWN = 160
 Message = Mapping[str, str]
 
@@ -35,6 +41,10 @@ class Rendered(NamedTuple):
 
 class _Unusable(Exception):
     """Why the template cannot be used in one way."""
+
+
+class _Stopped(_Unusable):
+    """Why it is not tried in another."""
 
 
 def ask(question: str) -> list[Message]:
@@ -59,7 +69,9 @@ def render(tokenizer: Any, messages: Sequence[Message], *, prompt: bool = False,
             return _render(tokenizer, messages, prompt, parts)
         except _Unusable as why:
             failures.append(str(why))
-    second = f", and with the words as a list of parts {failures[1]}" if failures[1] != failures[0] else ""
+            if isinstance(why, _Stopped):
+                break
+    second = f", and with the words as a list of parts {failures[1]}" if len(set(failures)) > 1 else ""
     raise ProbeError(
         f"{where}{': ' * bool(where)}the chat template {failures[0]}{second}; use another chat_template, or no chat"
     )
@@ -111,9 +123,12 @@ def _applied(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool, limit
         )
 
     try:
-        text = _within(SECONDS, apply)
+        with _bounded_memory(), _bounded_products():
+            text = _within(SECONDS, apply)
     except TimeoutError:
-        raise _Unusable(f"runs for more than {SECONDS:g} s") from None
+        raise _Stopped(f"runs for more than {SECONDS:g} s") from None
+    except MemoryError:
+        raise _Stopped(f"asks for more than {MEMORY:,} bytes") from None
     except jinja2.TemplateSyntaxError as error:
         raise _Unusable(f"does not parse ({_short(error.message)}, line {error.lineno})") from error
     except Exception as error:  # a template can make any of them
@@ -122,6 +137,51 @@ def _applied(tokenizer: Any, messages: list[dict[str, Any]], prompt: bool, limit
         found = f"{len(text):,} characters" if isinstance(text, str) else type(text).__name__
         raise _Unusable(f"renders {found}, where text of at most {limit:,} is expected")
     return text
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Inside, this process gets no more than MEMORY more; one that has a tighter limit keeps it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # a system without it is left unbounded
+        yield
+        return
+    bound = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (bound if soft == resource.RLIM_INFINITY else min(soft, bound), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def _bounded_products() -> Iterator[None]:
+    """Inside, a template that jinja compiles has products and powers within bounds, for as long as it is used.
+
+    No thread of Python runs, and none can be stopped, while one product of huge integers is computed.
+    """
+    from jinja2.sandbox import SandboxedEnvironment as Sandbox
+
+    before = Sandbox.intercepted_binops, Sandbox.default_binop_table
+    bounded = {"*": _bounded(operator.mul), "**": _bounded(operator.pow)}
+    Sandbox.intercepted_binops, Sandbox.default_binop_table = frozenset(bounded), before[1] | bounded
+    try:
+        yield
+    finally:
+        Sandbox.intercepted_binops, Sandbox.default_binop_table = before
+
+
+def _bounded(of: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def product(left: Any, right: Any) -> Any:
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() + right.bit_length() if of is operator.mul else left.bit_length() * abs(right)
+            if bits > MOST_BITS:
+                raise OverflowError(f"a product of {bits:.3g} bits")
+        return of(left, right)
+
+    return product
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> Any:

@@ -23,6 +23,7 @@ from torch import nn
 
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError
+from vindex.format import MOST_TOKENS
 from vindex.hub import refuse_revision, snapshot
 from vindex.model_config import checked, towers
 from vindex.quantised import FEW_BITS, left_over_note, quantisation
@@ -34,12 +35,18 @@ from vindex.weights import (
     read_weights,
     refuse_adapter,
     require_layers,
+    require_small,
     text_prefix,
 )
 
 Side = Literal["input", "output"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+TEXTS = (  # the beginnings of what transformers reads beside weights, of any size
+    "added_tokens", "chat_template", "config", "generation_config", "merges", "preprocessor_config", "processor_config",
+    "special_tokens_map", "tokenizer", "vocab",
+)  # fmt: skip
+PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "is_encoder_decoder": False}
 NO_ADAPTER = "no-adapter"  # where transformers is sent to look for one, when peft is installed; there is none
 
 
@@ -143,10 +150,12 @@ def load(
     files = find(source, revision)
     stored = _Stored.of(files)
     precision: Any = "auto" if dtype == "auto" else DTYPES[dtype]
-    with _quiet(), _explained(source):
+    with quiet(), _explained(source):
         config = transformers.AutoConfig.from_pretrained(files.directory, trust_remote_code=False)
         if stored.left_over:
             del config.quantization_config
+        for tower in (config, config.get_text_config()):
+            tower.update(PLAIN)
         tokenizer = transformers.AutoTokenizer.from_pretrained(files.directory, trust_remote_code=False)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             files.directory,
@@ -162,6 +171,10 @@ def load(
     head = _require_whole(info["missing_keys"], files.name)
     _steady_products()
     model.to(target).eval().requires_grad_(False)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=_ends(model.generation_config))
+    tokenizer.embedded = model.get_input_embeddings().weight.shape[0]  # probes.tokens asks
+    with quiet(), _explained(source):
+        _try_out(model, tokenizer)
     name = files.name if files.cached else files.directory.name
     notes = stored.notes if head else (*stored.notes, "no head is stored: nothing is said of what the model predicts")
     return Loaded(model, tokenizer, name, files.revision, files, stored.weights, head, notes)
@@ -199,6 +212,9 @@ class _Stored(NamedTuple):
         """Raises CheckpointError when the files are damaged, no model, or not what transformers would take them for."""
         refuse_adapter(files)
         config = checked(read_json(files, CONFIG), files.name)
+        for name in files.sizes:
+            if name.startswith(TEXTS):
+                require_small(files, name)
         weights = read_weights(files, config)
         prefix = text_prefix(weights.tensors, files.name)
         require_layers(weights, prefix, towers(config)[-1].get("num_hidden_layers") or 0, files.name)
@@ -228,6 +244,25 @@ def _require_whole(missing: Iterable[str], where: str) -> bool:
     return True
 
 
+def _ends(settings: Any) -> list[int] | None:
+    """The tokens at which the model stops writing: all that is taken of a checkpoint's settings of generation.
+
+    Any other, such as beams or penalties, would make of the greedy answer something else.
+    """
+    found = getattr(settings, "eos_token_id", None)
+    ends = found if isinstance(found, list) else [found]
+    return [end for end in ends if type(end) is int and 0 <= end < MOST_TOKENS] or None
+
+
+def _try_out(model: Any, tokenizer: Any) -> None:
+    """Encode a letter and run the model on two tokens: what does not fit together in a checkpoint fails here."""
+    tokenizer("a")
+    with torch.no_grad():
+        logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device)).logits
+    if logits.shape[:2] != (1, 2):
+        raise ValueError(f"two tokens give logits of shape {tuple(logits.shape)}")
+
+
 @contextmanager
 def _explained(source: str | Path) -> Iterator[None]:
     """Whatever loading raises, in one line: foreign files make foreign code fail in any way, its panics included."""
@@ -250,13 +285,13 @@ def _steady_products() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars among the command's, and from reports of what is checked here."""
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars among the command's, and from advice on what a checkpoint says."""
     from transformers.utils import logging
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:

@@ -16,25 +16,42 @@ tensor as stored is the one that was loaded and measured, and only applied when 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from probes.delete import Delta
-from probes.shards import BLOCK_BYTES, Place, base_sha256, carry, copy_into, locate, overwrite, sha256, tensor_bytes
+from probes.shards import (
+    BLOCK_BYTES,
+    Place,
+    base_sha256,
+    carry,
+    copy_into,
+    locate,
+    overwrite,
+    plain_files,
+    sha256,
+    tensor_bytes,
+)
 from vindex import targets
+from vindex.directory import WEIGHTS, LocalFiles
 from vindex.errors import PatchError
+from vindex.files import Kind, opened, parse_json
+from vindex.format import MOST_LAYERS
 from vindex.targets import HISTORY
+from vindex.weights import read_header
 
 FORMAT = "vindex-patch"
 VERSION = "1"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+OF_A_PATCH = Kind(PatchError, "expected a patch (gate3 --save-patch)", limit=None)
 
 
 class Patch(NamedTuple):
@@ -87,20 +104,26 @@ def read(path: Path) -> Patch:
     missing = [name for name in ("gate_write", "gate_read") if name not in tensors]
     if missing:
         raise PatchError(f"{path}: no tensor {', '.join(missing)}")
-    try:
-        shape = tuple(int(size) for size in orjson.loads(metadata["shape"]))
-        layer = int(metadata["layer"])
-        known = {key: metadata[key] for key in ("tensor", "dtype", "base_sha256", "method")}
-        provenance = orjson.loads(metadata["provenance"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise PatchError(f"{path}: metadata is incomplete ({type(error).__name__}: {error})") from error
+    shape, provenance = (_parsed(path, metadata, key) for key in ("shape", "provenance"))
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape) or not isinstance(provenance, dict):
+        raise PatchError(f"{path}: metadata: expected a list of sizes as shape and an object as provenance")
+    known = {key: metadata.get(key, "") for key in ("tensor", "dtype", "base_sha256", "method")}
+    layer = metadata.get("layer", "")
+    if not all(known.values()) or not re.fullmatch("[0-9]{1,9}", layer) or int(layer) >= MOST_LAYERS:
+        raise PatchError(
+            f"{path}: metadata is incomplete: expected a layer, {', '.join(known)}; got layer {layer[:40]!r}"
+            + "".join(f", no {key}" for key, value in known.items() if not value)
+        )
+    shape = tuple(shape)
     write, gate_read = tensors["gate_write"], tensors["gate_read"]
     if len(shape) != 2 or write.shape != shape[:1] or gate_read.shape != shape[1:]:
         found = f"gate_write {tuple(write.shape)} and gate_read {tuple(gate_read.shape)}"
         raise PatchError(f"{path}: {found} do not make the {shape} weight that the metadata names")
+    if not (write.is_floating_point() and gate_read.is_floating_point()):
+        raise PatchError(f"{path}: factors are {write.dtype} and {gate_read.dtype}; expected floats")
     if not (torch.isfinite(write).all() and torch.isfinite(gate_read).all()):
         raise PatchError(f"{path}: factors are not all finite")
-    delta = Delta(layer, write.float(), gate_read.float(), known["method"])
+    delta = Delta(int(layer), write.float(), gate_read.float(), known["method"])
     return Patch(delta, known["tensor"], (shape[0], shape[1]), known["dtype"], known["base_sha256"], provenance)
 
 
@@ -111,7 +134,7 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
     """
     place = locate(checkpoint, patch.delta.layer)
     _fits(patch, place)
-    others, applied = _plain_files(checkpoint), _applied(checkpoint)
+    others, applied = plain_files(checkpoint), _applied(checkpoint)
     names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
     latest = f"{HISTORY}/{len(applied):04}.safetensors"
     with targets.new_directory(out, [*names, latest], making="patched checkpoint", reads=[checkpoint]) as partial:
@@ -148,7 +171,7 @@ def revert(checkpoint: Path, out: Path | None = None) -> Path:
             f"{checkpoint}: no {HISTORY}/ with a patch in it; expected a directory from `vindex patch apply`"
         )
     if out is not None:
-        others = _plain_files(checkpoint)
+        others = plain_files(checkpoint)
         names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
         with targets.new_directory(out, names, making="reverted checkpoint", reads=[checkpoint]) as partial:
             (partial / HISTORY).mkdir()
@@ -169,14 +192,22 @@ def _revert(checkpoint: Path, applied: list[Path]) -> None:
     patch = read(latest)
     metadata, tensors = _open(latest)
     place = locate(checkpoint, patch.delta.layer)
-    original = tensors["original"].numpy().tobytes()
-    if len(original) != place.stop - place.start or place.file.name != metadata["shard"]:
+    kept = tensors.get("original", torch.empty(0))
+    original = kept.numpy().tobytes() if kept.dtype == torch.uint8 else b""
+    same = (patch.tensor, metadata.get("shard"), len(original)) == (
+        place.tensor,
+        place.file.name,
+        place.stop - place.start,
+    )
+    if not same:
         raise PatchError(f"{latest}: does not belong to {place.tensor} in {place.file.name}")
+    if hashlib.sha256(original).hexdigest() != patch.base_sha256:
+        raise PatchError(f"{latest}: the bytes it would put back are not those the patch was made for; it is damaged")
     with targets.written(place.file) as shard:
         copy_into(place.file, shard)
         overwrite(shard, place, iter([original]))
         shard.seek(0)
-        if hashlib.file_digest(shard, "sha256").hexdigest() != metadata["shard_sha256"]:
+        if hashlib.file_digest(shard, "sha256").hexdigest() != metadata.get("shard_sha256"):
             raise PatchError(f"{place.file}: was changed since the patch was applied; the original cannot be restored")
     with targets.explained(checkpoint):
         targets.step(f"remove {latest.name}")
@@ -186,22 +217,28 @@ def _revert(checkpoint: Path, applied: list[Path]) -> None:
             latest.parent.rmdir()
 
 
-def _plain_files(checkpoint: Path) -> list[Path]:
-    """The files of a checkpoint; a link counts as what it leads to, as in the Hub's cache."""
-    return [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != targets.JOURNAL]
-
-
 def _applied(checkpoint: Path) -> list[Path]:
-    """The patches in a checkpoint, in the order in which they were applied."""
-    return [file for file in sorted((checkpoint / HISTORY).glob("*.safetensors")) if file.is_file()]
+    """The patches in a checkpoint, in the order in which they were applied. Raises PatchError when one is missing."""
+    history = checkpoint / HISTORY
+    if history.is_symlink():
+        raise PatchError(f"{history}: is a link, which is not followed; move it away")
+    files = (file for file in sorted(history.glob("*.safetensors")) if file.is_file() and not file.is_symlink())
+    found = [file for file in files if not targets.TEMPORARY.fullmatch(file.name)]
+    for number, file in enumerate(found):
+        if file.name != f"{number:04}.safetensors":
+            raise PatchError(f"{file}: expected {number:04}.safetensors there, a patch that was applied; it is missing")
+    return found
 
 
 def _fits(patch: Patch, place: Place) -> None:
     _dtype(place)
-    if place.shape != patch.shape or place.dtype != patch.dtype:
+    ours, theirs = (place.tensor, place.dtype, place.shape), (patch.tensor, patch.dtype, patch.shape)
+    if ours[1:] != theirs[1:]:
         raise PatchError(
             f"{place.tensor}: is {place.dtype} {place.shape}, the patch was made for {patch.dtype} {patch.shape}"
         )
+    if ours != theirs:
+        raise PatchError(f"{place.tensor}: the patch was made for {patch.tensor}, layer {patch.delta.layer}")
     found = base_sha256(place)
     if found != patch.base_sha256:
         raise PatchError(
@@ -220,7 +257,7 @@ def _patched_rows(place: Place, delta: Delta) -> Iterator[bytes]:
     """The new weight's bytes, a block of rows at a time."""
     dtype, width = _dtype(place), place.shape[1]
     rows = max(1, BLOCK_BYTES // (width * dtype.itemsize))
-    with place.file.open("rb") as file:
+    with opened(place.file, WEIGHTS) as file:
         file.seek(place.start)
         for first in range(0, place.shape[0], rows):
             block = delta.gate_write[first : first + rows]
@@ -254,8 +291,14 @@ def _write(path: Path, patch: Patch, extra: dict[str, str], original: Tensor | N
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise PatchError(f"{path}: no such file; expected a patch (gate3 --save-patch)")
+    read_header(LocalFiles(path.parent), path.name)  # stricter than the package, and refuses what is no regular file
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # of the header: a dtype or shape that the package does not foresee
         raise PatchError(f"{path}: is not a safetensors file: {error}") from error
+
+
+def _parsed(path: Path, metadata: dict[str, str], key: str) -> Any:
+    """The JSON value in an entry of the metadata."""
+    return parse_json(metadata.get(key, "").encode(), f"{path}: metadata is incomplete: {key}", OF_A_PATCH)

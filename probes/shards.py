@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from vindex import targets
-from vindex.directory import LocalFiles
+from vindex.directory import WEIGHTS, LocalFiles
 from vindex.errors import CheckpointError, PatchError
+from vindex.files import opened
+from vindex.hub import cached
 from vindex.model_config import checked, towers
 from vindex.weights import (
     CONFIG,
@@ -74,7 +76,7 @@ def base_sha256(place: Place) -> str:
 
 
 def tensor_bytes(place: Place) -> Tensor:
-    with place.file.open("rb") as file:
+    with opened(place.file, WEIGHTS) as file:
         file.seek(place.start)
         return torch.frombuffer(bytearray(file.read(place.stop - place.start)), dtype=torch.uint8)
 
@@ -90,16 +92,16 @@ def overwrite(handle: BinaryIO, place: Place, blocks: Iterator[bytes]) -> None:
 
 def copy_into(file: Path, handle: BinaryIO) -> None:
     """The whole of a file into another that is open."""
-    with file.open("rb") as source:
+    with opened(file, WEIGHTS) as source:
         shutil.copyfileobj(source, handle, BLOCK_BYTES)
     handle.flush()
 
 
 def sha256(file: Path, start: int = 0, stop: int | None = None) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as handle:
+    with opened(file, WEIGHTS) as handle:
         handle.seek(start)
-        left = (file.stat().st_size if stop is None else stop) - start
+        left = (os.fstat(handle.fileno()).st_size if stop is None else stop) - start
         while left > 0:
             block = handle.read(min(left, BLOCK_BYTES))
             if not block:
@@ -107,6 +109,20 @@ def sha256(file: Path, start: int = 0, stop: int | None = None) -> str:
             digest.update(block)
             left -= len(block)
     return digest.hexdigest()
+
+
+def plain_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint, which a copy of it takes; in the Hub's cache they are links to its blobs.
+
+    Raises PatchError on any other link that leads out of the directory: whose it is, nobody can know.
+    """
+    top = checkpoint.resolve()
+    top = top.parent.parent if cached(checkpoint) else top
+    files = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != targets.JOURNAL]
+    for file in files:
+        if file.is_symlink() and top not in file.resolve().parents:
+            raise PatchError(f"{file}: is a link out of the checkpoint, which is not copied; put the file itself there")
+    return files
 
 
 def carry(file: Path, target: Path) -> None:

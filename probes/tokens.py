@@ -28,6 +28,11 @@ def encode(tokenizer: Any, text: str, *, rendered: bool = False) -> Encoded:
     plain = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if not plain:
         return Encoded((), ())
+    if not is_embedded(tokenizer, max(plain)):
+        raise ProbeError(
+            f"token id {max(plain)}, but the model embeds {tokenizer.embedded} tokens; leave that token out, or give "
+            "the tokenizer that belongs to the model"
+        )
     own = rendered and any(token in text for token in tokenizer.all_special_tokens)
     if not getattr(tokenizer, "is_fast", False):
         ids = plain if own else tokenizer(text, verbose=False).input_ids
@@ -51,6 +56,11 @@ def require_offsets(tokenizer: Any) -> None:
     """Raise ProbeError unless the tokenizer tells which characters a token covers."""
     if not getattr(tokenizer, "is_fast", False):
         raise ProbeError(f"{type(tokenizer).__name__} gives no character offsets; expected a fast tokenizer")
+
+
+def is_embedded(tokenizer: Any, token: int) -> bool:
+    """Whether the model that was loaded with this tokenizer has an embedding of a token."""
+    return token < getattr(tokenizer, "embedded", token + 1)
 
 
 def _end(ids: list[int], plain: list[int]) -> int:

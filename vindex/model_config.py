@@ -28,6 +28,7 @@ MOST = {
     "shared_expert_intermediate_size": MOST_NEURONS,
     "decoder_sparse_step": MOST_LAYERS,
     "full_attention_interval": MOST_LAYERS,
+    "num_labels": MOST_EXPERTS,  # of a classifier; transformers names each of them before it is asked for any
 }
 
 

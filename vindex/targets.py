@@ -294,7 +294,7 @@ def held(target: Path) -> Iterator[Path]:
     partial = partial_of(target)
     with ExitStack() as stack:
         with explained(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(target.parent)
             step(f"make {partial.name}")
             with suppress(FileExistsError):
                 os.mkdir(partial)
@@ -512,6 +512,14 @@ def locked(directory: Path) -> Iterator[None]:
     """Let no other process change a directory in place meanwhile. Raises TargetError when one is at it."""
     with explained(directory), _locked(directory.resolve(), os.O_RDONLY | os.O_DIRECTORY):
         yield
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it where they are missing, of which a path may name thousands."""
+    for place in reversed([directory, *directory.parents]):
+        if not place.is_dir():
+            with suppress(FileExistsError):  # another process was faster
+                os.mkdir(place)
 
 
 def sync(directory: Path) -> None:

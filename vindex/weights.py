@@ -101,10 +101,15 @@ def read_json(files: Readable, name: str) -> dict[str, Any]:
 
 
 def read_small(files: Readable, name: str) -> bytearray:
-    """The content of a file that is not weights, and so not large. Raises CheckpointError when it is."""
+    """The content of a file that is not weights. Raises CheckpointError as `require_small`."""
+    require_small(files, name)
+    return files.read(name)
+
+
+def require_small(files: Readable, name: str) -> None:
+    """Raise CheckpointError when a file that is not weights is large."""
     if files.sizes[name] > TEXT_LIMIT:
         raise TEXT.refusal(f"{files.name}: {name}", f"has {files.sizes[name]:,} bytes, at most {TEXT_LIMIT:,} are read")
-    return files.read(name)
 
 
 def read_weights(files: Readable, config: Mapping[str, Any]) -> Weights:

@@ -28,12 +28,14 @@ import orjson
 from vindex import targets
 from vindex.checksums import render_sums
 from vindex.errors import TargetError
+from vindex.files import TEXT_LIMIT, Kind, opened
 from vindex.format import FILES, SUMS, FileSpec
 from vindex.targets import JOURNAL, partial_of
 
 MAKING = "vindex"
 LARGE = 1 << 24  # bytes in one write that go to the disk at once, so that the end of the block need not wait for them
 START_OVER = "add --force to start over"
+OF_A_JOURNAL = Kind(TargetError, START_OVER, limit=None)
 
 
 class Piece(NamedTuple):
@@ -158,7 +160,8 @@ class Writer:
                 f"repeat the first call to resume it, or {START_OVER}"
             )
         self._require_own_files()
-        first, *lines = self._journal.read_bytes().rpartition(b"\n")[0].split(b"\n")  # a torn last line is dropped
+        lines = self._whole_lines()
+        first = next(lines, b"")
         content, before = first + b"\n", hashlib.sha256(first).hexdigest()
         after = before
         for number, line in enumerate(lines, 2):
@@ -169,6 +172,14 @@ class Writer:
                 line = _rendered(after, block, found)
                 content, after = content + line + b"\n", _sum_of(line)
         targets.write_bytes(self._journal, content)
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        """The journal's lines, one at a time, without their ends; a torn last line is dropped."""
+        with opened(self._journal, OF_A_JOURNAL) as file:
+            while (line := file.readline(TEXT_LIMIT)).endswith(b"\n"):
+                yield line.removesuffix(b"\n")
+        if len(line) == TEXT_LIMIT:
+            raise OF_A_JOURNAL.refusal(self._journal, f"a line has more than {TEXT_LIMIT:,} bytes")
 
     def _require_own_files(self) -> None:
         """Raise TargetError when a file here has another name elsewhere: writing to it would change that one, too."""

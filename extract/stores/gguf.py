@@ -98,7 +98,8 @@ class Gguf:
             end = min(at + step, rows)
             content = self._files.read(file, start + at * row_bytes, start + end * row_bytes)
             stored = np.frombuffer(content, np.uint8).reshape(end - at, row_bytes)
-            numbers[at:end] = torch.from_numpy(dequantize(stored, GGMLQuantizationType[dtype]))
+            with np.errstate(all="ignore"):  # what is not finite is told with its place by whoever uses it
+                numbers[at:end] = torch.from_numpy(dequantize(stored, GGMLQuantizationType[dtype]))
         return numbers
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import orjson
 from torch import Tensor
 
-from probes.shards import copy_into, whole
+from probes.shards import copy_into, plain_files, whole
 from vindex import targets
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError
@@ -62,7 +62,7 @@ def bake(
     weights, prefix = whole(source)
     places = _places(weights, prefix)
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
-    files = [checkpoint / name for name in source.sizes if _belongs(name, weights)]
+    files = [file for file in plain_files(checkpoint) if _belongs(file.name, weights)]
     names, reads = [file.name for file in files], [checkpoint, *files, *reads]
     with targets.new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
         for file in files:
@@ -87,7 +87,7 @@ def _belongs(name: str, weights: Weights) -> bool:
     """Whether a file is copied: anything but weights that are not the model's, and what goes with them."""
     stale = name == WEIGHT_MAP and weights.listing != WEIGHT_MAP
     other = name.endswith(".safetensors") and name not in weights.files
-    left = name in (ADAPTER, BAKED, targets.JOURNAL) or PurePath(name).suffix in OTHER_WEIGHTS
+    left = name in (ADAPTER, BAKED) or PurePath(name).suffix in OTHER_WEIGHTS
     return not (stale or other or left)
 
 

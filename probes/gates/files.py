@@ -74,7 +74,7 @@ def write_gates(gates: Gates, directory: Path, *, prefix: str = PUBLISHED_PREFIX
         LOGITS_PT: pickled.getvalue(),
     }
     with targets.explained(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        targets.make_directory(directory)
     for name, payload in payloads.items():
         targets.write_bytes(directory / name, payload)
 

@@ -38,7 +38,7 @@ def save(
     tensors = {"logits": logits.detach(), **{name: optimiser.state[logits][name] for name in ADAM}}
     metadata = {"state": orjson.dumps(state._asdict() | {"options": asdict(options), "data": sources}).decode()}
     with targets.explained(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        targets.make_directory(directory)
     content = to_bytes({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata)
     targets.write_bytes(directory / STATE, content)
 

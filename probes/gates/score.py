@@ -20,7 +20,7 @@ from probes.gates.apply import gated
 from probes.gates.data import boxed
 from probes.gates.encode import pad_token
 from probes.gates.panels import QUESTIONS, Panels, Prompt
-from probes.model import Loaded
+from probes.model import Loaded, quiet
 from probes.tokens import encode
 from probes.tokens import prompt as prompt_ids
 
@@ -131,13 +131,13 @@ def write(loaded: Loaded, prompts: Sequence[str], factors: Tensor | None, tokens
     mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=ids.device)
     settings: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": pad}
     settings |= {"temperature": None, "top_p": None, "top_k": None}  # a model's sampling defaults would only warn
-    with torch.no_grad():
+    with torch.no_grad(), quiet():
         if factors is None:
             out = loaded.model.generate(input_ids=ids, attention_mask=mask, **settings)
         else:
             with gated(loaded.model, factors):
                 out = loaded.model.generate(input_ids=ids, attention_mask=mask, **settings)
-    return [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:]]
+        return [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:]]
 
 
 def stands_in(answer: str, text: str) -> bool:

@@ -170,6 +170,7 @@ def test_verify_and_rederive_hold_for_every_expert(mixture, built_mixture, tmp_p
 
 def test_samples_are_spread_evenly():
     assert evenly(129, 3) == [0, 64, 128] and evenly(3, 9) == [0, 1, 2] and evenly(5, 1) == [0]
+    assert evenly(3, 10**15) == [0, 1, 2]  # at once
 
 
 def test_a_low_rank_expert_keeps_its_zero_rows(tmp_path):

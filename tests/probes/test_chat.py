@@ -1,5 +1,7 @@
 """A chat says every word of what was asked, whatever the template, or it is refused in one line."""
 
+import resource
+
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -112,6 +114,37 @@ def test_a_template_without_end_is_stopped(monkeypatch):
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(ProbeError, match=r"the chat template runs for more than 0.2 s; use another"):
         render(spoken(endless), ask(QUESTION))
+
+
+@pytest.mark.parametrize(
+    ("hostile", "said"),
+    [
+        ("{{ 'x' * 10**10 }}", r"asks for more than 1,073,741,824 bytes"),
+        ("{{ 'x'|center(10**10) }}", r"asks for more than 1,073,741,824 bytes"),
+        (
+            "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            r"asks for more than",
+        ),
+        ("{{ 10**(10**8) }}", r"fails with OverflowError: 'a product of 4e\+08 bits'"),
+        (
+            "{% set n = namespace(v=3) %}{% for i in range(60) %}{% set n.v = n.v * n.v %}{% endfor %}",
+            r"fails with OverflowError: 'a product of",
+        ),
+    ],
+)
+def test_a_template_asks_for_bounded_memory_and_counts_in_bounded_numbers(hostile, said):
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(ProbeError, match=f"the chat template {said}"):
+        render(spoken(hostile), ask(QUESTION))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_products_as_templates_have_them_are_what_they_were():
+    said = render(spoken("{{ '=' * 3 }}{{ 2 * 3 }}{{ 2 ** 5 }}{{ messages[0].content }}"), ask(QUESTION))
+    assert said.text == f"===632{QUESTION}"
+    from jinja2.sandbox import SandboxedEnvironment
+
+    assert not SandboxedEnvironment.intercepted_binops
 
 
 def test_a_question_without_words_and_a_tokenizer_without_a_template_are_one_line():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from probes.gates.score import write
 from probes.model import Site, layers, load, locate, sites, weight
 from vindex.errors import CheckpointError, ProbeError
 
@@ -147,3 +148,67 @@ def test_pickled_weights_are_not_read(tiny_checkpoint, tmp_path):
     torch.save({}, copy / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="found PyTorch .bin weights"):
         load(copy)
+
+
+def edited(tiny_checkpoint, tmp_path, file: str, **changes):
+    """The tiny model with other entries in one of its JSON files."""
+    directory = shutil.copytree(tiny_checkpoint, tmp_path / "edited")
+    path = directory / file
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        (
+            "config.json",
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1], "long_factor": "x", "rope_theta": 1}},
+            "cannot be loaded: ",
+        ),
+        ("config.json", {"num_labels": 10**9}, "config.json num_labels: expected at most 65536"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "cannot be loaded: '>' not supported"),
+    ],
+)
+def test_what_does_not_fit_together_fails_as_the_model_is_loaded(tiny_checkpoint, tmp_path, file, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(edited(tiny_checkpoint, tmp_path, file, **changes), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"return_dict": False}),
+        ("config.json", {"output_attentions": True}),
+        ("generation_config.json", {"num_beams": 4, "repetition_penalty": 9.0, "max_length": 1}),
+        ("generation_config.json", {"eos_token_id": ["x", 10**30], "return_dict_in_generate": True}),
+        ("generation_config.json", {"stop_strings": "x", "bad_words_ids": [[1]], "forced_eos_token_id": "x"}),
+    ],
+)
+def test_what_a_model_writes_is_its_greedy_answer_whatever_its_files_ask_for(
+    tiny, tiny_checkpoint, tmp_path, file, changes, capfd
+):
+    other = load(edited(tiny_checkpoint, tmp_path, file, **changes), device="cpu")
+    assert write(other, ["Hello"], None, 4) == write(tiny, ["Hello"], None, 4)
+    assert capfd.readouterr().err == ""
+
+
+def test_the_end_of_a_turn_is_still_the_checkpoints(tiny, tiny_checkpoint, tmp_path):
+    first = int(tiny.model(torch.tensor([[72]])).logits[0, -1].argmax())
+    other = load(edited(tiny_checkpoint, tmp_path, "generation_config.json", eos_token_id=[first, 256]), device="cpu")
+    assert other.model.generation_config.eos_token_id == [first, 256]
+
+
+def test_a_token_without_an_embedding_is_one_line(tiny_checkpoint, tmp_path):
+    token = {"900": {"content": "Hi", "special": False}}
+    loaded = load(edited(tiny_checkpoint, tmp_path, "tokenizer_config.json", added_tokens_decoder=token), device="cpu")
+    with pytest.raises(ProbeError, match=r"token id \d+, but the model embeds 258 tokens; leave that token out"):
+        write(loaded, ["Hi there"], None, 1)
+
+
+def test_a_tokenizer_of_any_size_is_not_read(tiny_checkpoint, tmp_path):
+    directory = shutil.copytree(tiny_checkpoint, tmp_path / "large")
+    with (directory / "chat_template.jinja").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="large: chat_template.jinja: has 1,099,511,627,776 bytes, at most"):
+        load(directory, device="cpu")

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from probes import patches, shards
 from probes.delete import Delta
+from probes.gates.bake import bake
 from probes.hooks import patched, same_bits
 from probes.model import load, weight
+from tests.probes.test_command import run
 from vindex.demo import CHECKPOINT
-from vindex.errors import PatchError, TargetError
+from vindex.errors import CheckpointError, PatchError, TargetError
 
 LAYER = 1
 
@@ -173,7 +175,12 @@ def _rewrite(path: Path, metadata: dict[str, str], **changed: torch.Tensor | Non
         ({}, {"gate_write": torch.zeros(2, 3)}, "do not make the"),
         ({"shape": "[1]"}, {}, "do not make the"),
         ({"layer": "one"}, {}, "metadata is incomplete"),
+        ({"layer": "9" * 30}, {}, "metadata is incomplete: expected a layer, tensor, dtype"),
+        ({"base_sha256": ""}, {}, "no base_sha256"),
+        ({"shape": "[true, 3]"}, {}, "expected a list of sizes as shape"),
         ({"provenance": "{"}, {}, "metadata is incomplete"),
+        ({"provenance": "[1]"}, {}, "an object as provenance"),
+        ({}, {"gate_write": torch.zeros(384, dtype=torch.complex64)}, "factors are torch.complex64"),
     ],
 )
 def test_a_damaged_patch_file_is_refused(checkpoint, delta, tmp_path, metadata, changed, message):
@@ -182,6 +189,62 @@ def test_a_damaged_patch_file_is_refused(checkpoint, delta, tmp_path, metadata, 
     _rewrite(path, metadata, **changed)
     with pytest.raises(PatchError, match=message):
         patches.read(path)
+
+
+def test_provenance_does_not_stand_in_for_what_a_patch_changes(checkpoint, delta, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "patch.safetensors"
+    patches.save(path, delta, checkpoint, {"tensor": "another", "fact": "France/capital"})
+    assert run(monkeypatch, "patch", "show", path, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["tensor"] == patches.read(path).tensor and shown["fact"] == "France/capital"
+
+
+def test_a_patch_says_of_which_tensor_it_is(checkpoint, saved, tmp_path):
+    _rewrite(saved, {"tensor": "model.layers.3.mlp.gate_proj.weight"})
+    with pytest.raises(PatchError, match=r"layers.1.mlp.gate_proj.weight: the patch was made for model.layers.3"):
+        patches.apply(checkpoint, patches.read(saved), tmp_path / "out")
+
+
+def test_revert_puts_back_only_the_bytes_that_the_patch_was_made_for(saved, tmp_path):
+    """Whoever changes what a directory says was there changes its hash of the shard as well."""
+    out = patches.apply(CHECKPOINT, patches.read(saved), tmp_path / "out")
+    before, record = digests(out), out / patches.HISTORY / "0000.safetensors"
+    with safe_open(record, framework="pt") as file:
+        original = file.get_tensor("original")
+    _rewrite(record, {}, original=torch.zeros_like(original))
+    with pytest.raises(PatchError, match="the bytes it would put back are not those the patch was made for"):
+        patches.revert(out)
+    _rewrite(record, {}, original=original.float())
+    with pytest.raises(PatchError, match="does not belong to"):
+        patches.revert(out)
+    assert digests(out) | {f"{patches.HISTORY}/0000.safetensors": ""} == before | {
+        f"{patches.HISTORY}/0000.safetensors": ""
+    }
+
+
+def test_a_history_that_lacks_a_patch_or_leads_elsewhere_is_refused(saved, tmp_path):
+    out = patches.apply(CHECKPOINT, patches.read(saved), tmp_path / "out")
+    history = out / patches.HISTORY
+    (history / "0000.safetensors").rename(history / "0001.safetensors")
+    with pytest.raises(PatchError, match=r"expected 0000.safetensors there, a patch that was applied; it is missing"):
+        patches.revert(out)
+    history.rename(tmp_path / "elsewhere")
+    history.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PatchError, match="vindex_patches: is a link, which is not followed"):
+        patches.revert(out)
+
+
+def test_a_link_out_of_a_checkpoint_is_not_copied(saved, tmp_path):
+    source = shutil.copytree(CHECKPOINT, tmp_path / "source")
+    (tmp_path / "secret").write_text("not yours")
+    (source / "notes.txt").symlink_to(tmp_path / "secret")
+    for copied in (
+        lambda: patches.apply(source, patches.read(saved), tmp_path / "out"),
+        lambda: bake(source, torch.ones(4, 384, dtype=torch.bool), tmp_path / "out"),
+    ):
+        with pytest.raises(PatchError, match=r"notes.txt: is a link out of the checkpoint, which is not copied"):
+            copied()
+    assert not (tmp_path / "out").exists()
 
 
 def test_factors_that_are_not_finite_are_refused(checkpoint, delta, tmp_path):
@@ -196,7 +259,7 @@ def test_files_that_are_no_patches(tmp_path):
     with pytest.raises(PatchError, match="no such file"):
         patches.read(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is text")
-    with pytest.raises(PatchError, match="is not a safetensors file"):
+    with pytest.raises(CheckpointError, match="text.safetensors is damaged or cut short"):
         patches.read(tmp_path / "text.safetensors")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -375,3 +376,14 @@ def test_a_file_that_another_process_is_writing_is_left_to_it(tmp_path):
         os.waitpid(child, 0)
         assert (tmp_path / "x").read_bytes() == b"theirs"
     assert (tmp_path / "x").read_bytes() == b"ours"
+
+
+def test_a_path_of_thousands_of_directories_is_made_or_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deep = Path("/".join("y" * 1500))
+    write(deep)
+    assert tree(deep)
+    with pytest.raises(TargetError, match="cannot be written"):
+        write(Path("/".join("z" * 2500)))
+    assert not Path("z").exists()
+    subprocess.run(["rm", "-r", "y"], check=True)  # pytest's own way of removing it goes too deep

@@ -202,6 +202,15 @@ def test_lines_of_another_build_or_in_another_order_are_refused(tmp_path):
             finished_after(tmp_path / "v")
 
 
+def test_a_journal_of_any_length_is_read_a_line_at_a_time(tmp_path):
+    """A line that never ends is refused before it is held whole: this one has 512 MiB."""
+    journal = begun(tmp_path / "v") / "journal.jsonl"
+    with journal.open("r+b") as file:
+        file.truncate(journal.stat().st_size + (1 << 29))
+    with pytest.raises(TargetError, match=r"journal.jsonl: a line has more than 67,108,864 bytes; add --force"):
+        finished_after(tmp_path / "v")
+
+
 @pytest.mark.parametrize("blocks", [[(0, 8)], [(0, 8), (8, 4)], [(0, 8), (4, 12)], [(0, 16), (0, 16)]])
 def test_files_that_the_journal_does_not_account_for_are_not_committed(tmp_path, blocks):
     with write(tmp_path / "v") as writer:

@@ -30,8 +30,8 @@ def show(
         "method": found.delta.method,
         "norm": found.delta.norm,
         "base_sha256": found.base_sha256,
-        **found.provenance,
     }
+    about |= {key: value for key, value in found.provenance.items() if key not in about}
     if json_out:
         print_json(about)
     else:
