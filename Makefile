@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/vindex demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-real: .venv/installed $(REAL_MODEL)/config.json
 	VINDEX_REAL_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m real
