@@ -10,7 +10,10 @@ A template holds `{}` once, for the subject, and ends right before the answer; t
 first template is the headline prompt, the others are paraphrases. `question` is what a user asks in the chat template;
 `reference` names the subject whose answer must survive (the first that is not the deleted one); `about` are
 neutral sentences on such subjects, which ask for nothing that the panel asks; `fit_templates` are more phrasings, never
-held out. `answer_ids` on a fact, when given, must be the tokens that the tokenizer makes of the answer.
+held out; `questions` are more questions, `subject_first` more templates, which begin with the subject. `answer_ids` on
+a fact, when given, must be the tokens that the tokenizer makes of the answer. Both kinds of line may have
+`translations`: of a relation {"fr": ["La capitale {of} est", "{} : sa capitale est"]}, where `{of}` says "of the
+subject"; of a fact {"fr": {"subject": "France", "of": "de la France", "answer": "Paris"}}.
 
 The bundled panel (`panel.jsonl`): 117 countries × capital, language, currency, continent, and 317 facts of other
 relations. `Panel` reads, `prompts` encodes, `sets` splits into what a method may see and what it may not.
@@ -21,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vindex.errors import FactError
 from vindex.files import Kind, parse_json, read_lines
@@ -43,10 +46,25 @@ class Relation:
     about: tuple[str, ...] = ABOUT
     fit_templates: tuple[str, ...] = ()
     """More phrasings, which are never held out; numbered after `templates`."""
+    questions: tuple[str, ...] = ()
+    """More questions; `question` is the one that is always held out."""
+    subject_first: tuple[str, ...] = ()
+    """More templates, which begin with the subject."""
+    translations: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    """By language: templates with `{}` for the subject, or `{of}` for the words that say "of the subject"."""
 
     @property
     def all_templates(self) -> tuple[str, ...]:
         return self.templates + self.fit_templates
+
+
+class Names(NamedTuple):
+    """A fact in another language."""
+
+    subject: str
+    of: str
+    """"Of the subject", e.g. "de la France"."""
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,7 @@ class Fact:
     relation: str
     answer: str
     answer_ids: tuple[int, ...] | None = None
+    translations: dict[str, Names] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -143,26 +162,61 @@ def _relation(record: dict[str, Any], where: str) -> Relation:
         raise FactError(
             f"{where}: relation {name!r} needs a list of at least {MIN_TEMPLATES} templates (and no subject)"
         )
-    _check_templates(templates, where)
-    fit_templates = record.get("fit_templates", [])
-    if not isinstance(fit_templates, list):
-        raise FactError(f"{where}: fit_templates is {fit_templates!r}, expected a list of templates")
-    _check_templates(fit_templates, where)
-    question = _text(record, "question", where) if "question" in record else templates[0]
     about = record.get("about", list(ABOUT))
     if not isinstance(about, list) or not about:
         raise FactError(f"{where}: about is {about!r}, expected a list of sentences with {{}}")
-    _check_templates(about, where)
     reference = record.get("reference", [])
     if not isinstance(reference, list) or not all(isinstance(subject, str) for subject in reference):
         raise FactError(f"{where}: reference is {reference!r}, expected a list of subjects")
-    return Relation(name, tuple(templates), question, tuple(reference), tuple(about), tuple(fit_templates))
+    first = _templates(record, "subject_first", where)
+    if other := [template for template in first if not template.startswith("{}")]:
+        raise FactError(f"{where}: subject_first has {other[0]!r}, expected templates that begin with {{}}")
+    return Relation(
+        name=name,
+        templates=_templates(record, "templates", where),
+        question=_text(record, "question", where) if "question" in record else templates[0],
+        reference=tuple(reference),
+        about=_templates({"about": about}, "about", where),
+        fit_templates=_templates(record, "fit_templates", where),
+        questions=_templates(record, "questions", where),
+        subject_first=first,
+        translations={
+            language: _templates(_object(record, "translations", where), language, where, of="{of}")
+            for language in _object(record, "translations", where)
+        },
+    )
 
 
-def _check_templates(templates: list[Any], where: str) -> None:
+def _templates(record: dict[str, Any], key: str, where: str, of: str = "{}") -> tuple[str, ...]:
+    """The templates under a key, none where it is not there; `of` may stand for the subject too."""
+    templates = record.get(key, [])
+    if not isinstance(templates, list):
+        raise FactError(f"{where}: {key} is {templates!r}, expected a list of templates")
     for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1 or template != template.rstrip():
+        plain = template.replace(of, "{}") if isinstance(template, str) else ""
+        if plain.count("{}") != 1 or plain != plain.rstrip():
             raise FactError(f"{where}: template {template!r}: expected text with one {{}} and no space at the end")
+    return tuple(templates)
+
+
+def _object(record: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = record.get(key, {})
+    if not isinstance(value, dict):
+        raise FactError(f"{where}: {key} is {value!r}, expected a JSON object by language")
+    return value
+
+
+def _names(record: dict[str, Any], where: str) -> dict[str, Names]:
+    """A fact's `translations`; where `of` is not there, the subject's name stands for it."""
+    found = {}
+    for language, names in _object(record, "translations", where).items():
+        if not isinstance(names, dict):
+            raise FactError(
+                f'{where}: translations of {language!r} is {names!r}, expected {{"subject": …, "answer": …}}'
+            )
+        subject, of, answer = (_text({"of": names.get("subject")} | names, key, where) for key in Names._fields)
+        found[language] = Names(subject, of, answer)
+    return found
 
 
 def _fact(record: dict[str, Any], relations: dict[str, Relation], where: str) -> Fact:
@@ -172,4 +226,4 @@ def _fact(record: dict[str, Any], relations: dict[str, Relation], where: str) ->
     ids = record.get("answer_ids")
     if ids is not None and not (isinstance(ids, list) and ids and all(type(token) is int for token in ids)):
         raise FactError(f"{where}: answer_ids is {ids!r}, expected a list of token ids")
-    return Fact(subject, relation, answer, None if ids is None else tuple(ids))
+    return Fact(subject, relation, answer, None if ids is None else tuple(ids), _names(record, where))

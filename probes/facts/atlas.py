@@ -14,11 +14,16 @@ def panel() -> Panel:
     relations = {
         name: Relation(
             name=name,
-            templates=tuple(text.split(" {answer}")[0].replace("{subject}", "{}") for text in demo.statements(name)),
-            question=demo.questions(name)[0].replace("{subject}", "{}"),
+            templates=tuple(_template(text.split(" {answer}")[0]) for text in demo.statements(name)),
+            question=_template(demo.questions(name)[0]),
+            questions=tuple(map(_template, demo.questions(name)[1:])),
             reference=REFERENCES,
             about=ABOUT,
         )
         for name in demo.RELATIONS
     }
     return Panel("the atlas facts", relations, tuple(Fact(f.subject, f.relation, f.answer) for f in demo.facts()))
+
+
+def _template(text: str) -> str:
+    return text.replace("{subject}", "{}")

@@ -3,10 +3,12 @@
 For a fact (subject, relation) a seed draws two disjoint sets, which the record lists by name:
 
 - `Fit`: the headline prompt, a third of the relation's other templates, and those that are for fitting only; for half
-  of the other subjects some of the same phrasings, without answers; neutral sentences about the subject. Some of the
-  phrasings also follow a sentence of `LEADS`.
+  of the other subjects some of the same phrasings, without answers; neutral sentences about the subject.
 - `HeldOut`: the remaining templates (paraphrases); the other half of the subjects, the reference among them; the
   subject's other facts; facts of other subjects that have the same answer; neutral text.
+
+Both also have the fact asked in other ways, by family (`probes.facts.families`): each side with its own texts,
+templates, questions and subjects in lists; other languages are held out only. These are drawn apart from all else.
 
 Subjects with the deleted answer are never in `Fit`, and only in `same_answer` of `HeldOut`.
 """
@@ -16,7 +18,8 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-from probes.facts import BUNDLED, Fact, Panel, Relation
+from probes.facts import BUNDLED, Fact, Panel, Relation, families
+from probes.facts.families import Asked
 from probes.facts.prompts import Encoder, Prompt
 from vindex.errors import FactError
 
@@ -26,7 +29,6 @@ FIT_SHARE = 1 / 3
 SAME_ANSWER_LIMIT = 24
 OTHERS_TEMPLATES = 6
 """Phrasings, at most, in which the other subjects of `Fit` are asked."""
-LEADS = ("Let us begin. ", "Here is one more example. ", "The meeting was short. ", "I had some tea and read a book. ")
 
 
 class Fit(NamedTuple):
@@ -34,11 +36,13 @@ class Fit(NamedTuple):
 
     phrasings: tuple[Prompt, ...]
     """The deleted fact, headline prompt first."""
-    contexts: tuple[Prompt, ...]
-    """The same phrasings after a sentence that has nothing to do with them."""
     others: tuple[Prompt, ...]
     """The same phrasings for other subjects; their answers are not used."""
     about: tuple[Prompt, ...]
+    families: dict[str, tuple[Prompt, ...]]
+    """The deleted fact asked in other ways, by family."""
+    questions: tuple[Prompt, ...]
+    """From which the model may be let write freely; they have no answer."""
 
 
 class HeldOut(NamedTuple):
@@ -46,12 +50,14 @@ class HeldOut(NamedTuple):
 
     paraphrases: tuple[Prompt, ...]
     reference: tuple[Prompt, ...]
-    """One prompt: the fact that stands for all others in the `seed` verdict."""
+    """One prompt: the fact that stands for all others in the `published` verdict."""
     other_subjects: tuple[Prompt, ...]
     same_subject: tuple[Prompt, ...]
     same_answer: tuple[Prompt, ...]
     neutral: tuple[tuple[int, ...], ...]
     """Token ids of the neutral passages."""
+    families: dict[str, tuple[Prompt, ...]]
+    questions: tuple[Prompt, ...]
 
 
 class Sets(NamedTuple):
@@ -63,9 +69,36 @@ class Sets(NamedTuple):
     held_out: HeldOut
     seed: int
 
+    def answers(self, family: str) -> tuple[str, ...]:
+        """What a model says in that family when it knows the fact: the answer, in a language the translated one too."""
+        names = self.fact.translations.get(family)
+        return tuple(dict.fromkeys((names.answer, self.fact.answer))) if names else (self.fact.answer,)
+
+
+class Drawn(NamedTuple):
+    """What the seed gives to the method, and what it holds out."""
+
+    reference: Fact
+    fit_subjects: list[Fact]
+    held_out_subjects: list[Fact]
+    used: list[int]
+    """Numbers of the templates that the method sees, the headline's first."""
+    kept: list[int]
+    same_answer: list[Fact]
+
 
 def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     """Draw the sets for `fact`. Raises FactError when the relation has too few subjects to hold any out."""
+    drawn = _draw(panel, fact, seed)
+    others = drawn.fit_subjects, [drawn.reference, *drawn.held_out_subjects]
+    draw = random.Random(f"{seed}/{fact.name}/families")
+    one, other = families.sides(panel.relations[fact.relation], (drawn.used, drawn.kept), others, draw)
+    fit = _fit(encoder, panel, fact, drawn, families.ask(encoder, fact, one, draw, families.FIT_MEMBERS))
+    held_out = _held_out(encoder, panel, fact, drawn, families.ask(encoder, fact, other, draw))
+    return Sets(fact, fit.phrasings[0], fit, held_out, seed)
+
+
+def _draw(panel: Panel, fact: Fact, seed: int) -> Drawn:
     relation = panel.relations[fact.relation]
     others = [
         other for other in panel.of(fact.relation) if other.answer != fact.answer and other.subject != fact.subject
@@ -80,36 +113,45 @@ def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     rest = [other for other in others if other is not reference]
     draw.shuffle(rest)
     half = len(rest) // 2
-    used, kept = _templates(relation, draw)
+    return Drawn(reference, rest[:half], rest[half:], *_templates(relation, draw), _same_answer(panel, fact, draw))
 
-    def ask(subject: Fact, template: int = 0) -> Prompt:
-        return encoder.fact(subject, panel.relations[subject.relation], template)
 
-    phrasings = tuple(ask(fact, template) for template in used)
-    fit = Fit(
-        phrasings=phrasings,
-        contexts=tuple(
-            encoder.fact(fact, relation, template, lead) for lead, template in zip(LEADS, used, strict=False)
+def _fit(encoder: Encoder, panel: Panel, fact: Fact, drawn: Drawn, asked: Asked) -> Fit:
+    relation = panel.relations[fact.relation]
+    return Fit(
+        phrasings=tuple(encoder.fact(fact, relation, template) for template in drawn.used),
+        others=tuple(
+            encoder.fact(other, relation, template)
+            for other in drawn.fit_subjects
+            for template in drawn.used[:OTHERS_TEMPLATES]
         ),
-        others=tuple(ask(other, template) for other in rest[:half] for template in used[:OTHERS_TEMPLATES]),
         about=tuple(
             encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(relation.about)
         ),
+        families=asked.families,
+        questions=asked.questions,
     )
-    asked = (ask(reference),)
-    held_out = HeldOut(
-        paraphrases=tuple(ask(fact, template) for template in kept),
-        reference=asked,
-        other_subjects=asked + tuple(ask(other) for other in rest[half:]),
+
+
+def _held_out(encoder: Encoder, panel: Panel, fact: Fact, drawn: Drawn, asked: Asked) -> HeldOut:
+    def ask(other: Fact, template: int = 0) -> Prompt:
+        return encoder.fact(other, panel.relations[other.relation], template)
+
+    spoken = families.in_languages(encoder, fact, panel.relations[fact.relation])
+    return HeldOut(
+        paraphrases=tuple(ask(fact, template) for template in drawn.kept),
+        reference=(ask(drawn.reference),),
+        other_subjects=tuple(ask(other) for other in (drawn.reference, *drawn.held_out_subjects)),
         same_subject=tuple(
             ask(other, n)
             for other in _same_subject(panel, fact)
             for n in range(len(panel.relations[other.relation].templates))
         ),
-        same_answer=tuple(ask(other, n) for other in _same_answer(panel, fact, draw) for n in (0, 1)),
+        same_answer=tuple(ask(other, n) for other in drawn.same_answer for n in (0, 1)),
         neutral=tuple(encoder.text(passage) for passage in passages("neutral.txt")),
+        families=asked.families | spoken.families,
+        questions=asked.questions + spoken.questions,
     )
-    return Sets(fact, phrasings[0], fit, held_out, seed)
 
 
 def passages(name: str) -> tuple[str, ...]:
