@@ -1,20 +1,16 @@
-"""Forward passes that do no more work than the question needs.
+"""The model from a layer's FFN on: what a change of that layer's gates does, at a fraction of a pass.
 
-- Prompts are padded on the right: with causal attention nothing before the padding sees it, so no mask is needed and a
-  batch gives what single prompts give.
-- Logits are computed at the answer's positions only.
-- `part` is the model between two layers, sharing all weights. A patch in layer l changes nothing before that layer's
-  FFN, and next to nothing before the subject: `begin` runs what precedes both once, `Tail` the rest for any change.
+- A patch in layer l changes nothing before that layer's FFN, and next to nothing before the subject: `begin` runs what
+  precedes both once, `Tail` the rest for any change.
 - Where later layers do more than attend to all that stands before (linear attention, a window shorter than a prompt),
   what precedes the subject is no set of keys and values, and prompts cannot lie end to end: there a tail is the whole
   prompts from the layer's FFN on, padded on the right (`separate`).
-- `check_layers` and `check_parts` hold all this against the model run whole, before any work.
+- `check_parts` holds all this against the model run whole, before any work.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -26,128 +22,10 @@ from transformers import DynamicCache
 from probes.facts.prompts import Prompt
 from probes.hooks import capture, edited
 from probes.model import Layer, Site, layers
-from vindex.errors import ProbeError
+from probes.passes import answer_places, batch, batches, device_of, part, require_same, run_whole, summed, unembed
 
 CHECKED_CHANGE = 0.5
 """Random change of the gates, in shares of their spread, under which the two are compared."""
-BATCH_TOKENS = 512
-"""Padded tokens per forward pass; bounds the memory that activations take."""
-ROWS = 32
-"""Distributions over the vocabulary held at once where whole texts are compared."""
-PARTS_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 2e-2}
-"""Largest difference of the logits about their mean, as a share of their norm, between the model whole and in parts.
-
-Rounding makes 1e-6, 0.01 and 0.001 of the atlas's."""
-
-
-class Batch(NamedTuple):
-    """Prompts with their answers but for the last token, padded on the right."""
-
-    prompts: tuple[Prompt, ...]
-    ids: Tensor
-    """(B, T)"""
-    real: Tensor
-    """(B, T) bool: not padding."""
-    rows: Tensor
-    """(N,) row of each position looked at: those that predict an answer token, or all from the subject on."""
-    columns: Tensor
-    """(N,) its column."""
-    targets: Tensor
-    """(N,) the answer token there; 0 for a prompt without an answer."""
-
-    def answers(self, log_probs: Tensor) -> Tensor:
-        """(B,) log-probability of each prompt's whole answer, from log-probabilities (N, V) at `rows`, `columns`."""
-        return _summed(log_probs, self.rows, self.targets, len(self.prompts))
-
-
-def batch(prompts: Sequence[Prompt], device: torch.device) -> Batch:
-    """Pad and stack `prompts`."""
-    texts = [prompt.ids + prompt.answer[:-1] for prompt in prompts]
-    width = max(map(len, texts))
-    ids = torch.tensor([text + (0,) * (width - len(text)) for text in texts], device=device)
-    lengths = torch.tensor([len(text) for text in texts], device=device)
-    places = [(row, *place) for row, prompt in enumerate(prompts) for place in _places(prompt)]
-    rows, columns, targets = torch.tensor(places, device=device).unbind(1)
-    real = torch.arange(width, device=device) < lengths[:, None]
-    return Batch(tuple(prompts), ids, real, rows, columns, targets)
-
-
-def _summed(log_probs: Tensor, rows: Tensor, targets: Tensor, count: int) -> Tensor:
-    """(count,) sums over each row's positions of the log-probability of the token wanted there."""
-    at = log_probs.gather(1, targets[:, None])[:, 0]
-    return torch.zeros(count, device=at.device).index_add(0, rows, at)
-
-
-def _places(prompt: Prompt) -> list[tuple[int, int]]:
-    """(column, token) of each answer token; without an answer, of every position from the subject on."""
-    last = len(prompt.ids) - 1
-    if prompt.answer:
-        return [(last + step, token) for step, token in enumerate(prompt.answer)]
-    return [(column, 0) for column in range(min(prompt.subject, default=last), last + 1)]
-
-
-def batches(prompts: Sequence[Prompt], device: torch.device) -> Iterator[Batch]:
-    """Batches of prompts of similar length, at most BATCH_TOKENS padded tokens each."""
-    waiting: list[Prompt] = []
-    for prompt in sorted(prompts, key=lambda prompt: len(prompt.ids) + len(prompt.answer)):
-        width = len(prompt.ids) + len(prompt.answer)
-        if waiting and width * (len(waiting) + 1) > BATCH_TOKENS:
-            yield batch(waiting, device)
-            waiting = []
-        waiting.append(prompt)
-    if waiting:
-        yield batch(waiting, device)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's embedding lies."""
-    causal: Any = model
-    return causal.get_input_embeddings().weight.device
-
-
-def part(model: nn.Module, start: int, stop: int) -> Callable[..., Tensor]:
-    """The decoder's layers start … stop-1 as a function of ids or `inputs_embeds`, without the final norm.
-
-    It is a shallow copy: weights and hooks are the model's own, and the model itself is not changed.
-    """
-    causal: Any = model
-    whole = causal.get_decoder()
-    if start == stop:  # nothing is left to run
-        return lambda inputs_embeds, **_: inputs_embeds
-    piece = copy.copy(whole)
-    piece._modules = dict(whole._modules)
-    piece.layers = nn.ModuleList(whole.layers[start:stop])
-    piece.norm = nn.Identity()
-    piece.config = copy.copy(whole.config)
-    piece.config.num_hidden_layers = stop - start
-    kinds = getattr(whole.config, "layer_types", None)
-    if kinds is not None:
-        piece.config.layer_types = kinds[start:stop]
-    # without a cache it must make none of its own: that would have room for the piece's number of layers only
-    return lambda **inputs: piece(**inputs, use_cache=inputs.get("past_key_values") is not None).last_hidden_state
-
-
-def unembed(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Float32 log-probabilities (…, V) of the residual stream (…, H) after the last layer."""
-    causal: Any = model
-    logits = causal.get_output_embeddings()(causal.get_decoder().norm(hidden))
-    return logits.float().log_softmax(-1)
-
-
-def kl_rows(before: Tensor, after: Tensor) -> Tensor:
-    """(N,) KL(before ‖ after) in nats of two (N, V) tables of log-probabilities."""
-    return (before.exp() * (before - after)).sum(-1)
-
-
-def kl_between(model: nn.Module, before: Tensor, after: Tensor) -> Tensor:
-    """(N,) the same from two (N, H) of the last layer's residual stream, ROWS distributions at a time."""
-    pairs = zip(before.split(ROWS), after.split(ROWS), strict=True)
-    return torch.cat([kl_rows(unembed(model, one), unembed(model, other)) for one, other in pairs])
-
-
-def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
-    """Residual stream (B, T, H) after the last layer."""
-    return part(model, 0, len(layers(model)))(input_ids=ids)
 
 
 CAPTURED = ("mlp_in", "mlp_out", "residual", "gate", "up")
@@ -253,7 +131,7 @@ class Tail:
         places = [
             (row, begins[row] + column - each.before, token)
             for row, each in enumerate(begun)
-            for column, token in _places(each.prompt)
+            for column, token in answer_places(each.prompt)
         ]
         device = self.gate.device
         self.rows, self._columns, self.targets = torch.tensor(places, device=device).unbind(1)
@@ -279,9 +157,9 @@ class Tail:
         gate = (self.gate + change).to(self.gate.dtype)
         return self.last_hidden_of(activation(gate) * self.up)
 
-    def last_hidden_of(self, down_in: Tensor) -> Tensor:
-        """The same for another input of down_proj, (T, I)."""
-        hidden = self.residual + (self.at.down_proj(down_in) - self.mlp_out)
+    def last_hidden_of(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
+        """The same for another input of down_proj, (T, I), and after adding (T, H) to what it gives."""
+        hidden = (self.residual + (self.at.down_proj(down_in) - self.mlp_out + added)).to(self.residual.dtype)
         if self._separate:
             width = int(self._positions.max()) + 1
             rows = hidden.new_zeros(len(self.prompts), width, hidden.shape[-1])
@@ -297,7 +175,7 @@ class Tail:
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
-        return _summed(log_probs, self.rows, self.targets, len(self.prompts))
+        return summed(log_probs, self.rows, self.targets, len(self.prompts))
 
     def _attends(self, before: list[int], lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """(T,) prompts and (T,) positions in them, and (1, 1, T, S + T) what to add to attention scores.
@@ -325,17 +203,6 @@ class Tail:
         return cache
 
 
-def check_layers(model: nn.Module, prompt: Prompt) -> None:
-    """An architecture that does more than its layers and its final norm cannot be measured in parts: ProbeError.
-
-    The layers all together are held against the model run whole, on the positions of `prompt` that count.
-    """
-    group = batch([prompt], device_of(model))
-    with torch.no_grad():
-        parts = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
-        _require_same(model, _run_whole(model, group), parts)
-
-
 def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
     """The same for a tail from `layer` on, whose gates are changed at random from the subject on."""
     tail, group = Tail.of(model, layer, [prompt]), batch([prompt], device_of(model))
@@ -344,24 +211,6 @@ def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
     change = size * torch.randn(tail.gate.shape, generator=draw).to(tail.gate.device)
     everywhere = pad(change, (0, 0, group.ids.shape[1] - len(change), 0))
     with torch.no_grad(), edited(model, {("gate", layer): lambda gate: gate + everywhere}):
-        whole = _run_whole(model, group)
+        whole = run_whole(model, group)
     with torch.no_grad():
-        _require_same(model, whole, tail.log_probs(change))
-
-
-def _run_whole(model: nn.Module, group: Batch) -> Tensor:
-    """Float32 log-probabilities (N, V) at the positions of one prompt that count, by the model's own forward."""
-    causal: Any = model
-    return causal(group.ids, use_cache=False).logits[group.rows, group.columns].float().log_softmax(-1)
-
-
-def _require_same(model: nn.Module, whole: Tensor, parts: Tensor) -> None:
-    """Raise ProbeError where log-probabilities (N, V) differ: a model sure of nothing shows it in all of them alone."""
-    causal: Any = model
-    whole, parts = (each - each.mean(-1, keepdim=True) for each in (whole, parts))
-    gap = float(torch.dist(whole, parts) / whole.norm().clamp_min(1e-30))
-    if not gap < PARTS_TOLERANCE[causal.dtype]:
-        raise ProbeError(
-            f"{type(model).__name__}: run in parts it gives other probabilities than whole (its logits differ by "
-            f"{gap:.1%}); Gate 3 supports models like Qwen3, Qwen3.5, Qwen2, Llama and Mistral"
-        )
+        require_same(model, whole, tail.log_probs(change))
