@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+import vindex
 from probes import definition
 from probes.activity import MixtureReading
 from probes.constants import Constant
@@ -83,8 +84,9 @@ def published() -> dict[str, Any]:
 
 def libraries() -> dict[str, str]:
     """Versions of what a figure may depend on."""
-    names = ("vindex", "torch", "transformers", "tokenizers", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("torch", "transformers", "tokenizers", "numpy")
+    own = {"python": platform.python_version(), "vindex": vindex.__version__}
+    return own | {name: metadata.version(name) for name in names}
 
 
 def _model(loaded: Loaded, weights_sha256: Mapping[str, str]) -> dict[str, Any]:

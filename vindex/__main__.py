@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vindex.commands import artifact, build, console, gate3, gates, patch, plan, probe
 from vindex.errors import VindexError
 
+
+class Commands(TyperGroup):
+    """Commands of one word, or of two where the second asks for another one: `gate3 verify` beside `gate3`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As click does, the longer name first."""
+        two = " ".join(args[:2])
+        return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
+
+
 app = typer.Typer(
     name="vindex",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for handler in (
     build.build,
@@ -31,15 +44,16 @@ for handler in (
     build.demo,
 ):
     app.command()(handler)
+app.command("gate3 verify")(gate3.verify)
 app.add_typer(patch.app, name="patch")
 app.add_typer(gates.app, name="gates")
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        import vindex
 
-        typer.echo(f"vindex {version('vindex')}")
+        typer.echo(f"vindex {vindex.__version__}")
         raise typer.Exit
 
 

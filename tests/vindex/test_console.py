@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import orjson
 import pytest
 from rich.text import Text
 
+import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex.commands import console
@@ -215,3 +217,26 @@ def test_json_on_stdout_holds_what_was_given(capsys):
 def test_joiners_and_newlines_of_a_text_stay():
     assert console.shown("👩\u200d🔬 می\u200cخواهم\n") == "👩\u200d🔬 می\u200cخواهم\n"
     assert console.one_line("a\nb") == "a b" and isinstance(console.line("a"), Text)
+
+
+def test_help_is_also_asked_for_by_one_letter(built):
+    long, short = (run("score", flag).stdout for flag in ("--help", "-h"))
+    assert long == short and b"Usage" in long
+
+
+def test_the_version_is_that_of_the_distribution_and_of_the_package():
+    assert run("--version").stdout.decode().strip() == f"vindex {vindex.__version__}"
+    assert vindex.__version__ == metadata.version("vindex")
+
+
+def test_the_package_works_where_it_is_not_installed(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert vindex.__version__ == "0+source"
+
+
+def test_the_package_lists_what_a_user_wants():
+    assert {"open", "Vindex", "VindexError", "__version__"} <= set(dir(vindex)) == set(vindex.__all__)
+    assert all(hasattr(vindex, name) for name in dir(vindex))
