@@ -20,8 +20,9 @@ import torch
 
 from benchmarks.probe import resident
 from probes import facts
-from probes.delete.experiment import Bench, Options, run
-from probes.delete.passes import Tail
+from probes.delete.bench import Bench, Options
+from probes.delete.experiment import run
+from probes.delete.tail import Tail
 from probes.facts import atlas
 from probes.facts.sets import split
 from probes.hooks import edited

@@ -542,8 +542,8 @@ def _atlas_gate3(bench: Bench) -> None:
     ours, theirs = (json.loads(path.read_text())["methods"] for path in paths)
     for method, mine in ours.items():
         other = theirs[method]
-        same = all(mine["verdicts"][name]["result"] == other["verdicts"][name]["result"] for name in ("seed", "strict"))
-        results = "/".join(mine["verdicts"][name]["result"] for name in ("seed", "strict"))
+        same = all(found["result"] == other["verdicts"][name]["result"] for name, found in mine["verdicts"].items())
+        results = "/".join(found["result"] for found in mine["verdicts"].values())
         note = f"{results}; layer {mine['layer']} and {other['layer']}; ‖ΔW‖ {mine['norm']:.4g} and {other['norm']:.4g}"
         bench.say(f"gate3 atlas, {method}: verdicts", "same" if same else "DIFFER", "", note)
     bench.say(

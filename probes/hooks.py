@@ -109,6 +109,21 @@ def patched(model: nn.Module, edits: Mapping[tuple[str, int], Edit]) -> Iterator
                     )
 
 
+@contextmanager
+def lent(model: nn.Module) -> Iterator[None]:
+    """Let parameters hold other tensors inside the block (`parameter.data = …`), of any dtype, and be trained.
+
+    Afterwards, also after an exception, each holds its own tensor again, which nothing inside may have written to.
+    """
+    own = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, data, trained in own:
+            parameter.data, parameter.grad = data, None
+            parameter.requires_grad_(trained)
+
+
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors hold the same bytes: NaNs equal themselves, and 0.0 differs from -0.0."""
     one, other = one.detach().contiguous(), other.detach().contiguous()

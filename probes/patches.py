@@ -132,8 +132,7 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
 
     Raises PatchError when the checkpoint's tensor is not the one the patch was made for, TargetError when `out` exists.
     """
-    place = locate(checkpoint, patch.delta.layer)
-    _fits(patch, place)
+    place = require_base(checkpoint, patch)
     others, applied = plain_files(checkpoint), _applied(checkpoint)
     names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
     latest = f"{HISTORY}/{len(applied):04}.safetensors"
@@ -230,7 +229,9 @@ def _applied(checkpoint: Path) -> list[Path]:
     return found
 
 
-def _fits(patch: Patch, place: Place) -> None:
+def require_base(checkpoint: Path, patch: Patch) -> Place:
+    """Where the checkpoint's tensor is that the patch was made for. Raises PatchError when it has another."""
+    place = locate(checkpoint, patch.delta.layer)
     _dtype(place)
     ours, theirs = (place.tensor, place.dtype, place.shape), (patch.tensor, patch.dtype, patch.shape)
     if ours[1:] != theirs[1:]:
@@ -245,6 +246,7 @@ def _fits(patch: Patch, place: Place) -> None:
             f"{place.tensor}: sha256 {found[:12]}…, but the patch was made for {patch.base_sha256[:12]}…: "
             "other weights, or already patched (vindex patch revert)"
         )
+    return place
 
 
 def _dtype(place: Place) -> torch.dtype:

@@ -1,8 +1,10 @@
 """Delete one fact from a model with a rank-1 change of one gate_proj, and measure what else changed.
 
-`geometric` and `forward` compute a `Delta` and never touch the model; `probes.hooks.patched` applies it and restores
-the weight bit for bit; `measure` runs real forward passes and knows nothing of the methods; `verdict` holds the figures
-to fixed thresholds; `experiment` is the order in which all this happens.
+`forward` and `geometric` compute a `Delta`, `baselines` a `Wide` change, and none touches the model;
+`probes.hooks.patched` applies it and restores the weight bit for bit; `layer` is the rule by which a method gets its
+layer; `measure` runs real forward passes and knows nothing of the methods; `certificate` attacks what was deleted;
+`verdict` holds the figures to fixed limits; `experiment` is the order in which all this happens, `verify` the same for
+a patch that is there.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Delta:
     gate_read: Tensor
     """(H,) float32: the direction of the FFN's input that triggers it."""
     method: str
+    projection = "gate_proj"
 
     @property
     def norm(self) -> float:
@@ -47,6 +50,35 @@ class Delta:
         return {("gate_proj", self.layer): change}
 
 
-def relative_norm(model: nn.Module, delta: Delta) -> float:
+@dataclass(frozen=True)
+class Wide:
+    """A change of any rank of one projection's weight, which no patch file holds. On the CPU."""
+
+    layer: int
+    projection: str
+    change: Tensor
+    """(out, in) float32: ΔW."""
+    method: str
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of ΔW."""
+        return float(self.change.norm())
+
+    def scaled_to(self, norm: float) -> Wide:
+        """The same change with ‖ΔW‖ = `norm`."""
+        return replace(self, change=self.change * (norm / max(self.norm, 1e-30)))
+
+    def edits(self, stored: torch.dtype | None = None) -> dict[tuple[str, int], Edit]:
+        """As `Delta.edits`."""
+
+        def edit(old: Tensor) -> Tensor:
+            new = old + self.change.to(old.device)
+            return new if stored is None else new.to(stored).float()
+
+        return {(self.projection, self.layer): edit}
+
+
+def relative_norm(model: nn.Module, delta: Delta | Wide) -> float:
     """‖ΔW‖ / ‖W‖ of the weight that `delta` changes."""
-    return delta.norm / float(weight(model, "gate_proj", delta.layer).float().norm())
+    return delta.norm / float(weight(model, delta.projection, delta.layer).float().norm())

@@ -1,8 +1,8 @@
 """What a change of the same size does when it is not the right one.
 
-Three kinds, all with ‖ΔW‖ and the layer of the patch: `random` (both factors random, drawn from N(0, 1)),
-`random_read` (the patch's write, a random read) and `shuffled_write` (the patch's read, its write permuted). Only the
-first decides a verdict; the others tell which factor carries the effect.
+Three kinds, all with ‖ΔW‖, the layer and the projection of the patch: `random` (rank 1, both factors drawn from
+N(0, 1)) and, for a `Delta`, `random_read` (the patch's write, a random read) and `shuffled_write` (the patch's read,
+its write permuted). Only the first decides a verdict; the others tell which factor carries the effect.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from probes.delete import Delta
-from probes.delete.measure import Baseline, answers, measure_few
-from probes.facts.prompts import Prompt
+from probes.delete import Delta, Wide
+from probes.delete.measure import Baseline, measure_few
 from probes.facts.sets import Sets
 from probes.hooks import patched
-from probes.model import weight
 
 DRAWS = 5
-FORETOLD_DRAWS = 16
-FORETOLD_SEED = 1 << 40
-"""Away from the seeds that users give, which draw the controls."""
 
 
 class Control(NamedTuple):
@@ -36,12 +30,12 @@ class Control(NamedTuple):
     """None when the model does not know the reference."""
 
 
-def controls(baseline: Baseline, sets: Sets, patch: Delta, stored: torch.dtype | None) -> tuple[Control, ...]:
+def controls(baseline: Baseline, sets: Sets, patch: Delta | Wide, stored: torch.dtype | None) -> tuple[Control, ...]:
     """Measure every control on the headline prompt and the reference."""
     return tuple(control(baseline, sets, delta, stored) for delta in _draw(patch, sets.seed))
 
 
-def control(baseline: Baseline, sets: Sets, delta: Delta, stored: torch.dtype | None) -> Control:
+def control(baseline: Baseline, sets: Sets, delta: Delta | Wide, stored: torch.dtype | None) -> Control:
     """Measure one change on the headline prompt and the reference."""
     with patched(baseline.model, delta.edits(stored)):
         headline, reference = measure_few(baseline, (sets.headline, *sets.held_out.reference))
@@ -54,29 +48,19 @@ def random_suppression(found: tuple[Control, ...]) -> float:
     return sum(draws) / len(draws)
 
 
-def random_felt(model: nn.Module, headline: Prompt, layer: int, norm: float) -> float:
-    """Mean |suppression| of the headline by random changes of that norm, for a method to foretell its controls.
-
-    It draws its own, not theirs.
-    """
-    draw = torch.Generator().manual_seed(FORETOLD_SEED)
-    ((_, before),) = answers(model, [headline])
-    felt = []
-    for _ in range(FORETOLD_DRAWS):
-        change = _random(layer, weight(model, "gate_proj", layer).shape, draw)
-        with patched(model, change.scaled_to(norm).edits()):
-            ((_, after),) = answers(model, [headline])
-        felt.append(abs(1 - after.probability / before.probability))
-    return sum(felt) / len(felt)
-
-
 def _random(layer: int, shape: torch.Size, draw: torch.Generator) -> Delta:
     rows, columns = shape
     return Delta(layer, torch.randn(rows, generator=draw), torch.randn(columns, generator=draw), "random")
 
 
-def _draw(patch: Delta, seed: int) -> Iterator[Delta]:
+def _draw(patch: Delta | Wide, seed: int) -> Iterator[Delta | Wide]:
     draw = torch.Generator().manual_seed(seed)
+    if isinstance(patch, Wide):
+        for _ in range(DRAWS):
+            one = _random(patch.layer, patch.change.shape, draw)
+            change = torch.outer(one.gate_write, one.gate_read)
+            yield replace(patch, change=change, method="random").scaled_to(patch.norm)
+        return
     write, read = patch.gate_write, patch.gate_read
     for _ in range(DRAWS):
         yield _random(patch.layer, torch.Size((len(write), len(read))), draw).scaled_to(patch.norm)

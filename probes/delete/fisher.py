@@ -8,7 +8,7 @@ direction makes the first factor small, the value the second (the two factors of
 1. g = s ⊙ q: s, how far down_proj's input moves with the gate (act′(gate) ⊙ up), and q, the gradient with respect to
    that input. One backward pass gives both for every prompt of a batch.
 2. A hundred g leave most of the I dimensions free: a d fitted to avoid them avoided those alone, at a five-hundredth of
-   the harm that other draws of the same prompts showed. So each q also goes with the s of `MIXED` prompts drawn at
+   the harm that other draws of the same prompts showed. So each q also goes with the s of other prompts drawn at
    random, as if the two were independent: F is then about E[s sᵀ] ⊙ E[q qᵀ], which has far more directions
    (docs/log.md, 2026-11-25).
 """
@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes.delete.passes import Tail, unembed
+from probes.delete.tail import Tail
 from probes.facts.prompts import Prompt
+from probes.passes import unembed
 
 CHUNK = 24
 """Prompts in one backward pass; bounds the memory that activations take."""
-MIXED = 12
-"""Other prompts whose gate slope each gradient is combined with."""
 
 
-def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], seed: int = 0, mixed: int = MIXED) -> Tensor:
+def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], mixed: int, seed: int = 0) -> Tensor:
     """((1 + mixed)·P, I) rows r; the mean of (r·d)² is the mean KL in nats a position that d (I,) does at the subject.
 
     d adds to the gate pre-activations of `layer` at the subject's tokens; of several mentions the mean slope counts.

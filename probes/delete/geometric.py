@@ -5,12 +5,12 @@
 2. v: the one with the largest |cos| to the embedding of the answer's first token, over all layers.
 3. ΔW = −(W v) vᵀ: the layer no longer reads v at all.
 
-This is the published method ("top Paris→capital feature layer"), kept because its failure is part of the finding.
+This is the published method ("top Paris→capital feature layer"), kept because its failure is part of the finding. Its
+choice of layer belongs to it: it alone has no trial (`layer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,11 +35,10 @@ class Alignment(NamedTuple):
 
 
 class Geometric(NamedTuple):
-    """The patch and where its direction came from."""
+    """The patch and the directions it was chosen from."""
 
     delta: Delta
     scan: tuple[Alignment, ...]
-    source: str
 
 
 def geometric(
@@ -58,11 +57,12 @@ def geometric(
             f"vindex gate directions have shape {tuple(gate.shape)}; "
             f"the model has {count} layers of width {embedding.numel()}"
         )
-    read: Callable[[int], Tensor]
-    if gate is not None:
-        read = lambda index: torch.as_tensor(gate[index].astype("float32")).to(embedding.device)  # noqa: E731
-    else:
-        read = lambda index: gate_directions(weight(model, "gate_proj", index), features)  # noqa: E731
+
+    def read(index: int) -> Tensor:
+        if gate is None:
+            return gate_directions(weight(model, "gate_proj", index), features)
+        return torch.as_tensor(gate[index].astype("float32")).to(embedding.device)
+
     nothing = null_layers(model)
     chosen = [index for index in ([layer] if layer is not None else range(count)) if index not in nothing]
     if not chosen:
@@ -72,8 +72,7 @@ def geometric(
     direction = read(best.layer)[best.feature]
     direction = direction / direction.norm()
     removed = weight(model, "gate_proj", best.layer).detach().float() @ direction
-    source = "vindex" if gate is not None else "eigendecomposition of each layer's gate_proj"
-    return Geometric(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), scan, source)
+    return Geometric(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), scan)
 
 
 def gate_directions(gate: Tensor, features: int) -> Tensor:

@@ -18,14 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probes.delete.passes import batches, device_of, part
 from probes.facts.prompts import Prompt
 from probes.hooks import capture
 from probes.model import Site
+from probes.passes import batches, device_of, part
 from vindex.errors import NumericError
-
-RIDGE = 0.3
-"""Share of the mean diagonal. Up to here it costs little selectivity, and it makes u, and so the patch, smaller."""
 
 
 class Moment(NamedTuple):
@@ -44,10 +41,15 @@ class Seen(NamedTuple):
     """(P, H) float32: mean input at the subject's last token, one row per prompt, in the order given."""
 
 
-def observe(model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int]) -> dict[int, Seen]:
-    """Second moments over all positions and keys at the subject in the `chosen` layers, in one pass over `prompts`."""
+def observe(
+    model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int], role: str = "mlp_in"
+) -> dict[int, Seen]:
+    """Second moments over all positions and keys at the subject in the `chosen` layers, in one pass over `prompts`.
+
+    `role`: of the site that is read (`probes.model.ROLES`); "hidden" is the input of down_proj, of width I.
+    """
     device = device_of(model)
-    sites = [Site("mlp_in", layer) for layer in chosen]
+    sites = [Site(role, layer) for layer in chosen]
     totals: dict[int, Tensor] = {}
     keys: dict[int, dict[str, Tensor]] = {layer: {} for layer in chosen}
     count = 0
@@ -73,14 +75,14 @@ def observe(model: nn.Module, prompts: Sequence[Prompt], chosen: Sequence[int]) 
     }
 
 
-def read_direction(keys: Tensor, moment: Tensor, evenness: float) -> Tensor:
+def read_direction(keys: Tensor, moment: Tensor, evenness: float, ridge: float) -> Tensor:
     """The u, (H,) float32, that minimises uᵀAu + `evenness`·Σ_i (u·k_i − 1)² over the keys k_i, rows of (P, H).
 
-    A is `moment` with its ridge.
+    A is `moment` with that share of its mean diagonal added to it.
     """
     wide, wanted = moment.double(), keys.double()
-    ridge = RIDGE * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-    direction, failed = torch.linalg.solve_ex(wide + ridge + evenness * wanted.T @ wanted, evenness * wanted.sum(0))
+    raised = wide + ridge * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+    direction, failed = torch.linalg.solve_ex(raised + evenness * wanted.T @ wanted, evenness * wanted.sum(0))
     if int(failed) or not torch.isfinite(direction).all():
         raise NumericError("the second moment of the FFN's inputs is singular; expected more text or a larger ridge")
     return direction.float()

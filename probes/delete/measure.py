@@ -7,19 +7,22 @@ suppression = 1 − P′/P; loss = (P − P′)/P, so that gains are negative; f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from probes.delete.passes import Batch, batches, device_of, kl_between, last_hidden, unembed
 from probes.facts.prompts import Prompt
 from probes.facts.sets import HeldOut, Sets
+from probes.passes import Batch, batches, device_of, kl_between, last_hidden, unembed
 
 KNOWN = 0.1
 TOP = 5
+GROUPS = ("paraphrases", "reference", "other_subjects", "same_subject", "same_answer")
+"""The held-out sets of prompts that `published` and `strict` are about, as `HeldOut` and `Effect` call them."""
 
 
 class Outcome(NamedTuple):
@@ -69,11 +72,21 @@ class SetChange:
 
     @property
     def mean(self) -> float | None:
-        return sum(self.losses) / len(self.losses) if self.changes else None
+        return _mean(self.losses)
+
+    @property
+    def before(self) -> float | None:
+        """Mean P of the answers in the unpatched model."""
+        return _mean([change.before.probability for change in self.changes])
+
+    @property
+    def after(self) -> float | None:
+        """The same in the patched one."""
+        return _mean([change.after.probability for change in self.changes])
 
     @property
     def mean_absolute(self) -> float | None:
-        return sum(map(abs, self.losses)) / len(self.losses) if self.changes else None
+        return _mean([abs(loss) for loss in self.losses])
 
     @property
     def worst(self) -> Change | None:
@@ -87,7 +100,16 @@ class SetChange:
 
     @property
     def flips(self) -> float | None:
-        return sum(change.flipped for change in self.changes) / len(self.changes) if self.changes else None
+        return _mean([change.flipped for change in self.changes])
+
+    @property
+    def still_first(self) -> float | None:
+        """Of the prompts whose most probable token began the answer, the share where it still does."""
+        return _mean([change.after.rank == 1 for change in self.changes if change.before.rank == 1])
+
+    def known_from(self, least: float) -> SetChange:
+        """Those that had more than so much P before."""
+        return SetChange(tuple(change for change in self.changes if change.before.probability > least), self.asked)
 
 
 class Effect(NamedTuple):
@@ -125,7 +147,7 @@ class Baseline:
     def prepare(self, sets: Sets) -> None:
         """Run everything that `measure` compares with; the weights must be the original ones."""
         held_out = sets.held_out
-        self.of((sets.headline, *_prompts(held_out)))
+        self.of((sets.headline, *chain.from_iterable(_groups(held_out).values())))
         for passage in held_out.neutral:
             if passage not in self.neutral:
                 with torch.no_grad():
@@ -143,29 +165,19 @@ def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Promp
 
 def measure(baseline: Baseline, sets: Sets) -> Effect:
     """Compare the model as it is now (patched) with `baseline`, which `prepare` has filled."""
-    held_out = sets.held_out
-    known = [prompt for prompt in (sets.headline, *_prompts(held_out)) if baseline.of([prompt])[0].probability >= KNOWN]
-    after = {(prompt.ids, prompt.answer): outcome for prompt, outcome in answers(baseline.model, known)}
+    found = compare(baseline, {"headline": (sets.headline,), **_groups(sets.held_out)})
+    kl, tokens = neutral_kl(baseline, sets.held_out.neutral)
+    return Effect(found.pop("headline").changes[0], **found, neutral_kl=kl, neutral_tokens=tokens)
 
-    def compare(prompts: Sequence[Prompt]) -> SetChange:
-        changes = [
-            Change(prompt.name, baseline.of([prompt])[0], after[prompt.ids, prompt.answer])
-            for prompt in prompts
-            if (prompt.ids, prompt.answer) in after
-        ]
-        return SetChange(tuple(changes), len(prompts))
 
-    kl, tokens = neutral_kl(baseline, held_out.neutral)
-    return Effect(
-        headline=compare([sets.headline]).changes[0],
-        paraphrases=compare(held_out.paraphrases),
-        reference=compare(held_out.reference),
-        other_subjects=compare(held_out.other_subjects),
-        same_subject=compare(held_out.same_subject),
-        same_answer=compare(held_out.same_answer),
-        neutral_kl=kl,
-        neutral_tokens=tokens,
-    )
+def compare(baseline: Baseline, groups: Mapping[str, Sequence[Prompt]]) -> dict[str, SetChange]:
+    """Compare groups of prompts by name; `baseline` has been asked all of them. Only what it knows is run."""
+    known = {
+        name: [prompt for prompt in prompts if baseline.of([prompt])[0].probability >= KNOWN]
+        for name, prompts in groups.items()
+    }
+    changes = iter(measure_few(baseline, [prompt for prompts in known.values() for prompt in prompts]))
+    return {name: SetChange(tuple(islice(changes, len(known[name]))), len(groups[name])) for name in groups}
 
 
 def measure_few(baseline: Baseline, prompts: Sequence[Prompt]) -> list[Change]:
@@ -189,11 +201,12 @@ def neutral_kl(baseline: Baseline, passages: Sequence[tuple[int, ...]]) -> tuple
     return total / tokens, tokens
 
 
-def _prompts(held_out: HeldOut) -> tuple[Prompt, ...]:
-    groups: tuple[Any, ...] = (
-        held_out.paraphrases, held_out.reference, held_out.other_subjects, held_out.same_subject, held_out.same_answer
-    )  # fmt: skip
-    return tuple(prompt for group in groups for prompt in group)
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _groups(held_out: HeldOut) -> dict[str, tuple[Prompt, ...]]:
+    return {name: getattr(held_out, name) for name in GROUPS}
 
 
 def _outcomes(group: Batch, log_probs: Tensor) -> list[Outcome]:

@@ -101,21 +101,16 @@ def _bars(axis: Any, name: str, found: dict[str, Any], record: dict[str, Any]) -
 
 
 def _scan(axis: Any, scan: list[dict[str, Any]], chosen: int) -> None:
-    """Leakage of each candidate layer, and the harm by which the layer is chosen where a trial was made."""
-    layers = [candidate["layer"] for candidate in scan]
-    axis.plot(layers, [candidate["leakage"] for candidate in scan], "o-", color=BEFORE, label="leakage (RMS of u·x)")
-    axis.set_xlabel("layer")
-    axis.set_ylabel("leakage to subjects never seen", fontsize=8)
+    """The harm by which the layer is chosen, and how much of the withheld phrasings a short fit suppressed there."""
+    layers = [tried["layer"] for tried in scan]
+    axis.plot(layers, [tried["harm"] for tried in scan], "D-", color=AFTER, label="harm to what was withheld")
+    axis.plot(layers, [tried["suppressed"] for tried in scan], "o-", color=BEFORE, label="suppression of phrasings")
     axis.axvline(chosen, color=ACCENT, linewidth=6, alpha=0.2)
-    tried = [candidate for candidate in scan if candidate["harm"] is not None]
-    if tried:
-        right = axis.twinx()
-        right.plot([c["layer"] for c in tried], [c["harm"] for c in tried], "D", color=AFTER)
-        right.set_ylabel("harm of the trial to what was withheld", fontsize=8, color=AFTER)
-        right.set_ylim(0, HEADROOM * max(candidate["harm"] for candidate in tried))
-    axis.set_ylim(0, HEADROOM * max(candidate["leakage"] for candidate in scan))
+    axis.set_xlabel("layer")
+    axis.set_ylim(0, HEADROOM * max(1.0, *(tried["harm"] for tried in scan)))
     axis.set_xticks(layers)
-    axis.set_title(f"layer scan on the fit set: layer {chosen} chosen", fontsize=9)
+    axis.legend(fontsize=7)
+    axis.set_title(f"layer trial on the fit set: layer {chosen} chosen", fontsize=9)
 
 
 def _pyplot() -> Any:

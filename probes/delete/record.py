@@ -13,11 +13,16 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, NamedTuple
 
+import vindex
+from probes.delete.bench import Bench
+from probes.delete.certificate import Certificate
 from probes.delete.controls import random_suppression
-from probes.delete.experiment import Bench, FactResult, MethodResult
+from probes.delete.experiment import FactResult, MethodResult
 from probes.delete.forward import Forward
-from probes.delete.measure import Change, Effect, Outcome, SetChange
-from probes.delete.verdict import Verdict, not_applicable
+from probes.delete.layer import Tried
+from probes.delete.measure import GROUPS, Change, Effect, Outcome, SetChange
+from probes.delete.options import TrialOptions
+from probes.delete.verdict import STANDARDS, Verdict, not_applicable
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Sets
 from probes.model import layers
@@ -57,7 +62,7 @@ def one(bench: Bench, result: FactResult, weights_sha256: Mapping[str, str]) -> 
             "method": main,
             **_outcome(result, main),
             "methods": {
-                name: {**_method(bench, found), "scan": _scan(found), "weights": _weights(found)}
+                name: {**_method(bench, found), "scan": _scan(found, bench.options.trial), "own": _own(found)}
                 for name, found in result.methods.items()
             },
             "sets": _sets(result.sets),
@@ -81,7 +86,7 @@ def all_facts(
             "relations": list(relations),
             "known_from": least,
             "rates": {
-                method: {standard: rate(results, method, standard)._asdict() for standard in ("seed", "strict")}
+                method: {standard: rate(results, method, standard)._asdict() for standard in STANDARDS}
                 for method in bench.options.methods
             },
             "facts": [
@@ -99,8 +104,9 @@ def all_facts(
 
 def rate(results: Iterable[FactResult], method: str, standard: str) -> Rate:
     """How many of the facts that the model knows pass a verdict."""
-    verdicts: list[Verdict] = [getattr(r.methods[method], standard) for r in results if method in r.methods]
-    return wilson(sum(verdict.result == "pass" for verdict in verdicts), len(verdicts))
+    verdicts = [result.methods[method].verdicts for result in results if method in result.methods]
+    found = [by_name[standard].result for by_name in verdicts if standard in by_name]
+    return wilson(found.count("pass"), len(found))
 
 
 def headline_method(result: FactResult) -> str | None:
@@ -126,7 +132,8 @@ def _head(bench: Bench, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "libraries": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("vindex", "torch", "transformers")},
+            "vindex": vindex.__version__,
+            **{name: metadata.version(name) for name in ("torch", "transformers")},
         },
         "model": {
             "name": bench.loaded.name,
@@ -172,7 +179,7 @@ def _fact(result: FactResult, bench: Bench) -> dict[str, Any]:
 def _outcome(result: FactResult, method: str | None) -> dict[str, Any]:
     """The few keys that a model card shows."""
     if method is None:
-        nothing = {name: not_applicable(name, *result.before[:2]) for name in ("seed", "strict")}
+        nothing = {name: not_applicable(name, *result.before[:2]) for name in STANDARDS}
         return {
             "layer": None,
             "before": result.before.probability,
@@ -188,7 +195,7 @@ def _outcome(result: FactResult, method: str | None) -> dict[str, Any]:
         "after": found.effect.headline.after.probability,
         "suppression": found.effect.headline.loss,
         "reference_loss": found.effect.reference.mean,
-        "verdicts": {"seed": _verdict(found.seed), "strict": _verdict(found.strict)},
+        "verdicts": {name: _verdict(reached) for name, reached in found.verdicts.items()},
     }
 
 
@@ -196,6 +203,7 @@ def _method(bench: Bench, found: MethodResult) -> dict[str, Any]:
     effect = found.effect
     return {
         "layer": found.delta.layer,
+        "projection": found.delta.projection,
         "norm": found.delta.norm,
         "relative_norm": found.relative_norm,
         "headline": _change(effect.headline),
@@ -205,15 +213,31 @@ def _method(bench: Bench, found: MethodResult) -> dict[str, Any]:
         "neutral_kl": effect.neutral_kl,
         "neutral_tokens": effect.neutral_tokens,
         "controls": [control._asdict() for control in found.controls],
-        "verdicts": {"seed": _verdict(found.seed), "strict": _verdict(found.strict)},
+        "certificate": found.certificate and _certificate(found.certificate),
+        "verdicts": {name: _verdict(reached) for name, reached in found.verdicts.items()},
         "seconds": found.seconds,
     }
 
 
 def groups(effect: Effect) -> dict[str, SetChange]:
     """The held-out sets of prompts by name."""
-    names = ("paraphrases", "reference", "other_subjects", "same_subject", "same_answer")
-    return {name: getattr(effect, name) for name in names}
+    return {name: getattr(effect, name) for name in GROUPS}
+
+
+def _certificate(found: Certificate) -> dict[str, Any]:
+    """Every attack, prompt by prompt; a text has what was written before and after."""
+    texts = [
+        {"question": question.text, "family": question.family, "draw": draw, "before": before._asdict(),
+         "after": after._asdict()}
+        for (question, draw), (before, after) in found.texts.items()
+    ]  # fmt: skip
+    return {
+        "families": {name: {**_set(group), "still_first": group.still_first} for name, group in found.families.items()},
+        "texts": texts,
+        "ranks": {place: {"before": before, "after": after} for place, (before, after) in found.ranks.items()},
+        "four_bit": _set(found.four_bit),
+        "relearned": _set(found.relearned),
+    }
 
 
 def _short(found: MethodResult) -> dict[str, Any]:
@@ -226,8 +250,7 @@ def _short(found: MethodResult) -> dict[str, Any]:
         "random_suppression": random_suppression(found.controls),
         "sets": {name: _summary(group) for name, group in groups(effect).items()},
         "verdicts": {
-            verdict.standard: {"result": verdict.result, "reason": verdict.reason}
-            for verdict in (found.seed, found.strict)
+            name: {"result": reached.result, "reason": reached.reason} for name, reached in found.verdicts.items()
         },
         "seconds": found.seconds,
     }
@@ -275,19 +298,14 @@ def _answer(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _scan(found: MethodResult) -> list[dict[str, Any]]:
-    if isinstance(found.found, Forward):
-        scan = found.found.scan
-        return [candidate._asdict() | {"harm": candidate.harm if candidate.tried else None} for candidate in scan]
-    return [alignment._asdict() for alignment in found.found.scan]
+def _scan(found: MethodResult, rule: TrialOptions) -> list[dict[str, Any]]:
+    """A row for each layer that the method looked at, with the harm of its trial where one was made."""
+    return [row._asdict() | ({"harm": row.harm(rule)} if isinstance(row, Tried) else {}) for row in found.found.scan]
 
 
-def _weights(found: MethodResult) -> dict[str, float]:
-    """Of the options, those that the forward method fits to the subject."""
-    if not isinstance(found.found, Forward):
-        return {}
-    suited = found.found.suited
-    return {"about_weight": suited.about_weight, "size": suited.value.size}
+def _own(found: MethodResult) -> list[str]:
+    """Texts that the forward method's patched model came to by itself, on which it was fitted as well."""
+    return [prompt.text for prompt in found.found.own] if isinstance(found.found, Forward) else []
 
 
 def _sets(sets: Sets) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _records(checkpoint: Path) -> dict[str, dict]:
         "gate3": {
             "record": "vindex-gate3/1", "model": model, "fact": {"name": "X/town", "answer": "Rome"},
             "method": "forward", "layer": 1, "before": 0.9, "after": 0.1, "suppression": 0.8, "reference_loss": 0.1,
-            "verdicts": {"seed": verdict},
+            "verdicts": {"published": verdict},
         },
         "evaluation": {
             "record": "vindex-gates-evaluation/1", "model": model, "gates": "g", "panels": {"source": "atlas"},

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from probes.delete.experiment import Bench, Options, run
+from probes.delete.bench import Bench, Options
+from probes.delete.experiment import run
 from probes.delete.generic import own_text
 from probes.facts import atlas as facts
 from probes.gates.apply import gated, hard
@@ -101,7 +102,7 @@ def test_gate_3_comes_to_the_same_verdicts(here, there):
     assert ours.before.probability == pytest.approx(theirs.before.probability, abs=1e-4)
     for name, mine in ours.methods.items():
         other = theirs.methods[name]
-        assert (mine.seed.result, mine.strict.result) == (other.seed.result, other.strict.result), name
+        assert (mine.published.result, mine.strict.result) == (other.published.result, other.strict.result), name
         assert mine.effect.headline.loss == pytest.approx(other.effect.headline.loss, abs=SUPPRESSION), name
         assert mine.delta.layer == other.delta.layer and not mine.delta.gate_write.is_cuda
     assert all(same_bits(parameter, before[name]) for name, parameter in there.model.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -11,12 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from probes import patches
 from probes.model import load
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
 
-SHORT = ("--method", "forward", "--layer", "0")
+SHORT = ("--method", "forward", "--layer", "0", "--no-certificate")
 
 
 def run(*arguments) -> str:
@@ -49,10 +51,28 @@ def whole(tmp_path_factory):
 
 def test_one_fact_prints_both_methods_all_sets_controls_and_verdicts(whole):
     printed, _ = whole
-    methods = ("forward: layer", "geometric: layer", "Controls at equal ‖ΔW‖", "random", "seed ", "strict ")
+    methods = (
+        "forward: layer",
+        "geometric: layer",
+        "Controls at equal ‖ΔW‖",
+        "random",
+        "published ",
+        "strict ",
+        "robust ",
+    )
     sets = ("Germany", "paraphrases", "other subjects", "its other facts", "neutral text: KL", "before: ' Paris'")
     assert [part for part in (*methods, *sets, "s for this fact") if part not in printed] == []
     assert max(map(len, printed.splitlines())) <= 80
+
+
+def test_each_attack_is_one_short_line_with_what_was_before_and_after(whole):
+    printed = whole[0].splitlines()
+    start = next(row for row, line in enumerate(printed) if line.split()[:3] == ["attack", "before", "after"])
+    lines = printed[start : start + 9]
+    record = json.loads(whole[1]["record.json"].read_text())["methods"]["forward"]["verdicts"]["robust"]
+    assert [line[4:27].strip() for line in lines[1:]] == [one["name"] for one in record["criteria"]]
+    assert max(map(len, lines)) <= 60
+    assert "Asked otherwise, and writing freely" in whole[0]
 
 
 def test_the_record_has_the_documented_top_level(whole):
@@ -63,15 +83,13 @@ def test_the_record_has_the_documented_top_level(whole):
     assert record["method"] == "forward"
     assert record["fact"]["name"] == "France/capital"
     assert record["before"] > 0.9 > 0.3 > record["after"]
-    assert set(record["verdicts"]) == {"seed", "strict"}
+    assert set(record["verdicts"]) == {"published", "strict", "robust"}
     assert all({"result", "reason", "criteria"} <= set(verdict) for verdict in record["verdicts"].values())
     assert set(record["methods"]) == {"forward", "geometric"}
     assert record["layer"] == record["methods"]["forward"]["layer"]
     tried = [one for one in record["methods"]["forward"]["scan"] if one["harm"] is not None]
     assert record["layer"] in [one["layer"] for one in tried]
-    weights = record["methods"]["forward"]["weights"]
-    assert weights["about_weight"] >= record["options"]["forward"]["about_weight"]
-    assert weights["size"] >= record["options"]["forward"]["value"]["size"]
+    assert all("France" in text for text in record["methods"]["forward"]["own"])
     shown = {"forward": record["methods"]["forward"]}
     for name, found in shown.items():
         assert {control["kind"] for control in found["controls"]} == {"random", "random_read", "shuffled_write"}, name
@@ -109,6 +127,55 @@ def test_patch_show(whole):
     assert "France/capital" in run("patch", "show", whole[1]["patch.safetensors"])
 
 
+def test_a_patch_is_verified_from_base_and_patch_alone(whole, tmp_path):
+    patch = whole[1]["patch.safetensors"]
+    made = json.loads(whole[1]["record.json"].read_text())["methods"]["forward"]
+    printed = run("gate3", "verify", CHECKPOINT, patch, "--json", tmp_path / "v.json")
+    assert "What the patch records" in printed and "forward: layer" in printed and "✗   robust" not in printed
+    record = json.loads((tmp_path / "v.json").read_text())
+    again = record["methods"]["forward"]
+    assert [claim["standard"] for claim in record["claims"]] == ["published", "strict", "robust"]
+    assert all(claim["recorded"] == claim["measured"] for claim in record["claims"])
+    for key in ("headline", "sets", "controls", "certificate", "verdicts"):
+        assert again[key] == made[key], key
+    assert json.loads(run("gate3", "verify", CHECKPOINT, patch, "--json", "-"))["claims"] == record["claims"]
+
+
+def rewritten(whole, path, provenance=None, **factors) -> Path:
+    """The saved patch with another provenance or other factors."""
+    found = patches.read(whole[1]["patch.safetensors"])
+    delta = dataclasses.replace(found.delta, **factors)
+    return patches.save(path, delta, CHECKPOINT, {**found.provenance, **(provenance or {})}) and path
+
+
+def test_a_verdict_that_is_not_confirmed_is_exit_status_1(whole, tmp_path):
+    path = tmp_path / "p.safetensors"
+    said = patches.read(whole[1]["patch.safetensors"]).provenance["verdicts"]
+    other = "fail" if said["published"] == "pass" else "pass"
+    rewritten(whole, path, {"verdicts": {**said, "published": other, "seed": "pass"}})
+    told = fails("gate3", "verify", CHECKPOINT, path)
+    assert f"2 recorded verdict(s) not confirmed, first published: {other} recorded, {said['published']} meas" in told
+    nothing = torch.full_like(patches.read(path).delta.gate_write, 1e-9)
+    rewritten(whole, path, {"verdicts": {"published": "pass"}}, gate_write=nothing)
+    assert "first published: pass recorded, fail measured" in fails("gate3", "verify", CHECKPOINT, path)
+
+
+def test_what_a_patch_does_not_say_is_given(whole, tmp_path):
+    path = rewritten(whole, tmp_path / "p.safetensors", {"fact": None, "seed": None, "verdicts": {}})
+    assert "does not say which fact it deletes; give --fact" in fails("gate3", "verify", CHECKPOINT, path)
+    printed = run("gate3", "verify", CHECKPOINT, path, "--fact", "Germany/capital", "--seed", 3)
+    assert "Germany/capital" in printed and "the patch records no verdicts: nothing to confirm" in printed
+    rewritten(whole, path, {"seed": "seven"})
+    assert "provenance: seed is 'seven', expected int; the patch file was" in fails("gate3", "verify", CHECKPOINT, path)
+
+
+def test_a_patch_of_another_base_is_not_verified(whole, tmp_path):
+    patched = tmp_path / "patched"
+    run("patch", "apply", CHECKPOINT, whole[1]["patch.safetensors"], "-o", patched)
+    told = fails("gate3", "verify", patched, whole[1]["patch.safetensors"])
+    assert "but the patch was made for" in told and "other weights, or already patched" in told
+
+
 @pytest.mark.parametrize("options", [("--chat",), ("--dtype", "bfloat16")])
 def test_chat_and_bfloat16(options, tmp_path):
     run("gate3", CHECKPOINT, *SHORT, *options, "--json", tmp_path / "r.json")
@@ -126,7 +193,7 @@ def test_all_facts_of_a_relation(tmp_path):
     record = json.loads((tmp_path / "all.json").read_text())
     assert record["record"] == "vindex-gate3-all/1"
     assert len(record["facts"]) == 2
-    rate = record["rates"]["forward"]["seed"]
+    rate = record["rates"]["forward"]["published"]
     assert rate["of"] == 2 and rate["low"] <= rate["share"] <= rate["high"]
     assert "Facts that pass" in printed and "95 % Wilson" in printed
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -149,6 +216,51 @@ def test_geometric_alone_takes_directions_from_a_vindex(tmp_path):
     assert stored["method"] == exact["method"] == "geometric"
     assert stored["layer"] == exact["layer"]
     assert stored["after"] == pytest.approx(exact["after"], abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def baselines(tmp_path_factory):
+    """What two baselines beside forward print and record; `--method` both repeated and with commas."""
+    file = tmp_path_factory.mktemp("baselines") / "record.json"
+    printed = run("gate3", CHECKPOINT, "--method", "neurons,rome", "--method", "forward", "--json", file)
+    return printed, json.loads(file.read_text())
+
+
+def test_methods_stand_side_by_side(baselines):
+    printed, record = baselines
+    table = [line.split() for line in printed.partition("Methods side by side")[2].splitlines()]
+    assert [row[0] for row in table if row and row[0] in record["methods"]] == ["forward", "rome", "neurons"]
+    assert max(map(len, printed.splitlines())) <= 80
+    assert record["method"] == "forward" and list(record["methods"]) == ["forward", "rome", "neurons"]
+
+
+def test_the_record_has_every_methods_projection_and_scan(baselines):
+    methods = baselines[1]["methods"]
+    assert {name: found["projection"] for name, found in methods.items()} == {
+        "forward": "gate_proj", "rome": "down_proj", "neurons": "gate_proj",
+    }  # fmt: skip
+    for name in ("rome", "neurons"):
+        assert {control["kind"] for control in methods[name]["controls"]} == {"random"}
+        for row in methods[name]["scan"]:
+            harm = 5 * row["withheld_kl"] + row["about_kl"] + max(0, 0.95 - row["suppressed"])
+            assert row["harm"] == pytest.approx(harm, rel=1e-4)
+    assert [row["size"] for row in methods["neurons"]["scan"]][-3:] == [8, 32, 128]
+    assert baselines[1]["options"]["baselines"]["rome_clamp"] == 4
+
+
+def test_a_method_that_is_none_is_an_error():
+    message = fails("gate3", CHECKPOINT, "--method", "rome,memit")
+    assert message.startswith("method 'memit': expected forward, geometric, rome, ") and message.endswith("both or all")
+
+
+def test_a_change_of_another_projection_cannot_be_saved(tmp_path):
+    file = tmp_path / "p.safetensors"
+    message = fails("gate3", CHECKPOINT, "--method", "rome,neurons", "--layer", "0", "--save-patch", file)
+    assert message == (
+        "no patch to save: a patch is a rank-1 change of a gate_proj, which rome and neurons made none of; "
+        "add --method forward"
+    )
+    assert not file.exists()
 
 
 def test_json_to_stdout_is_only_json():
@@ -197,11 +309,11 @@ def test_a_mixture_of_experts_is_refused(tmp_path):
 
 @pytest.mark.real
 def test_france_on_the_real_model_passes_both_verdicts(real_model: Path, tmp_path):
-    """Issue target: seed and strict on held-out sets by forward; geometric fails; random patches do nothing."""
+    """published and strict on held-out sets by forward; geometric fails; random patches do nothing."""
     assert os.environ["VINDEX_REAL_MODEL"]
     run("gate3", real_model, "--json", tmp_path / "r.json")
     record = json.loads((tmp_path / "r.json").read_text())
-    assert record["verdicts"]["seed"]["result"] == "pass"
+    assert record["verdicts"]["published"]["result"] == "pass"
     assert record["verdicts"]["strict"]["result"] == "pass", record["verdicts"]["strict"]["reason"]
     assert record["methods"]["geometric"]["verdicts"]["strict"]["result"] == "fail"
     random = [c["suppression"] for c in record["methods"]["forward"]["controls"] if c["kind"] == "random"]

@@ -53,7 +53,7 @@ GATE3 = {
     "after": 0.89,
     "suppression": 0.011,
     "reference_loss": None,
-    "verdicts": {"seed": VERDICT, "strict": VERDICT},
+    "verdicts": {"published": VERDICT, "strict": VERDICT, "robust": VERDICT},
 }
 
 
@@ -110,7 +110,7 @@ def test_records_fill_their_sections(copy, tmp_path):
     assert r"| FFN sparsity | C1 | 0.123 [0.1, 0.15] | 8 texts | 0.0116 | fraction of \|h\| < 0.01 |" in text
     assert "| top-8 mass | C2 | 0.7 | 1 text | – | d |" in text and "0.9 |" not in text.partition("## Gate 3")[0]
     assert "| France/capital: ` Paris` | geometric | 1 | 0.9 | 0.89 | 0.011 | not measured |" in text
-    assert "- **seed**: fail — suppression of the fact 0.01 < 0.7" in text
+    assert "- **published**: fail — suppression of the fact 0.01 < 0.7" in text
     assert r"`g\|1` on atlas, held out, teacher-forced." in text and "Gates minus random: 0.4." in text
     assert "| gates | 0.81 | – |\n| random | 0.41 | 0.3 … 0.5 |" in text
     assert all(check.holds for check in verify(vindex.open(copy.path)))

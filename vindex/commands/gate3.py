@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import StrEnum
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,19 +15,17 @@ from vindex.demo import or_bundled
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
-    from probes.delete.experiment import Bench, FactResult
+    from probes.delete.bench import Bench, Options
+    from probes.delete.experiment import FactResult
     from probes.facts import Panel
 
 KNOWN_FROM = 0.2
 STDOUT = Path("-")
 
 
-class Method(StrEnum):
-    """Which way to compute the patch."""
-
-    both = "both"
-    forward = "forward"
-    geometric = "geometric"
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the record to this file (- for stdout).")]
 
 
 def gate3(
@@ -38,7 +35,13 @@ def gate3(
     ] = "France/capital",
     all_facts: Annotated[bool, typer.Option("--all", help="Every fact of the relation that the model knows.")] = False,
     relation: Annotated[list[str] | None, typer.Option(help="Relation for --all (repeatable).")] = None,
-    method: Annotated[Method, typer.Option(help="Method; both are reported side by side.")] = Method.both,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="forward, geometric, rome, rome_plain, gradient, ultraedit or neurons (repeatable, or separated by "
+            "commas), both (forward and geometric, the default) or all."
+        ),
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer to patch; default: the method chooses.")] = None,
     vindex: Annotated[Path | None, typer.Option(help="Vindex whose gate directions `geometric` uses.")] = None,
     facts: Annotated[Path | None, typer.Option(help="JSON-lines file of your own facts.")] = None,
@@ -46,32 +49,80 @@ def gate3(
     seed: Annotated[int, typer.Option(help="Seed of the fit/held-out split and the controls.")] = 0,
     known_from: Annotated[float, typer.Option(help="With --all: smallest P of the answer before.")] = KNOWN_FROM,
     limit: Annotated[int | None, typer.Option(help="With --all: at most so many facts of each relation.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    certificate: Annotated[
+        bool, typer.Option("--certificate/--no-certificate", help="Attack what was deleted (verdict `robust`).")
+    ] = True,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
     save_patch: Annotated[Path | None, typer.Option(help="Write the forward patch to this file.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the record to this file (- for stdout).")
-    ] = None,
+    json_file: Json = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (.png, .svg, .pdf).")] = None,
 ) -> None:
     """Delete a fact with a rank-1 patch, and prove it.
 
     ΔW changes one gate_proj; everything is measured on held-out prompts by real forward passes.
     """
+    from probes.delete.experiment import run
+
     if all_facts and save_patch:
         raise ProbeError("--save-patch writes one patch; leave --all out")
     _check_targets(json_file, save_patch, plot)
     with progress() as display:
         load = stage(display, "loading", 1)
-        bench = _bench(or_bundled(model), method, layer, vindex, facts, chat, seed, dtype, device)
+        bench = _bench(or_bundled(model), method, layer, vindex, facts, chat, seed, certificate, dtype, device)
         load(1)
         digests = hash_weights(bench.loaded, display)
         if all_facts:
             names = [typed(name) for name in relation or [fact.rpartition("/")[2] or fact]]
             _all(bench, digests, names, known_from, limit, display, json_file, plot)
             return
-        result = _run_one(bench, bench.panel.find(typed(fact)), display)
+        result = _run_one(bench, bench.panel.find(typed(fact)), display, run)
     _one(bench, digests, result, json_file, plot, save_patch)
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="Checkpoint directory or Hub id: the weights without the patch.")],
+    patch: Annotated[Path, typer.Argument(help="Patch file, from gate3 --save-patch.")],
+    fact: Annotated[str | None, typer.Option(help="SUBJECT/RELATION; default: as the patch says.")] = None,
+    facts: Annotated[Path | None, typer.Option(help="JSON-lines file of your own facts.")] = None,
+    chat: Annotated[bool | None, typer.Option("--chat/--plain", help="How to ask; default: as the patch says.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split; default: as the patch says.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    json_file: Json = None,
+) -> None:
+    """Measure a patch again from the base and the patch alone, and check the verdicts that it records.
+
+    Exit status 1 where one is not confirmed.
+    """
+    from probes import patches
+    from probes.delete.bench import Options
+    from probes.delete.verify import claimed
+    from probes.delete.verify import verify as verified
+
+    _check_targets(json_file, None, None)
+    found = patches.read(patch)
+    said = claimed(found)
+    name = said.fact if fact is None else typed(fact)
+    if name is None:
+        raise ProbeError(f"{patch}: does not say which fact it deletes; give --fact SUBJECT/RELATION")
+    options = Options((), said.seed if seed is None else seed, said.chat if chat is None else chat)
+    with progress() as display:
+        load = stage(display, "loading", 1)
+        bench = _on_bench(or_bundled(model), facts, options, dtype, device)
+        load(1)
+        digests = hash_weights(bench.loaded, display)
+        work = lambda bench, fact: verified(bench, found, fact)  # noqa: E731
+        result, claims = _run_one(bench, bench.panel.find(name), display, work)
+    _one(bench, digests, result, json_file, None, None, {"claims": [one._asdict() for one in claims]})
+    if json_file != STDOUT:
+        gate3_tables.claims(claims)
+    wrong = [one for one in claims if not one.holds]
+    if wrong:
+        raise ProbeError(
+            f"{patch}: {len(wrong)} recorded verdict(s) not confirmed, first {wrong[0].standard}: "
+            f"{wrong[0].recorded} recorded, {wrong[0].measured} measured"
+        )
 
 
 def _one(
@@ -81,12 +132,13 @@ def _one(
     json_file: Path | None,
     plot: Path | None,
     save_patch: Path | None,
+    more: dict[str, Any] | None = None,
 ) -> None:
-    """Print and write everything about one fact."""
+    """Print and write everything about one fact, and what more belongs in its record."""
     from probes.delete import plot as drawing
     from probes.delete import record as records
 
-    record = records.one(bench, result, digests)
+    record = records.one(bench, result, digests) | (more or {})
     if json_file == STDOUT:
         print_json(record)
     else:
@@ -136,11 +188,26 @@ def _all(
 
 
 def _bench(
-    model: str, method: Method, layer: int | None, vindex: Path | None, facts: Path | None, chat: bool, seed: int,
-    dtype: str, device: str,
+    model: str, method: list[str] | None, layer: int | None, vindex: Path | None, facts: Path | None, chat: bool,
+    seed: int, certificate: bool, dtype: str, device: str,
 ) -> Bench:  # fmt: skip
+    from probes.delete.bench import Options
+    from probes.delete.methods import named
+
+    methods = named([name.strip() for names in method or ["both"] for name in names.split(",")])
+    gate = None
+    if vindex is not None:
+        from vindex import open as open_vindex
+
+        gate = open_vindex(vindex).gate
+    options = Options(methods=methods, seed=seed, chat=chat, layer=layer, certificate=certificate)
+    return _on_bench(model, facts, options, dtype, device, gate=gate)
+
+
+def _on_bench(model: str, facts: Path | None, options: Options, dtype: str, device: str, **more: Any) -> Bench:
+    """Load the model and put it on the bench with its facts."""
     from probes import patches
-    from probes.delete.experiment import METHODS, Bench, Options
+    from probes.delete.bench import Bench
     from probes.model import layers, load, require_head
 
     panel = _panel(model, facts)
@@ -149,14 +216,7 @@ def _bench(
     for note in loaded.notes:
         warn(f"note: {note}")
     layers(loaded.model)  # refuses a mixture of experts before any work
-    methods = METHODS if method is Method.both else (method.value,)
-    options = Options(methods=methods, seed=seed, chat=chat, layer=layer)
-    gate = None
-    if vindex is not None:
-        from vindex import open as open_vindex
-
-        gate = open_vindex(vindex).gate
-    return Bench(loaded, panel, options, stored=patches.stored_dtype(loaded.path, 0), gate=gate)
+    return Bench(loaded, panel, options, stored=patches.stored_dtype(loaded.path, 0), **more)
 
 
 def _panel(model: str, facts: Path | None) -> Panel:
@@ -168,8 +228,9 @@ def _panel(model: str, facts: Path | None) -> Panel:
     return base if facts is None else read(facts, base=base)
 
 
-def _run_one(bench: Bench, fact: Any, display: Any) -> FactResult:
-    from probes.delete.experiment import run, ticks
+def _run_one(bench: Bench, fact: Any, display: Any, work: Callable[[Bench, Any], Any]) -> Any:
+    """Do the work on one fact, with its stages on display."""
+    from probes.delete.experiment import ticks
 
     task = display.add_task(fact.name, total=ticks(bench))
 
@@ -177,7 +238,7 @@ def _run_one(bench: Bench, fact: Any, display: Any) -> FactResult:
         display.update(task, advance=1, description=f"{fact.name}: {name}")
 
     bench.tick = tick
-    result = run(bench, fact)
+    result = work(bench, fact)
     display.update(task, total=1, completed=1, description=fact.name)
     return result
 
@@ -204,12 +265,18 @@ def _write_json(path: Path | None, record: Any) -> None:
 
 def _save(bench: Bench, result: FactResult, path: Path) -> None:
     from probes import patches
+    from probes.delete import Delta
     from probes.model import weight
 
     if not result.methods:
         raise ProbeError(f"{result.sets.fact.name}: no patch to save, the model does not know this fact")
-    name = "forward" if "forward" in result.methods else "geometric"
-    found = result.methods[name]
+    saved = [(found, found.delta) for found in result.methods.values() if isinstance(found.delta, Delta)]
+    if not saved:
+        raise ProbeError(
+            f"no patch to save: a patch is a rank-1 change of a gate_proj, which {' and '.join(result.methods)} made "
+            "none of; add --method forward"
+        )
+    found, delta = saved[0]
     provenance = {
         "model": bench.loaded.name,
         "revision": bench.loaded.revision,
@@ -218,8 +285,9 @@ def _save(bench: Bench, result: FactResult, path: Path) -> None:
         "seed": result.sets.seed,
         "chat": bench.options.chat,
         "suppression": found.effect.headline.loss,
-        "verdicts": {"seed": found.seed.result, "strict": found.strict.result},
+        "verdicts": {name: verdict.result for name, verdict in found.verdicts.items()},
     }
-    unpatched = weight(bench.loaded.model, "gate_proj", found.delta.layer)
-    patches.save(path, found.delta, bench.loaded.path, provenance, unpatched)
-    say(f"{name} patch written to {path}")
+    unpatched = weight(bench.loaded.model, "gate_proj", delta.layer)
+    patches.save(path, delta, bench.loaded.path, provenance, unpatched)
+    say(f"{delta.method} patch written to {path}")
+    say(f"next: vindex gate3 verify MODEL {path}, or vindex patch apply MODEL {path} -o DIR")

@@ -10,9 +10,12 @@ from vindex.commands.console import print_table, say, styled
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from probes.delete.experiment import Bench, FactResult, MethodResult
+    from probes.delete.bench import Bench
+    from probes.delete.certificate import Certificate
+    from probes.delete.experiment import FactResult, MethodResult
     from probes.delete.measure import SetChange
     from probes.delete.verdict import Verdict
+    from probes.delete.verify import Claim
 
 COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
 MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}
@@ -37,6 +40,8 @@ def fact(bench: Bench, result: FactResult) -> None:
     for name, outcome in result.methods.items():
         _method(bench, result, name, outcome)
     _controls(result)
+    if len(result.methods) > 1:
+        _side_by_side(result)
     say(f"{result.seconds:.0f} s for this fact")
 
 
@@ -45,32 +50,43 @@ def short_lines(result: FactResult) -> None:
     for name, outcome in result.methods.items():
         effect = outcome.effect
         say(
-            f"{result.sets.fact.name:22} {name:9} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
-            f"others {_signed(effect.other_subjects.mean)} seed ",
-            _coloured(outcome.seed.result),
-            " strict ",
-            _coloured(outcome.strict.result),
+            f"{result.sets.fact.name:22} {name:10} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
+            f"others {_signed(effect.other_subjects.mean)}",
+            *(part for key, one in outcome.verdicts.items() for part in (f" {key} ", _coloured(one.result))),
         )
 
 
 def rates(bench: Bench, results: Sequence[FactResult]) -> None:
     """Shares that pass, with intervals, and every failure of the forward method named."""
     from probes.delete.record import rate
+    from probes.delete.verdict import STANDARDS
 
     _left_out(bench)
     rows = []
     for method in bench.options.methods:
-        for standard in ("seed", "strict"):
+        for standard in STANDARDS:
             found = rate(results, method, standard)
+            if not found.of:  # no certificate was made
+                continue
             interval = f"{found.low:.1%} – {found.high:.1%}"
             rows.append((method, standard, f"{found.passed}/{found.of}", f"{found.share:.1%}", interval))
     print_table("Facts that pass", ["method", "verdict", ">passed", ">share", ">95 % Wilson"], rows)
     for result in results:
-        outcome = result.methods.get("forward")
-        if outcome and outcome.strict.result == "fail":
-            say(styled(*MARKS[False]), f" {result.sets.fact.name}: {outcome.strict.reason}")
+        verdicts = result.methods["forward"].verdicts if "forward" in result.methods else {}
+        for name, verdict in verdicts.items():
+            if name != "published" and verdict.result == "fail":
+                say(styled(*MARKS[False]), f" {result.sets.fact.name}, {name}: {verdict.reason}")
     seconds = sum(result.seconds for result in results)
     say(f"{len(results)} facts in {seconds:.0f} s, {seconds / len(results):.0f} s each")
+
+
+def claims(found: Sequence[Claim]) -> None:
+    """The verdicts that a patch records, beside those measured."""
+    rows = [(styled(*MARKS[one.holds]), one.standard, one.recorded, one.measured) for one in found]
+    if rows:
+        print_table("What the patch records", ["", "verdict", "recorded", "measured"], rows)
+    else:
+        say("the patch records no verdicts: nothing to confirm")
 
 
 def _left_out(bench: Bench) -> None:
@@ -97,18 +113,58 @@ def _method(bench: Bench, result: FactResult, name: str, outcome: MethodResult) 
     say(f"neutral text: KL {effect.neutral_kl:.2g} nats per token over {effect.neutral_tokens} tokens")
     say(f"before: {_tops(bench, head.before.top)}")
     say(f"after:  {_tops(bench, head.after.top)}")
-    for verdict in (outcome.seed, outcome.strict):
+    for verdict in outcome.verdicts.values():
         _verdict(verdict)
+    if outcome.certificate:
+        _families(outcome.certificate)
 
 
 def _verdict(verdict: Verdict) -> None:
     say(styled(f"{verdict.standard} ", "bold"), _coloured(verdict.result, "bold "), f": {verdict.reason}")
-    rows = []
-    for one in verdict.criteria:
-        value = "–" if one.value is None else f"{one.value:.3g}"
-        sign = "≥" if one.relation == ">=" else "≤"
-        rows.append((styled(*MARKS[one.holds]), one.name, value, f"{sign} {one.limit:g}", str(one.counted)))
+    limits = [f"{'≥' if one.relation == '>=' else '≤'} {one.limit:g}" for one in verdict.criteria]
+    if verdict.standard == "robust":
+        say(f"\n    {'attack':23} {'before':>6} {'after':>7} {'value':>7}  limit")
+        for one, limit in zip(verdict.criteria, limits, strict=True):
+            figures = f" {one.name:23} {_g(one.before):>6} {_g(one.after):>7} {_g(one.value):>7}  {limit}"
+            say("  ", styled(*MARKS[one.holds]), figures)
+        return
+    rows = [
+        (styled(*MARKS[one.holds]), one.name, _g(one.value), limit, str(one.counted))
+        for one, limit in zip(verdict.criteria, limits, strict=True)
+    ]
     print_table("", ["", "criterion", ">value", ">limit", ">n"], rows)
+
+
+def _families(found: Certificate) -> None:
+    """What is known of each family of prompts, and how often the model says the answer before and after."""
+    greedy, sampled = found.said(sampled=False), found.said(sampled=True)
+    rows = []
+    for name in dict.fromkeys((*found.families, *greedy)):
+        group = found.families.get(name)
+        asked = (f"{len(group.changes)}/{group.asked}", _g(group.before), _g(group.after)) if group else ("", "", "")
+        said = [f"{_g(one.before)} {_g(one.after)}" if one else "" for one in (greedy.get(name), sampled.get(name))]
+        rows.append((name, *asked, *said))
+    columns = ["family", ">known", ">P before", ">P after", ">says it", ">sampled"]
+    print_table(
+        "Asked otherwise, and writing freely", columns, rows, caption="says it: share of texts, before and after."
+    )
+
+
+def _side_by_side(result: FactResult) -> None:
+    """What decides `strict`, a row for each method."""
+    rows = []
+    for name, outcome in result.methods.items():
+        effect = outcome.effect
+        losses = (
+            effect.headline.loss, effect.paraphrases.mean, effect.other_subjects.mean_absolute,
+            effect.same_subject.mean, effect.same_answer.mean,
+        )  # fmt: skip
+        verdicts = [_coloured(verdict.result) for verdict in outcome.verdicts.values()]
+        shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
+        rows.append((name, str(outcome.delta.layer), *shown, f"{effect.neutral_kl:.1e}", *verdicts))
+    columns = ["method", ">L", ">fact", ">para", ">others", ">own", ">same", ">KL", *outcome.verdicts]
+    caption = "Losses: the fact, paraphrases, other subjects (|loss|), its other facts, other facts with the answer."
+    print_table("Methods side by side", columns, rows, caption=caption)
 
 
 def _controls(result: FactResult) -> None:
@@ -124,13 +180,17 @@ def _controls(result: FactResult) -> None:
 def _group(group: SetChange, result: FactResult, least: bool) -> tuple[str, str, str, str, str, str]:
     if not group.changes:
         return (f"0/{group.asked}", "", "", "", "", "the model knows none")
-    count = len(group.changes)
-    before = sum(change.before.probability for change in group.changes) / count
-    after = sum(change.after.probability for change in group.changes) / count
     extreme = group.least if least else group.worst
     assert extreme is not None, "a set with changes has a worst one"
     worst = _short(extreme.name, result)
-    return (f"{count}/{group.asked}", _p(before), _p(after), _signed(group.mean), _signed(extreme.loss), worst)
+    return (
+        f"{len(group.changes)}/{group.asked}",
+        _p(group.before),
+        _p(group.after),
+        _signed(group.mean),
+        _signed(extreme.loss),
+        worst,
+    )
 
 
 def _short(name: str, result: FactResult) -> str:
@@ -144,8 +204,12 @@ def _coloured(result: str, also: str = "") -> Text:
     return styled(result, also + COLOURS[result])
 
 
-def _p(value: float) -> str:
-    return f"{value:.3f}"
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _g(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _signed(value: float | None) -> str:

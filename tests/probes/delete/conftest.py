@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from probes.delete.experiment import Bench, Options, run
+from probes.delete.bench import Bench, Options
+from probes.delete.experiment import run
 from probes.facts import atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split

@@ -12,16 +12,18 @@ from torch.nn.functional import pad
 
 from probes import facts
 from probes.delete import record
-from probes.delete.experiment import Bench, Options, run
-from probes.delete.forward import ForwardOptions, candidates
+from probes.delete.bench import Bench, Options
+from probes.delete.experiment import run
 from probes.delete.geometric import gate_directions, geometric
+from probes.delete.layer import candidates
 from probes.delete.measure import answers
-from probes.delete.passes import Tail, begin, check_layers, check_parts, separate
-from probes.delete.value import ValueOptions
+from probes.delete.options import ForwardOptions
+from probes.delete.tail import Tail, begin, check_parts, separate
 from probes.facts import atlas
 from probes.facts.prompts import Prompt
 from probes.hooks import edited
 from probes.model import load, null_layers
+from probes.passes import check_layers
 from tests.probes.test_command import run as command
 from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
@@ -126,7 +128,7 @@ def test_batches_of_a_hybrid_are_what_single_prompts_are(hybrid):
 def test_what_is_more_than_its_layers_is_refused_before_any_work(kind, monkeypatch):
     """Soft-capped or scaled logits; a norm after the FFN, which only shows when the gate is changed."""
     model = make(kind, **OTHERS[kind])
-    monkeypatch.setattr("probes.delete.experiment.generic_prompts", pytest.fail)
+    monkeypatch.setattr("probes.delete.bench.generic_prompts", pytest.fail)
     loaded = load(CHECKPOINT, device="cpu")._replace(model=model, name=kind)
     with pytest.raises(ProbeError, match="ForCausalLM: run in parts it gives other probabilities than whole") as error:
         Bench(loaded, atlas.panel(), Options())
@@ -148,7 +150,7 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     lines += [{"subject": name, "relation": "name", "answer": name} for name in names.split()]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
     panel = facts.read(tmp_path / "f.jsonl")
-    brief = ForwardOptions(value=ValueOptions(steps=9), trials=1)
+    brief = ForwardOptions(steps=9)
     bench = Bench(loaded, panel, Options(layer=1, samples=32, forward=brief))
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
@@ -171,7 +173,7 @@ def emptied(target, layers, sides):
 def test_layers_that_write_nothing_are_passed_over(tmp_path, sides):
     model = load(emptied(tmp_path / "null", [0, 2], sides), dtype="float32", device="cpu").model
     assert null_layers(model) == {layer: tuple(f"{side}_proj" for side in sides) for layer in (0, 2)}
-    assert candidates(model) == (1, 3)
+    assert candidates(model, 3) == (1, 3)
     found = geometric(model, 997)
     assert [alignment.layer for alignment in found.scan] == [1, 3]
     whole = geometric(load(CHECKPOINT, dtype="float32", device="cpu").model, 997)

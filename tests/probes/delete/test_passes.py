@@ -7,12 +7,13 @@ import torch
 
 from probes.delete import Delta
 from probes.delete.measure import answers
-from probes.delete.passes import ROWS, Tail, batch, begin, check_parts, kl_between, last_hidden, unembed
+from probes.delete.tail import Tail, begin, check_parts
 from probes.facts import atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split
 from probes.hooks import capture, patched
 from probes.model import Site, load
+from probes.passes import ROWS, batch, kl_between, last_hidden, unembed
 from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
@@ -10,6 +12,8 @@ from scipy.stats import binomtest
 from probes.delete import verdict
 from probes.delete.measure import Change, Effect, Outcome, SetChange
 from probes.delete.record import wilson
+
+DOCS = Path(__file__).parents[3] / "docs" / "gate3.md"
 
 
 def _change(before: float, loss: float, flipped: bool = False) -> Change:
@@ -31,9 +35,13 @@ def _effect(**changed) -> Effect:
     return Effect(**(good | changed))
 
 
+def _judge(standard, effect, random=0.01):
+    return verdict.judge(standard, verdict.figures(effect, random, 5))
+
+
 def test_a_clean_deletion_passes_both_verdicts():
-    assert verdict.seed(_effect()).result == "pass"
-    assert verdict.strict(_effect(), 0.01, 5).result == "pass"
+    assert _judge("published", _effect()).result == "pass"
+    assert _judge("strict", _effect()).result == "pass"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,7 @@ def test_a_clean_deletion_passes_both_verdicts():
     ],
 )
 def test_each_strict_criterion_fails_alone_and_is_named(changed, random, named):
-    found = verdict.strict(_effect(**changed), random, 5)
+    found = _judge("strict", _effect(**changed), random)
     assert found.result == "fail"
     [failed] = [criterion for criterion in found.criteria if criterion.holds is False]
     assert named in failed.name
@@ -63,14 +71,29 @@ def test_each_strict_criterion_fails_alone_and_is_named(changed, random, named):
 @pytest.mark.parametrize(
     "changed", [{"headline": _change(0.9, 0.69)}, {"reference": SetChange((_change(0.9, 0.31),), 1)}]
 )
-def test_seed_fails_below_seventy_or_above_thirty(changed):
-    assert verdict.seed(_effect(**changed)).result == "fail"
+def test_published_fails_below_seventy_or_above_thirty(changed):
+    assert _judge("published", _effect(**changed)).result == "fail"
 
 
 def test_a_set_without_known_prompts_is_said_not_to_be_measured():
-    found = verdict.strict(_effect(same_answer=SetChange((), 4)), 0.01, 5)
+    found = _judge("strict", _effect(same_answer=SetChange((), 4)))
     assert found.result == "pass"
     assert "not measured" in found.reason
+
+
+def test_the_documented_table_is_the_one_in_the_code():
+    signs = {">=": "≥", "<=": "≤"}
+    rows = [
+        f"| `{row.standard}` | {row.criterion} | {signs[row.relation]} {row.limit:g} | {row.compared} |".replace(
+            "|loss|", r"\|loss\|"
+        ).replace("|suppression|", r"\|suppression\|")
+        for row in verdict.LIMITS
+    ]
+    shown = [
+        line for line in DOCS.read_text(encoding="utf-8").splitlines() if re.match(r"\| `\w+` \| .* \| [≥≤] ", line)
+    ]
+    assert shown == rows
+    assert tuple(dict.fromkeys(row.standard for row in verdict.LIMITS)) == verdict.STANDARDS
 
 
 @pytest.mark.parametrize(("passed", "of"), [(0, 10), (7, 10), (10, 10), (29, 31)])
