@@ -15,6 +15,8 @@ from tests.vindex.test_commands import run
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "docs/commands.md", "docs/probes.md"]
+FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
+WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -55,3 +57,40 @@ def test_the_format_page_names_every_file():
     page = (ROOT / "docs" / "format.md").read_text()
     assert all(f"`{spec.name}`" in page for spec in FILES)
     assert vindex.__doc__
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The file and the #fragment (or "") of every link and picture of a page that does not lead to the web."""
+    text = re.sub(r"`[^`\n]*`", "", FENCED.sub("", page.read_text()))
+    targets = re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"^\[[^\]]+\]:\s*(\S+)", text, re.MULTILINE)
+    targets += re.findall(r"(?:src|srcset|href)=\"([^\"]+)\"", text)
+    here = [target.partition("#") for target in targets if not re.match(r"[a-z]+:", target)]
+    return [((page.parent / path).resolve() if path else page, fragment) for path, _, fragment in here]
+
+
+def fragments(page: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page; the second of two equal ones ends in -1."""
+    names: list[str] = []
+    for heading in re.findall(r"^#{1,6} +(.*?)[ #]*$", FENCED.sub("", page.read_text()), re.MULTILINE):
+        shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        names.append(re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-"))
+    return {name + (f"-{names[:i].count(name)}" if name in names[:i] else "") for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page):
+    for target, fragment in links(page):
+        assert target.is_relative_to(ROOT) and target.exists(), f"{target.name} is not there"
+        assert not fragment or fragment in fragments(target), f"{target.name} has no heading #{fragment}"
+
+
+def test_the_map_leads_to_every_page():
+    index = ROOT / "docs" / "index.md"
+    assert set(WRITTEN) - {index} <= {target for target, _ in links(index)}
+    assert index in {target for target, _ in links(ROOT / "README.md")}
+
+
+def test_links_and_headings_are_found_outside_code(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `b`, c: d\n# Same\n# Same\n```\n# none, [x](none.md)\n```\n[x\ny](#same-1) `[z](none.md)`\n")
+    assert fragments(page) == {"a-b-c-d", "same", "same-1"} and links(page) == [(page, "same-1")]
