@@ -278,7 +278,8 @@ def _steady_products() -> None:
     """Ask MKL, on a processor with AVX2 but not AVX-512, for its reproducible mode (once, before its first product).
 
     Products give the same bits wherever their operands lie in memory, and those of the few rows of short prompts take a
-    fifth to a third less time there than in its default mode (docs/log.md, 2026-11-26). A user's own setting stands.
+    fifth to a third less time there than in its default mode (docs/log/gate3-time-and-memory.md, 2026-11-26). A user's
+    own setting stands.
     """
     if torch.backends.cpu.get_cpu_capability() == "AVX2":
         os.environ.setdefault("MKL_CBWR", "AUTO")

@@ -10,7 +10,7 @@ direction makes the first factor small, the value the second (the two factors of
 2. A hundred g leave most of the I dimensions free: a d fitted to avoid them avoided those alone, at a five-hundredth of
    the harm that other draws of the same prompts showed. So each q also goes with the s of other prompts drawn at
    random, as if the two were independent: F is then about E[s sᵀ] ⊙ E[q qᵀ], which has far more directions
-   (docs/log.md, 2026-11-25).
+   (docs/log/gate3-other-subjects.md, 2026-11-25).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
    It responds with nearly 1 to every key k_i of the deleted subject, whatever phrasing it stands in, and with little to
    what A has seen. With the mean key in place of all k_i (ROME's whitened key, Meng et al. 2022) a phrasing that begins
    with the subject got a tenth of the response. The k_n take the response where another of its known facts is
-   asked, beside that to a paraphrase, from .78 to .70 (w′ 40) or .60 (150; docs/log.md, 2026-11-25).
+   asked, beside that to a paraphrase, from 0.78 to 0.70 (w′ 40) or 0.60 (150;
+   docs/log/gate3-own-facts.md, 2026-11-25).
 """
 
 from __future__ import annotations

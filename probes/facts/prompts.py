@@ -6,7 +6,8 @@
    answer's tokens. A facts file that states `answer_ids` is held to them.
 3. The subject's last token is found by character offsets, once for every time the subject is mentioned. Where that is
    the first token of all, the next one is taken: a first token is an attention sink, which after a few layers says next
-   to nothing of itself, and neither reading nor writing there reaches the subject (docs/log.md, 2026-11-25).
+   to nothing of itself, and neither reading nor writing there reaches the subject
+   (docs/log/gate3-subject-in-first-place.md, 2026-11-25).
 """
 
 from __future__ import annotations
