@@ -6,9 +6,9 @@
    three quarters of the templates) and what it is judged on (the rest).
 3. `Trial.choose` has the method compute a change in every candidate layer from the first part. Forward passes of the
    changed model on the second measure the harm: KL on the other subjects (five-fold) and on the neutral sentences, and
-   how far the suppression of the withheld phrasings stays below 0.95. The least harm wins; of layers that do hardly
-   more, the shallowest; a change that hardly suppresses is no candidate. What the unchanged model says is computed
-   once, for all layers and methods.
+   how far the suppression of the withheld phrasings stays below 0.95. The least harm wins, and of layers that do at
+   most twice as much the shallowest; a change that hardly suppresses is no candidate. What the unchanged model says is
+   computed once, for all layers and methods.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def asked(fit: Fit) -> tuple[Prompt, ...]:
 
 
 def least_harmful(scan: Sequence[Tried], rule: TrialOptions) -> Tried:
-    """The one that did the least harm, or the first of those that did hardly more.
+    """The one that did the least harm, or the first of those that are `close` to it.
 
     Those that do not suppress half of what they should are left out, unless all are: to do nothing is no harm.
     """

@@ -64,7 +64,7 @@ class TrialOptions:
     """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
     subjects_share: float = 5.0
     """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
-    close: float = 1.1
-    """A deeper layer must do less harm than a shallower one by this factor: trials are no more exact than that."""
+    close: float = 2.0
+    """Factor by which a deeper layer must do less harm: it costs the nearest other subjects more."""
     withheld: int = 16
     """Other subjects, and neutral sentences, at most, on which a trial is judged."""
