@@ -211,7 +211,7 @@ def test_geometric_alone_takes_directions_from_a_vindex(tmp_path):
         "--json",
         tmp_path / "v.json",
     )
-    run("gate3", CHECKPOINT, "--method", "geometric", "--json", tmp_path / "e.json")
+    run("gate3", CHECKPOINT, "--method", "geometric", "--no-certificate", "--json", tmp_path / "e.json")
     stored, exact = (json.loads((tmp_path / name).read_text()) for name in ("v.json", "e.json"))
     assert stored["method"] == exact["method"] == "geometric"
     assert stored["layer"] == exact["layer"]
@@ -257,7 +257,7 @@ def test_a_change_of_another_projection_cannot_be_saved(tmp_path):
     file = tmp_path / "p.safetensors"
     message = fails("gate3", CHECKPOINT, "--method", "rome,neurons", "--layer", "0", "--save-patch", file)
     assert message == (
-        "no patch to save: a patch is a rank-1 change of a gate_proj, which rome and neurons made none of; "
+        "no patch to save: a patch is a rank-1 change of a gate_proj, which rome and neurons make none of; "
         "add --method forward"
     )
     assert not file.exists()

@@ -62,14 +62,22 @@ def gate3(
 
     ΔW changes one gate_proj; everything is measured on held-out prompts by real forward passes.
     """
+    from probes.delete.bench import DEFAULT
     from probes.delete.experiment import run
+    from probes.delete.methods import named
 
     if all_facts and save_patch:
         raise ProbeError("--save-patch writes one patch; leave --all out")
+    methods = named([name.strip() for names in method or ["both"] for name in names.split(",")])
+    if save_patch and not set(methods) & set(DEFAULT):
+        raise ProbeError(
+            f"no patch to save: a patch is a rank-1 change of a gate_proj, which {' and '.join(methods)} make none of; "
+            "add --method forward"
+        )
     _check_targets(json_file, save_patch, plot)
     with progress() as display:
         load = stage(display, "loading", 1)
-        bench = _bench(or_bundled(model), method, layer, vindex, facts, chat, seed, certificate, dtype, device)
+        bench = _bench(or_bundled(model), methods, layer, vindex, facts, chat, seed, certificate, dtype, device)
         load(1)
         digests = hash_weights(bench.loaded, display)
         if all_facts:
@@ -188,13 +196,11 @@ def _all(
 
 
 def _bench(
-    model: str, method: list[str] | None, layer: int | None, vindex: Path | None, facts: Path | None, chat: bool,
+    model: str, methods: tuple[str, ...], layer: int | None, vindex: Path | None, facts: Path | None, chat: bool,
     seed: int, certificate: bool, dtype: str, device: str,
 ) -> Bench:  # fmt: skip
     from probes.delete.bench import Options
-    from probes.delete.methods import named
 
-    methods = named([name.strip() for names in method or ["both"] for name in names.split(",")])
     gate = None
     if vindex is not None:
         from vindex import open as open_vindex
@@ -270,13 +276,9 @@ def _save(bench: Bench, result: FactResult, path: Path) -> None:
 
     if not result.methods:
         raise ProbeError(f"{result.sets.fact.name}: no patch to save, the model does not know this fact")
-    saved = [(found, found.delta) for found in result.methods.values() if isinstance(found.delta, Delta)]
-    if not saved:
-        raise ProbeError(
-            f"no patch to save: a patch is a rank-1 change of a gate_proj, which {' and '.join(result.methods)} made "
-            "none of; add --method forward"
-        )
-    found, delta = saved[0]
+    found, delta = next(
+        (found, found.delta) for found in result.methods.values() if isinstance(found.delta, Delta)
+    )  # `gate3` has refused methods that make none
     provenance = {
         "model": bench.loaded.name,
         "revision": bench.loaded.revision,
