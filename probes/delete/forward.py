@@ -103,11 +103,13 @@ class Place:
         self.neutral: list[Begun] = begin(model, layer, fit.about)
 
     def fitted(self, start: Delta | None = None) -> Delta:
-        """The patch, fitted from nothing or, in a third of the steps, from another; of the least strength enough."""
-        options = self.options if start is None else replace(self.options, steps=self.options.steps // 3)
+        """The patch, fitted from nothing or, in fewer steps, from another; of the least strength that is enough."""
+        options = (
+            self.options if start is None else replace(self.options, steps=self.options.steps // self.options.again)
+        )
         first = None if start is None else start.gate_write
         d = fit_value(self.model, self.layer, self.asked, self.neutral, self.read, self.guard, options, first)
-        d = least_enough(Tail(self.model, self.layer, self.asked), self.read, d, options.enough)
+        d = least_enough(Tail(self.model, self.layer, self.asked), self.read, d, options)
         return Delta(self.layer, d.cpu(), self.read.cpu(), "forward")
 
 

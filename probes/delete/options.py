@@ -48,8 +48,14 @@ class ForwardOptions:
     """Neutral sentences in each step."""
     enough: float = 0.96
     """Suppression, of the headline and on average over the phrasings, to which the fitted d is scaled."""
+    stubborn: int = 8
+    """One phrasing in so many may resist: to be enough for it too costs what else is known of the subject."""
+    strongest: float = 2.0
+    """Factor by which the fitted d is scaled at most; the least is one over it."""
     rounds: int = 1
     """How often the patched model is asked to go on by itself, and d is fitted to what it says as well."""
+    again: int = 3
+    """d is then fitted on for one step in so many of `steps`."""
     written: int = 24
     """Tokens that it writes each time."""
 

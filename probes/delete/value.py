@@ -31,10 +31,8 @@ from probes.delete.tail import Begun, Tail
 from probes.passes import kl_rows
 from vindex.errors import NumericError
 
-STRENGTHS = torch.logspace(-1, 1, 32, base=2).tolist()
-"""Factors by which the fitted d may be scaled, 0.5 to 2."""
-STUBBORN = 8
-"""One phrasing in so many may resist: to be enough for it too costs what else is known of the subject."""
+FINENESS = 32
+"""Strengths tried between the least and the most, evenly in their logarithm."""
 
 
 def fit_value(
@@ -73,15 +71,17 @@ def fit_value(
     return fitted
 
 
-def least_enough(tail: Tail, read: Tensor, fitted: Tensor, enough: float) -> Tensor:
+def least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ForwardOptions) -> Tensor:
     """`fitted` (I,) by the least strength that is enough for the first prompt of `tail`, and on average for most."""
 
     def suffices(strength: float) -> bool:
         gone = suppression(tail, read, strength * fitted)
-        yielding = gone.sort().values[len(gone) // STUBBORN :]
-        return min(float(gone[0]), float(yielding.mean())) >= enough
+        yielding = gone.sort().values[len(gone) // options.stubborn :]
+        return min(float(gone[0]), float(yielding.mean())) >= options.enough
 
-    return STRENGTHS[bisect_left(STRENGTHS[:-1], True, key=suffices)] * fitted
+    reach = math.log2(options.strongest)
+    strengths = torch.logspace(-reach, reach, FINENESS, base=2).tolist()
+    return strengths[bisect_left(strengths[:-1], True, key=suffices)] * fitted
 
 
 def _loss(tail: Tail, asked: int, read: Tensor, d: Tensor, reach: float, options: ForwardOptions) -> Tensor:

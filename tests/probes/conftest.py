@@ -1,4 +1,4 @@
-"""A vindex of the tiny model, built once."""
+"""A vindex of the tiny model, built once; the atlas's tokenizer and the bundled facts, read once."""
 
 from pathlib import Path
 
@@ -14,3 +14,21 @@ def tiny_vindex(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     target = tmp_path_factory.mktemp("vindex") / "tiny.vindex"
     run_build(str(tiny_checkpoint), target, BuildOptions(features=32, threads=1), resume=False, force=False)
     return target
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """That of the atlas."""
+    from transformers import AutoTokenizer
+
+    from vindex.demo import CHECKPOINT
+
+    return AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def panel():
+    """The bundled one."""
+    from probes.facts import bundled
+
+    return bundled()

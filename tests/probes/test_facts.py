@@ -8,28 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from probes import facts
 from probes.facts import Fact, atlas
 from probes.facts.prompts import Encoder
 from probes.facts.sets import passages, split
-from vindex.demo import CHECKPOINT
 from vindex.errors import FactError, ProbeError
 
 TEMPLATES = ["A {} is", "The {} is", "One {} is", "Some {} is"]
 RELATION = json.dumps({"relation": "kind", "templates": TEMPLATES})
 FACT = json.dumps({"subject": "cat", "relation": "kind", "answer": "animal"})
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def panel():
-    return facts.bundled()
 
 
 def test_the_bundled_panel_is_as_large_as_promised(panel):

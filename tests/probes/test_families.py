@@ -32,16 +32,6 @@ PERSONS = [{"subject": name, "relation": "employer", "answer": f"Firm {n}"} for 
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def panel():
-    return facts.bundled()
-
-
-@pytest.fixture(scope="module")
 def france(tokenizer, panel) -> Sets:
     return split(panel, panel.find("France/capital"), Encoder(tokenizer))
 

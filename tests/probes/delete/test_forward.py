@@ -151,7 +151,7 @@ def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(b
 def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
     at = place(bench, sets, 0, steps=60)
     d, tail = value(at), Tail(bench.model, 0, at.asked)
-    little, much = (least_enough(tail, at.read, d, enough) for enough in (0.9, 0.99))
+    little, much = (least_enough(tail, at.read, d, ForwardOptions(enough=enough)) for enough in (0.9, 0.99))
     assert suppression(tail, at.read, little)[0] >= 0.9
     assert little.norm() < much.norm()
     torch.testing.assert_close(little / little.norm(), much / much.norm())
@@ -160,7 +160,7 @@ def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
 def test_where_nothing_is_enough_the_largest_strength_is_taken(bench, sets):
     at = place(bench, sets, 0)
     d, tail = value(at), Tail(bench.model, 0, at.asked)
-    torch.testing.assert_close(least_enough(tail, at.read, d, 1.1), 2 * d)
+    torch.testing.assert_close(least_enough(tail, at.read, d, ForwardOptions(enough=1.1)), 2 * d)
 
 
 def test_a_value_that_does_not_stay_finite_is_refused(bench, sets):
