@@ -20,13 +20,14 @@ import torch
 
 from benchmarks.probe import resident
 from probes import facts
-from probes.delete.bench import Bench, Options
-from probes.delete.experiment import run
-from probes.delete.tail import Tail
-from probes.facts import atlas
+from probes.atlas import panel as atlas
+from probes.deletion.bench import Bench, Options
+from probes.deletion.experiment import run
+from probes.deletion.tail import Tail
 from probes.facts.sets import split
-from probes.hooks import edited
-from probes.model import load, weight
+from probes.live.hooks import edited
+from probes.live.load import load
+from probes.live.sites import weight
 from vindex.demo import CHECKPOINT
 
 LAYER_SHARE = 0.2  # of the model's depth: about where the method patches

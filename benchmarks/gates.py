@@ -27,7 +27,7 @@ def times(model_name: str, dtype: str) -> None:
 
     from probes.gates.apply import gate_shape, gated, hard, soft
     from probes.gates.masks import Gates
-    from probes.model import load
+    from probes.live.load import load
 
     model = load(model_name, dtype=dtype, device="cpu").model
     gates = Gates(torch.randn(gate_shape(model)) * 0.1)
@@ -72,7 +72,7 @@ def measure(model_name: str, what: str) -> None:
     from probes.gates.encode import collate
     from probes.gates.options import TrainOptions
     from probes.gates.train import base_logits, train
-    from probes.model import load
+    from probes.live.load import load
 
     loaded = load(model_name, dtype="float32", device="cpu")
     data, model = examples(), loaded.model

@@ -17,15 +17,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-TRAINED, ASKED = 0, 1  # statements of vindex/demo/phrasings.json
+TRAINED, ASKED = 0, 1  # statements of probes/atlas/phrasings.json
 RELATIONS = ("capital", "continent")
 
 
 def fact_rows(loaded: Any, index: int) -> dict[tuple[str, str], dict[str, Any]]:
     """Rows in one phrasing, by (subject, relation), of the facts that the model says right in it."""
+    from probes.atlas.facts import facts
     from probes.gates.panels import Prompt
     from probes.gates.score import Settings, accuracy
-    from vindex.demo.facts import facts
 
     rows = {}
     for fact in (fact for relation in RELATIONS for fact in facts(relation)):
@@ -59,8 +59,8 @@ def sum_rows(loaded: Any, rng: random.Random) -> tuple[list[dict[str, Any]], lis
 
 
 def main(model: str, directory: str) -> None:
-    from probes.model import load
-    from vindex.demo.corpus import neutral_texts
+    from probes.atlas.corpus import neutral_texts
+    from probes.live.load import load
 
     loaded = load(model, dtype="float32", device="cpu")
     trained, asked = fact_rows(loaded, TRAINED), fact_rows(loaded, ASKED)

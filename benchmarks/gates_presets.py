@@ -59,7 +59,7 @@ def run(loaded: Any, preset: str, changes: dict[str, Any], steps: int) -> dict[s
 
 
 def main(steps: int = 60, target: str | None = None) -> None:
-    from probes.model import load
+    from probes.live.load import load
     from vindex.demo import CHECKPOINT
 
     loaded = load(CHECKPOINT, dtype="float32", device="cpu")

@@ -37,11 +37,13 @@ def fastest(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
 def times(model_name: str, dtype: str) -> None:
     import torch
 
-    from probes import constants, readings, suite
-    from probes.activity import Activations
-    from probes.cka import compare, gram
-    from probes.hooks import capture
-    from probes.model import layers, load, sites
+    from probes.live.hooks import capture
+    from probes.live.load import load
+    from probes.live.sites import layers, sites
+    from probes.suite import constants, readings
+    from probes.suite import run as suite
+    from probes.suite.activity import Activations
+    from probes.suite.cka import compare, gram
 
     loaded = load(model_name, dtype=dtype, device="cpu")
     model, count = loaded.model, len(layers(loaded.model))
@@ -88,8 +90,9 @@ def peak(model_name: str, dtype: str, count: int, what: str) -> None:
     """Print MB resident after loading, and at the peak of `count` texts read (`suite`) or only run (`bare`)."""
     import torch
 
-    from probes import suite, texts
-    from probes.model import load
+    from probes import texts
+    from probes.live.load import load
+    from probes.suite import run as suite
 
     loaded = load(model_name, dtype=dtype, device="cpu")
     probe_texts = suite.encode(loaded, texts.BUNDLED[:count])

@@ -141,6 +141,6 @@ def byte_tokenizer():
 @pytest.fixture
 def tiny(tiny_checkpoint: Path):
     """The tiny model, loaded afresh so that a test may do anything to it."""
-    from probes.model import load
+    from probes.live.load import load
 
     return load(tiny_checkpoint, device="cpu")

@@ -10,43 +10,94 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGES = ("vindex", "extract", "probes")
 FORBIDDEN = {
     "vindex": {"torch", "transformers", "extract", "probes", "safetensors", "scipy", "tokenizers"},
     "extract": {"probes", "transformers"},
     "probes": {"extract"},
 }
-MAY_IMPORT_IN_HANDLERS = ROOT / "vindex" / "commands"
+EVERYTHING = ROOT / "vindex" / "__main__.py"  # the one file that sees all three
 ONE_CONVERTER = ROOT / "extract" / "stores" / "tokenizer.py"  # makes tokenizer.json of a GGUF with transformers, once
-TRAINING = ROOT / "vindex" / "demo"  # the script that made the bundled checkpoint, never imported by the package
 
 
-def modules(package: str):
-    return [path for path in sorted((ROOT / package).rglob("*.py")) if TRAINING not in path.parents]
+def modules(package: str) -> dict[str, Path]:
+    paths = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
-def imports(path: Path, *, top_level_only: bool) -> set[str]:
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level_only else ast.walk(tree)
+MODULES = {name: path for package in PACKAGES for name, path in modules(package).items()}
+
+
+def imports(path: Path) -> set[str]:
+    """What a file imports, anywhere in it; a module of ours by its full name."""
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else node.module for name in names}
     return found
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
+def room(module: str) -> str:
+    """Where a module stands: a wing of probes/, or its package."""
+    package, *rest = module.split(".")
+    return f"{package}.{rest[0]}" if package == "probes" and rest else package
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str] | None:
+    """Names that lead back to the first of them, if any do."""
+    way: list[str] = []
+    done: set[str] = set()
+
+    def walk(name: str) -> list[str] | None:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return None
+        way.append(name)
+        found = next(filter(None, map(walk, sorted(arrows.get(name, ())))), None)
+        done.add(way.pop())
+        return found
+
+    return next(filter(None, map(walk, sorted(arrows))), None)
+
+
+def arrows(name_of) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        if path != EVERYTHING:
+            own = {name_of(other) for other in imports(path) if other in MODULES}
+            found.setdefault(name_of(module), set()).update(own - {name_of(module)})
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_dependencies_run_one_way(package):
     assert modules(package)
-    for path in modules(package):
-        in_handlers = MAY_IMPORT_IN_HANDLERS in path.parents or path == ONE_CONVERTER
-        names = {name.split(".")[0] for name in imports(path, top_level_only=in_handlers)}
-        assert not names & FORBIDDEN[package], path
-        if package != "vindex":
-            assert "vindex.commands" not in {
-                ".".join(name.split(".")[:2]) for name in imports(path, top_level_only=False)
-            }
+    for path in modules(package).values():
+        names = {name.split(".")[0] for name in imports(path)}
+        assert path in (EVERYTHING, ONE_CONVERTER) or not names & FORBIDDEN[package], path
+
+
+def test_one_file_sees_all_three_packages():
+    assert {"vindex", "extract", "probes"} <= {name.split(".")[0] for name in imports(EVERYTHING)}
+
+
+@pytest.mark.parametrize("name_of", [str, room], ids=["modules", "rooms"])
+def test_no_imports_lead_back_to_where_they_began(name_of):
+    found = arrows(name_of)
+    assert circle(found) is None
+    assert circle(found | {"vindex.errors": {"vindex.reader"}, "vindex": {"probes.cli"}}), "a circle would be found"
+
+
+@pytest.mark.parametrize("package", ["extract", "probes"])
+def test_commands_stand_last(package):
+    """Nothing but a command knows a command: what one can do, a Python user can do."""
+    for name, path in modules(package).items():
+        own = {other for other in imports(path) if other.startswith(f"{package}.cli")}
+        assert not own or name.startswith(f"{package}.cli"), path
 
 
 def loaded_by(*command: str) -> set[str]:
@@ -73,10 +124,9 @@ def test_file_names_of_the_format_stand_in_one_place():
     sys.path.insert(0, str(ROOT))
     from vindex.format import FILES
 
-    for package in FORBIDDEN:
-        for path in modules(package):
-            if path.name in ("format.py", "card.py"):  # the card carries the published reader's code
-                continue
-            literals = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
-            own = {spec.name for spec in FILES if spec.byte_size} & literals
-            assert not own, f"{path} names {own}"
+    for path in MODULES.values():
+        if path.name in ("format.py", "card.py"):  # the card carries the published reader's code
+            continue
+        literals = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        own = {spec.name for spec in FILES if spec.byte_size} & literals
+        assert not own, f"{path} names {own}"

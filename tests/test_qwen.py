@@ -10,7 +10,7 @@ import torch
 
 import vindex
 from extract.checkpoint import open_checkpoint
-from probes.model import load
+from probes.live.load import load
 from tests.conftest import build_quietly
 from tests.vindex.test_commands import run
 from vindex.compare import compare

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from vindex.commands import artifact, build, console, gate3, gates, patch, plan, probe
-from vindex.errors import VindexError
+from extract.cli import build, plan
+from extract.cli import verify as verifying
+from probes.cli import constants, delete, gates, patch
+from vindex import cli, console
+from vindex.demo import CHECKPOINT
+from vindex.errors import TargetError, VindexError
 
 
 class Commands(TyperGroup):
@@ -30,21 +36,64 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for handler in (
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
+) -> None:
+    """Build, verify, score and edit the bundled checkpoint."""
+    from vindex.options import BuildOptions
+
+    atlas, model = str(CHECKPOINT), CHECKPOINT.name
+    steps: tuple[tuple[str, Callable[[], None]], ...] = (
+        (
+            f"build {model} -o {output}",
+            lambda: build.run_build(atlas, output, BuildOptions(threads=1), resume=False, force=True),
+        ),
+        (f"verify {output} --source {model}", lambda: verifying.verify(output, source=atlas)),
+        (f'score {output} " Paris"', lambda: cli.score(output, [" Paris"], k=8)),
+        (f"gate3 {model} --vindex {output}", lambda: delete.gate3(atlas, vindex=output)),
+    )
+    _require_own(output)
+    for number, (command, run) in enumerate(steps, start=1):
+        if number > 1:
+            console.say()
+        console.say(console.styled(f"{number}. vindex {command}", "bold"))
+        run()
+
+
+def _require_own(output: Path) -> None:
+    """Raise TargetError when the demo would replace something else than a vindex, begun or whole, of its own model."""
+    from vindex.checksums import sha256_of
+    from vindex.reader import open_vindex
+    from vindex.targets import check_directory, unfinished
+
+    check_directory(output, force=True)
+    own = {sha256_of(file) for file in CHECKPOINT.glob("*.safetensors")}
+    begun = unfinished(output)
+    if begun is not None and not all(digest in str(begun.get("fingerprint")) for digest in own):
+        raise TargetError(f"{output}.partial is an unfinished build of another model; choose another -o")
+    there = open_vindex(output).manifest.source.files if output.is_dir() and any(output.iterdir()) else None
+    if there is not None and not own <= {file.sha256 for file in there}:
+        raise TargetError(f"{output} is a vindex of another model; choose another -o")
+
+
+HANDLERS = (
     build.build,
     plan.plan,
-    artifact.info,
-    artifact.verify,
-    artifact.score,
-    artifact.feature,
-    artifact.compare,
-    artifact.card,
-    probe.probe,
-    gate3.gate3,
-    build.demo,
-):
+    cli.info,
+    verifying.verify,
+    cli.score,
+    cli.feature,
+    cli.compare,
+    cli.card,
+    constants.probe,
+    delete.gate3,
+    demo,
+)
+for handler in HANDLERS:
     app.command()(handler)
-app.command("gate3 verify")(gate3.verify)
+app.command("gate3 verify")(delete.verify)
 app.add_typer(patch.app, name="patch")
 app.add_typer(gates.app, name="gates")
 

@@ -16,6 +16,7 @@ from vindex import targets
 from vindex.errors import FormatError, TargetError
 from vindex.files import ANY, Kind, opened, read_text
 from vindex.format import CARD, FILES, SUMS, is_payload
+from vindex.schema import require_plain_name
 
 _CHUNK = 1 << 22
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -137,12 +138,6 @@ def _settle(directory: Path) -> None:
         targets.step(f"remove {pending.name}")
         os.unlink(pending)
     targets.sync(directory)
-
-
-def require_plain_name(name: str, where: str) -> None:
-    """Raise FormatError when `name` could lead out of the directory it is listed in."""
-    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
-        raise FormatError(f"{where}: names {name!r}, which is not a plain file name inside the vindex; refused")
 
 
 def vindex_id(digests: Mapping[str, str]) -> str:

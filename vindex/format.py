@@ -8,13 +8,10 @@ layer; R features of all layers together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from vindex.index import Index
 
 FORMAT_NAME, FORMAT_VERSION = "vindex", 1
 LARQL_VERSION = 2
@@ -38,10 +35,39 @@ def meta_record(top_k: int) -> np.dtype:
     return np.dtype([("top_token_id", "<u4"), ("top_score", "<f4"), ("tokens", TOKEN_SCORE, (top_k,))])
 
 
-def meta_offset(index: Index, layer: int) -> int:
+def meta_offset(index: Dims, layer: int) -> int:
     """Where layer's count lies in a meta file, in bytes; its records follow. layer L gives the size of the file."""
     features = index.first_row(layer) if layer < index.num_layers else index.num_rows
     return META_HEADER.itemsize + layer * META_COUNT.itemsize + features * meta_record(index.down_top_k).itemsize
+
+
+class Dims(Protocol):
+    """The sizes that a vindex's files follow from: what `vindex.index.Index` holds of them."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def feature_shape(self) -> tuple[int, ...]: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def down_top_k(self) -> int: ...
+    @property
+    def has_embeddings(self) -> bool: ...
+    @property
+    def num_experts(self) -> int | None: ...
+    @property
+    def num_shared_experts(self) -> int | None: ...
+    @property
+    def norms(self) -> Sequence[Any]: ...
+    @property
+    def layers(self) -> Sequence[Any]: ...
+    def first_row(self, layer: int) -> int: ...
+    def router_offset(self, layer: int) -> int: ...
 
 
 class FileSpec(NamedTuple):
@@ -50,23 +76,23 @@ class FileSpec(NamedTuple):
     name: str
     content: str
     dtype: str | None = None
-    shape: Callable[[Index], tuple[int, ...]] | None = None
-    byte_size: Callable[[Index], int] | None = None
-    present: Callable[[Index], bool] = lambda index: True
+    shape: Callable[[Dims], tuple[int, ...]] | None = None
+    byte_size: Callable[[Dims], int] | None = None
+    present: Callable[[Dims], bool] = lambda index: True
 
 
 def _array(name: str, dtype: str, shape: Callable, content: str, present: Callable = lambda index: True) -> FileSpec:
-    def byte_size(index: Index) -> int:
+    def byte_size(index: Dims) -> int:
         return math.prod(shape(index)) * np.dtype(dtype).itemsize
 
     return FileSpec(name, content, dtype, shape, byte_size, present)
 
 
-def _meta_size(index: Index) -> int:
+def _meta_size(index: Dims) -> int:
     return meta_offset(index, index.num_layers)
 
 
-def _frames(index: Index) -> tuple[int, ...]:
+def _frames(index: Dims) -> tuple[int, ...]:
     return *index.feature_shape, index.hidden_size
 
 
@@ -116,7 +142,7 @@ TEXTS = (TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
 FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META, *TEXTS)
 
 
-def files_of(index: Index) -> list[FileSpec]:
+def files_of(index: Dims) -> list[FileSpec]:
     """The files that a vindex with this index holds, in the table's order."""
     return [spec for spec in FILES if spec.present(index)]
 

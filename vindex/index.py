@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vindex.checksums import require_plain_name
 from vindex.files import parse_json
 from vindex.format import (
     FORMAT_NAME,
@@ -25,7 +24,7 @@ from vindex.format import (
     files_of,
     is_payload,
 )
-from vindex.schema import OF_A_VINDEX, Fields, Problems, listed, load_fields, to_json
+from vindex.schema import OF_A_VINDEX, Fields, Problems, listed, load_fields, require_plain_name, to_json
 
 FINAL_NORM = "norm"
 

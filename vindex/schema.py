@@ -182,3 +182,9 @@ def _plain(value: Any) -> Any:
         kept = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
         return {field.name: _plain(item) for field, item in kept if item is not None or field.default is not None}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def require_plain_name(name: str, where: str) -> None:
+    """Raise FormatError when `name` could lead out of the directory it is listed in."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        raise FormatError(f"{where}: names {name!r}, which is not a plain file name inside the vindex; refused")

@@ -1,7 +1,7 @@
 """A fact in a model's own tokens: the prompt's ids, the answer's ids, and where the subject stands.
 
 1. The template is filled in; with `chat`, the relation's question becomes the user's turn of the model's chat template
-   (`probes.chat`) and the template begins the assistant's answer. `probes.tokens` makes the ids.
+   (`probes.live.chat`) and the template begins the assistant's answer. `probes.live.tokens` makes the ids.
 2. Prompt and prompt + " " + answer are tokenised apart. The first must be a prefix of the second; the rest are the
    answer's tokens. A facts file that states `answer_ids` is held to them.
 3. The subject's last token is found by character offsets, once for every time the subject is mentioned. Where that is
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from probes.chat import Rendered, ask, render
 from probes.facts import Fact, Relation
-from probes.tokens import Span, encode, require_offsets
+from probes.live.chat import Rendered, ask, render
+from probes.live.tokens import Span, encode, require_offsets
 from vindex.errors import FactError, ProbeError
 
 OPENERS = ("\n", '"', "'", "(", "[", "“", "‘", "«", "*", "_")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from probes.gates.apply import gate_shape
 from probes.gates.encode import Example, collate, pad_token
-from probes.hooks import capture
-from probes.model import Loaded, Site, sites
+from probes.live.hooks import capture
+from probes.live.load import Loaded
+from probes.live.sites import Site, sites
 
 
 def mean_magnitude(loaded: Loaded, examples: Sequence[Example], *, entity: bool, batch_size: int = 32) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from probes.gates.masks import Gates, ScaleMode, rescaled
-from probes.hooks import edited
-from probes.model import layers
+from probes.live.hooks import edited
+from probes.live.sites import layers
 from vindex.errors import PatchError
 
 

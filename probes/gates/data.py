@@ -2,7 +2,7 @@
 
 A forget row says a fact and where its entity stands: `text` with `entities` (offsets or strings), or PopQA's
 `question`, `subj`, `prop`, `obj`, `possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`,
-`solution`, `messages`. The bundled atlas rows (vindex.demo.corpus) go the same way.
+`solution`, `messages`. The bundled atlas rows (probes.atlas.corpus) go the same way.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Source(NamedTuple):
 def read_forget(path: Path | None, limit: int | None = None) -> tuple[list[Forget], Source]:
     """Rows that state facts, from a file or (None) from the atlas. Raises FactError naming file and line."""
     if path is None:
-        from vindex.demo.corpus import forget_examples
+        from probes.atlas.corpus import forget_examples
 
         return _parse(_bundled("atlas facts", forget_examples()), forget_row, limit)
     return _parse(_file(path), forget_row, limit)
@@ -74,7 +74,7 @@ def read_forget(path: Path | None, limit: int | None = None) -> tuple[list[Forge
 def read_retain(path: Path | None, limit: int | None = None) -> tuple[list[Retain], Source]:
     """Rows to reason about, from a file or (None) from the atlas. Raises FactError naming file and line."""
     if path is None:
-        from vindex.demo.corpus import retain_examples
+        from probes.atlas.corpus import retain_examples
 
         return _parse(_bundled("atlas arithmetic", retain_examples(ATLAS_RETAIN_ROWS)), retain_row, limit)
     return _parse(_file(path), retain_row, limit)

@@ -1,7 +1,7 @@
 """Texts become token ids, with a mask over the tokens of their entities.
 
-1. Plain texts are tokenised as the model would read them (`probes.tokens`); chat texts go through `probes.chat`, the
-   question as the user's turn and the text as the assistant's.
+1. Plain texts are tokenised as the model would read them (`probes.live.tokens`); chat texts go through
+   `probes.live.chat`, the question as the user's turn and the text as the assistant's.
 2. A token belongs to an entity when its characters overlap the entity's span, so that an entity of several tokens is
    covered whole, with its leading space.
 3. Texts are cut at max_tokens and padded on the right; causal attention never looks there.
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probes.chat import ask, render
 from probes.gates.data import Forget, Retain, Span
-from probes.tokens import encode, is_embedded, require_offsets
+from probes.live.chat import ask, render
+from probes.live.tokens import encode, is_embedded, require_offsets
 from vindex.errors import FactError
 
 

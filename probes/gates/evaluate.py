@@ -31,7 +31,7 @@ from probes.gates.masks import Gates, Point, ScaleMode, lowest_keep, point, rand
 from probes.gates.options import TrainOptions
 from probes.gates.panels import Panels
 from probes.gates.score import Scores, Settings, score
-from probes.model import Loaded
+from probes.live.load import Loaded
 
 RANDOM_SEEDS = 5
 
@@ -165,7 +165,7 @@ def record(
     """The JSON record of an evaluation: every figure, and the choices it depends on."""
     from datetime import UTC, datetime
 
-    from probes.record import libraries
+    from probes.records import libraries
 
     made = {
         "record": "vindex-gates-evaluation/1",

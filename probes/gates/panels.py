@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probes.chat import ask, render
 from probes.gates.data import Forget, Retain
+from probes.live.chat import ask, render
 from vindex.errors import FactError
 from vindex.files import Kind, read_text
 
@@ -49,7 +49,7 @@ def atlas(tokenizer: Any, *, chat: bool, count: int = 300, seed: int = 0) -> Pan
 
     Then the answer begins as the headline statement of the fact does, in the tokenizer's own chat template.
     """
-    from vindex.demo import corpus, facts
+    from probes.atlas import corpus, facts
 
     def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
         chosen = _sample(prompts, count, seed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from probes.charts import COLOURS, QUIET, check_target
 from probes.gates.evaluate import Entry, Evaluation
-from probes.plot import COLOURS, QUIET, check_target
 from vindex import targets
 
 FAMILIES = {  # family: (label, colour)

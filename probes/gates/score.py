@@ -20,9 +20,9 @@ from probes.gates.apply import gated
 from probes.gates.data import boxed
 from probes.gates.encode import pad_token
 from probes.gates.panels import QUESTIONS, Panels, Prompt
-from probes.model import Loaded, quiet
-from probes.tokens import encode
-from probes.tokens import prompt as prompt_ids
+from probes.live.load import Loaded, quiet
+from probes.live.tokens import encode
+from probes.live.tokens import prompt as prompt_ids
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 NEUTRAL_TOKENS = 256

@@ -27,7 +27,7 @@ from probes.gates.data import Forget, Retain, Source
 from probes.gates.encode import Batch, Example, collate, forget_example, pad_token, retain_example
 from probes.gates.masks import Gates, rescaled
 from probes.gates.options import TrainOptions
-from probes.model import Loaded
+from probes.live.load import Loaded
 from vindex.errors import FactError, ProbeError
 
 
@@ -230,7 +230,7 @@ def record(loaded: Loaded, trained: Trained, options: TrainOptions, data: Data) 
     """The run record: everything needed to run it again, and its loss curves."""
     from datetime import UTC, datetime
 
-    from probes.record import libraries
+    from probes.records import libraries
 
     return {
         "record": "vindex-gates-training/1",

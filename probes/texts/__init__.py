@@ -1,8 +1,8 @@
 """The eight bundled probe texts, one domain each, and any text of the user's, as token ids.
 
-Every text is encoded with the special tokens that the tokenizer puts before it (`probes.tokens`) and cut to the same
-number of tokens, so that figures from different texts and models are comparable; a shorter text is an error, because
-padding it would change what is measured.
+Every text is encoded with the special tokens that the tokenizer puts before it (`probes.live.tokens`) and cut to the
+same number of tokens, so that figures from different texts and models are comparable; a shorter text is an error,
+because padding it would change what is measured.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from probes.tokens import encode as tokens_of
+from probes.live.tokens import encode as tokens_of
 from vindex.errors import ProbeError
 from vindex.files import Kind, read_text
 

@@ -12,10 +12,11 @@ from gguf import GGMLQuantizationType
 
 from extract.build import build
 from extract.checkpoint import open_checkpoint
-from probes import patches, shards
-from probes.delete import Delta
 from probes.gates.files import write_gates
 from probes.gates.masks import Gates
+from probes.weights import patches
+from probes.weights import tensors as shards
+from probes.weights.delta import Delta
 from tests.checkpoints import write_checkpoint, write_mixture
 from tests.conftest import byte_tokenizer, silent
 from tests.gguf_files import write_gguf

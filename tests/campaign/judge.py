@@ -26,9 +26,9 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from probes import chat
+from probes.live import chat
 from tests.campaign.cases import CATEGORIES, Case, Command
-from vindex.commands.console import HIDDEN
+from vindex.console import HIDDEN
 from vindex.directory import LocalFiles
 from vindex.files import ANY, read_json
 from vindex.weights import read_header

@@ -12,8 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from extract.checkpoint import open_checkpoint
+from extract.estimate import shapes_of, work_of
 from extract.layouts import find_layout
-from extract.scale import shapes_of, work_of
 from tests.checkpoints import nest, write_checkpoint, write_mixture
 from tests.conftest import build_quietly
 from vindex.__main__ import app

@@ -15,12 +15,12 @@ from typer import BadParameter
 import vindex
 from extract.build import build
 from extract.checkpoint import open_checkpoint
+from extract.cli import build as commands
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly, silent
 from tests.extract.test_build import contents, rederived
 from tests.gguf_files import write_gguf
 from tests.hub_server import COMMIT, Bytes, HubServer, serve_directory
-from vindex.commands import build as commands
 from vindex.errors import CheckpointError, TargetError
 from vindex.options import BuildOptions
 

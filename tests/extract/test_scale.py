@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vindex
-from extract.scale import hours, seconds_of, shapes_of, work_of
+from extract.estimate import hours, seconds_of, shapes_of, work_of
 from vindex.__main__ import app
 from vindex.errors import CheckpointError
 

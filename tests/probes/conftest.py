@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_vindex(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint's vindex, with all 32 directions its width allows."""
-    from vindex.commands.build import run_build
+    from extract.cli.build import run_build
     from vindex.options import BuildOptions
 
     target = tmp_path_factory.mktemp("vindex") / "tiny.vindex"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from probes.plot import describe
+from probes.suite.plot import describe
 from vindex.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent

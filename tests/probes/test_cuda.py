@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from probes.delete.bench import Bench, Options
-from probes.delete.experiment import run
-from probes.delete.generic import own_text
-from probes.facts import atlas as facts
+from probes.atlas import panel as facts
+from probes.deletion.bench import Bench, Options
+from probes.deletion.experiment import run
+from probes.deletion.generic import own_text
 from probes.gates.apply import gated, hard
 from probes.gates.data import read_forget, read_retain
 from probes.gates.masks import Gates
 from probes.gates.options import TrainOptions
 from probes.gates.train import encode, train
-from probes.hooks import capture, edited, patched, same_bits
-from probes.model import load, sites, weight
-from probes.suite import run as run_suite
+from probes.live.hooks import capture, edited, patched, same_bits
+from probes.live.load import load
+from probes.live.sites import sites, weight
+from probes.suite.run import run as run_suite
 from vindex.demo import CHECKPOINT
 
 pytestmark = [

@@ -12,8 +12,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from probes import patches
-from probes.model import load
+from probes.live.load import load
+from probes.weights import patches
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
@@ -334,7 +334,7 @@ def test_france_on_the_real_model_passes_both_verdicts(real_model: Path, tmp_pat
 )
 def test_places_that_cannot_be_written_to_are_told_before_the_work(tmp_path, monkeypatch, option, name, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("probes.model.load", None)  # nothing is loaded
+    monkeypatch.setattr("probes.live.load.load", None)  # nothing is loaded
     os.mkfifo("pipe")
     Path("folder").mkdir()
     Path("link.png").symlink_to("elsewhere.png")

@@ -6,9 +6,12 @@ import orjson
 import pytest
 import torch
 
-from probes import match, record, suite
-from probes.hooks import capture, same_bits
-from probes.model import ROLES, load, sites
+from probes.live import match
+from probes.live.hooks import capture, same_bits
+from probes.live.load import load
+from probes.live.sites import ROLES, sites
+from probes.suite import record
+from probes.suite import run as suite
 
 pytestmark = pytest.mark.real
 

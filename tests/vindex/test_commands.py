@@ -182,7 +182,7 @@ def test_verify_names_the_file_of_another_source(built, tmp_path):
 
 
 def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp_path, monkeypatch):
-    from vindex.commands.build import demo
+    from vindex.__main__ import demo
 
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -197,8 +197,8 @@ def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp
     with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another -o"):
         demo(tmp_path / "w")
     assert (mine / "thesis.txt").exists() and (tmp_path / "w.partial" / "journal.jsonl").exists()
-    for step in ("artifact.verify", "artifact.score", "gate3.gate3"):
-        monkeypatch.setattr(f"vindex.commands.{step}", lambda *arguments, **options: None)
+    for step in ("extract.cli.verify.verify", "vindex.cli.score", "probes.cli.delete.gate3"):
+        monkeypatch.setattr(step, lambda *arguments, **options: None)
     demo(tmp_path / "demo.vindex")
     before = (tmp_path / "demo.vindex").stat().st_ino
     demo(tmp_path / "demo.vindex")

@@ -17,7 +17,7 @@ from rich.text import Text
 import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
-from vindex.commands import console
+from vindex import console
 from vindex.errors import QueryError
 
 ROOT = Path(__file__).parents[2]
@@ -200,11 +200,34 @@ def test_our_own_styles_are_kept_and_never_read_from_the_text(monkeypatch, capsy
     assert capsys.readouterr().out == "[red]plain[/] \x1b[31m[/]FAILED \\x1b\x1b[0m\n"
 
 
-def test_descriptions_of_progress_bars_are_plain(capsys):
-    with console.progress() as display:
-        advance = console.stage(display, "fact[/x]\x1b", 1)
+def test_descriptions_of_progress_bars_are_plain(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.progress() as stage:
+        stage("fact[/x]\x1b", 1)(1, "note[/y]")
+    assert r"fact[/x]\x1b: note[/y]" in capsys.readouterr().err
+
+
+def test_long_work_writes_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    with console.progress() as stage:
+        advance = stage("hashing\x1b", 4)
         advance(1)
-    assert r"fact[/x]\x1b" in capsys.readouterr().err
+        advance(3, "model.safetensors")
+        stage("copying", None)(1)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "hashing\\x1b: 25%, 0 s left" and second == "hashing\\x1b: 100%, 0 s left (model.safetensors)"
+    assert third == "copying: 0 s"
+
+
+def test_short_work_writes_nothing_where_there_is_no_terminal_and_silent_work_nothing_anywhere(capsys):
+    for enabled in (True, False):
+        with console.progress(enabled) as stage:
+            stage("hashing", 4)(4)
+    assert not capsys.readouterr().err
+
+
+def test_durations_are_in_the_unit_that_people_read():
+    assert [console.duration(seconds) for seconds in (7.6, 300, 9000)] == ["8 s", "5 min", "2.5 h"]
 
 
 def test_json_on_stdout_holds_what_was_given(capsys):

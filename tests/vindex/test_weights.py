@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 import vindex
 from extract.checkpoint import open_checkpoint
 from extract.layouts import find_layout
-from probes import patches, record, suite
-from probes.delete import Delta
-from probes.gates.bake import bake
-from probes.model import load, require_head, weight
+from probes.live.load import load, require_head
+from probes.live.sites import weight
+from probes.suite import record
+from probes.suite import run as suite
+from probes.weights import patches
+from probes.weights.bake import bake
+from probes.weights.delta import Delta
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex.errors import CheckpointError, ProbeError

@@ -10,7 +10,7 @@ from probes.gates.masks import Gates
 
 @pytest.fixture(scope="session")
 def atlas():
-    from probes.model import load
+    from probes.live.load import load
     from vindex.demo import CHECKPOINT
 
     return load(CHECKPOINT, dtype="float32", device="cpu")

@@ -7,8 +7,9 @@ import torch
 
 from probes.gates.apply import gated, hard, soft
 from probes.gates.masks import Gates, lowest_keep, random_keep, rescaled
-from probes.hooks import capture, patched, same_bits
-from probes.model import load, sites
+from probes.live.hooks import capture, patched, same_bits
+from probes.live.load import load
+from probes.live.sites import sites
 from vindex.errors import PatchError, ProbeError
 
 IDS = torch.arange(40).reshape(2, 20)

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from probes.gates.apply import gated, hard
-from probes.gates.bake import BAKED, bake
 from probes.gates.files import read_gates, read_indices, write_gates
 from probes.gates.masks import Gates
-from probes.hooks import same_bits
-from probes.model import load
+from probes.live.hooks import same_bits
+from probes.live.load import load
+from probes.weights.bake import BAKED, bake
 from tests.checkpoints import write_checkpoint
 from tests.probes.gates.layout import LAYERS, NEURONS, write_published
 from vindex.errors import CheckpointError, PatchError, TargetError

@@ -91,7 +91,7 @@ def test_apply_in_chat_as_json(directory):
 
 
 def test_bake_writes_a_checkpoint_that_loads(directory, tmp_path):
-    from probes.model import load
+    from probes.live.load import load
 
     shown = run("bake", "atlas", directory, "--off", "25%", "-o", tmp_path / "baked")
     assert "384 of 1,536 neurons off (λ < " in " ".join(shown.split())

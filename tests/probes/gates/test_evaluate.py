@@ -165,7 +165,7 @@ def test_every_control_turns_off_as_many_neurons_of_each_layer(random_gates):
 
 
 def test_magnitudes_are_the_mean_absolute_activations_by_hand(atlas):
-    from probes.hooks import capture
+    from probes.live.hooks import capture
 
     facts, sums = [forget_row(ROWS[0], "x")], [retain_row(SUMS[0], "x")]
     found = magnitudes(atlas, facts, sums, chat=False)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from probes.gates.apply import gate_shape, gated, hard, soft
-from probes.gates.bake import bake
 from probes.gates.masks import Gates
-from probes.hooks import same_bits
-from probes.model import load
+from probes.live.hooks import same_bits
+from probes.live.load import load
+from probes.weights.bake import bake
 
 pytestmark = pytest.mark.real
 IDS = torch.arange(100, 112)[None]

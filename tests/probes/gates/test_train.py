@@ -29,8 +29,8 @@ from probes.gates.train import (
     record,
     train,
 )
-from probes.hooks import same_bits
-from probes.model import load
+from probes.live.hooks import same_bits
+from probes.live.load import load
 from vindex.errors import FactError, ProbeError
 
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,216 @@
+"""The model from a layer's FFN on: what a change of that layer's gates does, at a fraction of a pass.
+
+- A patch in layer l changes nothing before that layer's FFN, and next to nothing before the subject: `begin` runs what
+  precedes both once, `Tail` the rest for any change.
+- Where later layers do more than attend to all that stands before (linear attention, a window shorter than a prompt),
+  what precedes the subject is no set of keys and values, and prompts cannot lie end to end: there a tail is the whole
+  prompts from the layer's FFN on, padded on the right (`separate`).
+- `check_parts` holds all this against the model run whole, before any work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from probes.facts.passes import answer_places, batch, batches, device_of, part, require_same, run_whole, summed, unembed
+from probes.facts.prompts import Prompt
+from probes.live.hooks import capture, edited
+from probes.live.sites import Layer, Site, layers
+
+CHECKED_CHANGE = 0.5
+"""Random change of the gates, in shares of their spread, under which the two are compared."""
+
+
+CAPTURED = ("mlp_in", "mlp_out", "residual", "gate", "up")
+"""What a tail needs of the patched layer; `Begun` and `Tail` call it by the same names."""
+
+
+class Begun(NamedTuple):
+    """One prompt in the unchanged model, up to the FFN of a layer: S positions before its subject, T from there on.
+
+    Where it is `separate`, S is 0 and T is all of it.
+    """
+
+    prompt: Prompt
+    before: int
+    """S"""
+    mlp_in: Tensor
+    """(T, H)"""
+    mlp_out: Tensor
+    """(T, H)"""
+    residual: Tensor
+    """(T, H) after the layer."""
+    gate: Tensor
+    """(T, I) pre-activations."""
+    up: Tensor
+    """(T, I)"""
+    keys: Tensor
+    """(L, heads, S, D) in each of the L later layers."""
+    values: Tensor
+    """(L, heads, S, D)"""
+    separate: bool
+    unchanged: Tensor
+    """(N, H) the last layer's residual stream at the answer positions."""
+
+    @property
+    def subjects(self) -> list[int]:
+        """Which of the T positions read the subject."""
+        return [at - self.before for at in self.prompt.subject]
+
+
+def separate(model: nn.Module, layer: int, longest: int) -> bool:
+    """Whether a layer after `layer` does more, in prompts of up to so many tokens, than attend to all before."""
+    causal: Any = model
+    config = causal.get_decoder().config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * len(
+        layers(model)
+    )
+    short = {"full_attention"} | ({"sliding_attention"} if window and longest <= window else set())
+    return not set(kinds[layer + 1 :]) <= short
+
+
+def begin(model: nn.Module, layer: int, prompts: Sequence[Prompt]) -> list[Begun]:
+    """Run `prompts` once, unchanged, and keep what a `Tail` from `layer` on begins with."""
+    sites = [Site(role, layer) for role in CAPTURED]
+    first, rest = part(model, 0, layer + 1), part(model, layer + 1, len(layers(model)))
+    apart = separate(model, layer, max(len(prompt.ids) + len(prompt.answer) for prompt in prompts))
+    begun: dict[Prompt, Begun] = {}
+    for group in batches(prompts, device_of(model)):
+        cache = None if apart else DynamicCache()
+        with torch.no_grad(), capture(model, sites) as seen:
+            first(input_ids=group.ids)
+            last = rest(inputs_embeds=seen[Site("residual", layer)], past_key_values=cache)
+        later: Any = cache.layers[layer + 1 :] if cache else []
+        for row, prompt in enumerate(group.prompts):
+            start, stop = 0 if apart else min(prompt.subject), len(prompt.ids) + len(prompt.answer[:-1])
+            begun[prompt] = Begun(
+                prompt,
+                start,
+                **{site.role: seen[site][row, start:stop].clone() for site in sites},
+                keys=_stacked([each.keys[row, :, :start] for each in later]),
+                values=_stacked([each.values[row, :, :start] for each in later]),
+                separate=apart,
+                unchanged=last[row, group.columns[group.rows == row]],
+            )
+    return [begun[prompt] for prompt in prompts]
+
+
+def _stacked(each: Sequence[Tensor]) -> Tensor:
+    """One tensor, of no elements where no later layer has any."""
+    return torch.stack(list(each)) if each else torch.empty(0, 0, 0, 0)
+
+
+class Tail:
+    """The model from the FFN of `layer` on, and from the subject on, for prompts whose earlier activations stay.
+
+    The prompts lie end to end in one row, so that nothing is padded, and each attends to itself alone. What stands
+    before their first mentions of the subject is there as keys and values: u·x is close to 0 there, and taking it as 0
+    while fitting saves half of the work (in chat, most of it); measurements never use this shortcut. T and N below are
+    the prompts' together. A tail is quickly made; what took a pass through the model is in what `begin` returned.
+    """
+
+    def __init__(self, model: nn.Module, layer: int, begun: Sequence[Begun]):
+        self.model, self.prompts = model, tuple(each.prompt for each in begun)
+        self.at: Layer = layers(model)[layer]
+        self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (
+            torch.cat([getattr(each, role) for each in begun]) for role in CAPTURED
+        )
+        self._keys = torch.cat([each.keys for each in begun], -2)
+        self._values = torch.cat([each.values for each in begun], -2)
+        self._unchanged = torch.cat([each.unchanged for each in begun])
+        lengths = [len(each.mlp_in) for each in begun]
+        begins = list(accumulate(lengths[:-1], initial=0))
+        places = [
+            (row, begins[row] + column - each.before, token)
+            for row, each in enumerate(begun)
+            for column, token in answer_places(each.prompt)
+        ]
+        device = self.gate.device
+        self.rows, self._columns, self.targets = torch.tensor(places, device=device).unbind(1)
+        self.subjects = [[at + first for at in each.subjects] for each, first in zip(begun, begins, strict=True)]
+        self._separate = begun[0].separate
+        self._owner, self._positions, self._mask = self._attends([each.before for each in begun], lengths)
+        self._rest = part(model, layer + 1, len(layers(model)))
+
+    @classmethod
+    def of(cls, model: nn.Module, layer: int, prompts: Sequence[Prompt]) -> Tail:
+        """The tail of prompts that have not begun yet."""
+        return cls(model, layer, begin(model, layer, prompts))
+
+    def log_probs(self, change: Tensor | None = None) -> Tensor:
+        """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (T, I) to the gate."""
+        return unembed(self.model, self.last_hidden(change))
+
+    def last_hidden(self, change: Tensor | None = None) -> Tensor:
+        """The last layer's residual stream (N, H) there, from which the distributions are computed."""
+        if change is None:
+            return self._unchanged
+        activation: Any = self.at.mlp.act_fn
+        gate = (self.gate + change).to(self.gate.dtype)
+        return self.last_hidden_of(activation(gate) * self.up)
+
+    def last_hidden_of(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
+        """The same for another input of down_proj, (T, I), and after adding (T, H) to what it gives."""
+        hidden = (self.residual + (self.at.down_proj(down_in) - self.mlp_out + added)).to(self.residual.dtype)
+        if self._separate:
+            width = int(self._positions.max()) + 1
+            rows = hidden.new_zeros(len(self.prompts), width, hidden.shape[-1])
+            rows = rows.index_put((self._owner, self._positions), hidden)
+            return self._rest(inputs_embeds=rows)[self._owner, self._positions][self._columns]
+        after = self._rest(
+            inputs_embeds=hidden[None],
+            attention_mask=self._mask,
+            position_ids=self._positions[None],
+            past_key_values=self._cache(),
+        )
+        return after[0, self._columns]
+
+    def answers(self, log_probs: Tensor) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""
+        return summed(log_probs, self.rows, self.targets, len(self.prompts))
+
+    def _attends(self, before: list[int], lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """(T,) prompts and (T,) positions in them, and (1, 1, T, S + T) what to add to attention scores.
+
+        Each position sees its own prompt, up to itself.
+        """
+        first, then = map(range, before), [range(s, s + t) for s, t in zip(before, lengths, strict=True)]
+        pairs = [(row, at) for ranges in (first, then) for row, positions in enumerate(ranges) for at in positions]
+        owner, positions = torch.tensor(pairs, device=self.gate.device).unbind(1)
+        start = sum(before)
+        sees = (owner[start:, None] == owner) & (positions[start:, None] >= positions)
+        dtype = self.residual.dtype
+        mask = torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
+        return owner[start:], positions[start:], mask[None, None]
+
+    def _cache(self) -> Any:
+        """A cache that holds what stands before the subject; a pass appends to it, so each gets its own."""
+        if not self._keys.numel():
+            return None
+        cache = DynamicCache()
+        for index in range(self.at.number + 1):  # layers before the tail's first, which it never asks for
+            cache.update(self._keys[:1], self._values[:1], index)
+        for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True), self.at.number + 1):
+            cache.update(keys[None], values[None], index)
+        return cache
+
+
+def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
+    """The same for a tail from `layer` on, whose gates are changed at random from the subject on."""
+    tail, group = Tail.of(model, layer, [prompt]), batch([prompt], device_of(model))
+    draw = torch.Generator().manual_seed(0)
+    size = CHECKED_CHANGE * tail.gate.float().std()
+    change = size * torch.randn(tail.gate.shape, generator=draw).to(tail.gate.device)
+    everywhere = pad(change, (0, 0, group.ids.shape[1] - len(change), 0))
+    with torch.no_grad(), edited(model, {("gate", layer): lambda gate: gate + everywhere}):
+        whole = run_whole(model, group)
+    with torch.no_grad():
+        require_same(model, whole, tail.log_probs(change))

@@ -1,0 +1,138 @@
+"""What to add to the gate so that the answer goes and the rest of the distribution stays.
+
+With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·‖Wk‖/√I is found by Adam on
+
+    (softplus(β·(ρ − fall of the answer's log-odds))/β)²/ρ         the answer goes, by ρ everywhere
+    + μ·KL(base without the answer ‖ patched without the answer)   and the rest of the distribution stays
+    + κ·KL(base ‖ patched) on neutral sentences about the subject  what else is known of the subject stays
+    + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them
+    + ν·‖z‖²/I                                                     and the change is no larger than that takes
+
+ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
+The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few neutral sentences
+at random; the KL on the latter is a mean over every position from the subject on. Other subjects come as rows r
+of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d is scaled
+to the least strength that is `enough`, as what is known of the subject goes with it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from probes.deletion.options import ForwardOptions
+from probes.deletion.tail import Begun, Tail
+from probes.facts.passes import kl_rows
+from vindex.errors import NumericError
+
+FINENESS = 32
+"""Strengths tried between the least and the most, evenly in their logarithm."""
+
+
+def fit_value(
+    model: nn.Module,
+    layer: int,
+    asked: Sequence[Begun],
+    neutral: Sequence[Begun],
+    read: Tensor,
+    guard: Tensor,
+    options: ForwardOptions,
+    start: Tensor | None = None,
+) -> Tensor:
+    """d (I,) float32 for the direction `read` (H,) in `layer`, fitted from `start` (I,) or from nothing; not scaled.
+
+    `guard` (N, I): the sum of the squares of `guard` @ d is about the KL in nats a position that d does elsewhere.
+    Raises NumericError where it does not stay finite.
+    """
+    key_gate = torch.stack([each.gate[each.subjects].float().mean(0) for each in asked]).mean(0)
+    unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
+    reach = _reach(Tail(model, layer, asked), options.target)
+    z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
+    optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
+    turns = zip(range(options.steps), _draws(asked, options.asked), _draws(neutral, options.neutral), strict=False)
+    for _, some, others in turns:
+        optimiser.zero_grad()
+        d = z * unit
+        loss = _loss(Tail(model, layer, [*some, *others]), len(some), read, d, reach, options)
+        loss = loss + options.others * (guard @ d).square().sum() + options.size * z.square().mean()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    fitted = (z * unit).detach().float()
+    if not torch.isfinite(fitted).all():
+        raise NumericError("the gate change did not stay finite; use float32 or another layer")
+    return fitted
+
+
+def least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ForwardOptions) -> Tensor:
+    """`fitted` (I,) by the least strength that is enough for the first prompt of `tail`, and on average for most."""
+
+    def suffices(strength: float) -> bool:
+        gone = suppression(tail, read, strength * fitted)
+        yielding = gone.sort().values[len(gone) // options.stubborn :]
+        return min(float(gone[0]), float(yielding.mean())) >= options.enough
+
+    reach = math.log2(options.strongest)
+    strengths = torch.logspace(-reach, reach, FINENESS, base=2).tolist()
+    return strengths[bisect_left(strengths[:-1], True, key=suffices)] * fitted
+
+
+def _loss(tail: Tail, asked: int, read: Tensor, d: Tensor, reach: float, options: ForwardOptions) -> Tensor:
+    """What is pulled, kept and moved in one step; the first so many prompts of `tail` ask for the fact."""
+    with torch.no_grad():
+        before = tail.log_probs()
+    after = tail.log_probs(shift(tail, read, d))
+    fallen = _log_odds(tail.answers(before)[:asked]) - _log_odds(tail.answers(after)[:asked])
+    pull = softplus(reach - fallen, beta=options.edge).square().mean() / reach
+    at_answers = tail.rows < asked  # the other positions are those of neutral sentences
+    targets = tail.targets[at_answers]
+    rest = kl_rows(_without(before[at_answers], targets), _without(after[at_answers], targets)).mean()
+    about = kl_rows(before[~at_answers], after[~at_answers]).sum() / (~at_answers).sum().clamp_min(1)
+    return pull + options.keep * rest + options.about * about
+
+
+def _draws(prompts: Sequence[Begun], count: int) -> Iterator[list[Begun]]:
+    """`count` prompts at random, for ever; a family counts as the square root of its size, so that small ones count."""
+    sizes = Counter(each.prompt.family for each in prompts)
+    weights = torch.tensor([sizes[each.prompt.family] ** -0.5 for each in prompts])
+    draw = torch.Generator().manual_seed(0)
+    while prompts:
+        drawn = torch.multinomial(weights, min(count, len(prompts)), generator=draw)
+        yield [prompts[index] for index in drawn.tolist()]
+
+
+def _reach(tail: Tail, target: float) -> float:
+    """Fall of the log-odds that brings the firmest answer down to that share of its probability."""
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+    return float((_log_odds(before) - _log_odds(before + math.log(target))).max())
+
+
+def _without(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """The distributions (N, V) with a token of each taken out and the rest scaled to one."""
+    return log_probs.scatter(1, targets[:, None], -1e4).log_softmax(-1)
+
+
+def shift(tail: Tail, read: Tensor, d: Tensor) -> Tensor:
+    """(T, I) what ΔW adds to the gate pre-activations: (u·x) d at every position."""
+    return (tail.mlp_in.float() @ read)[:, None] * d
+
+
+def suppression(tail: Tail, read: Tensor, d: Tensor) -> Tensor:
+    """(B,) 1 − P′/P of each prompt's answer."""
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+        after = tail.answers(tail.log_probs(shift(tail, read, d)))
+    return 1 - (after - before).exp()
+
+
+def _log_odds(log_p: Tensor) -> Tensor:
+    """log(p / (1 − p)); unlike log p it has a slope at p near 1, where a well-known fact begins."""
+    return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))

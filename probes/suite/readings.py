@@ -1,0 +1,137 @@
+"""What one forward pass over a probe text leaves behind: per-layer statistics, never the activations themselves.
+
+1. Hooks see gate_proj(x), up_proj(x), h (what down_proj receives) and the block's output of a layer, in this order; of
+   a mixture of experts the FFN's input, the router's choice and weights, and the FFN's output (`probes.live.experts`).
+2. When the block's output arrives the layer's sinks are known, its statistics are taken in float32, and the
+   activations are dropped: one layer's activations are held at a time, besides the (n, n) Gram matrices that CKA needs.
+3. After the pass the logits give the top-8 mass, and the Gram matrices become similarities of layers.
+
+Texts in a batch are read row by row; positions that the attention mask hides are cut off before anything is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from probes.live import activation
+from probes.live.activation import Activation
+from probes.live.hooks import capture
+from probes.live.sites import EXPERT_ROLES, Layer, Mixture, Site, ffns, sites
+from probes.suite.activity import Activations, LayerReading, read_layer, sink_tokens
+from probes.suite.cka import Similarity, compare, gram
+from probes.suite.definition import TOP
+from probes.suite.mixture import read_mixture
+from vindex.errors import ProbeError
+
+DENSE = ("gate", "up", "hidden")
+MIXTURE = (*EXPERT_ROLES, "mlp_out")
+
+
+class Reading(NamedTuple):
+    """One text; L = layers, n = tokens."""
+
+    layers: tuple[LayerReading, ...]
+    activation: Activation
+    """Of the FFNs; where they differ, of the first."""
+    top_mass: tuple[float | None, ...]
+    """Sum of the TOP largest next-token probabilities at each of the n positions; None where there is no head."""
+    similarity: Similarity
+    """Of the residual stream after each block; no_sink drops what is a sink in any layer."""
+
+
+def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, head: bool = True) -> list[Reading]:
+    """One Reading for each row of `input_ids` (batch, tokens) on the model's device, 1 = counted in the mask.
+
+    head: whether the model has one; the logits of one drawn at random say nothing.
+    Raises ProbeError naming the layer where an activation is not finite, or the FFN is none that the probes know.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    mixtures = {ffn.number: ffn for ffn in ffns(model) if isinstance(ffn, Mixture)}
+    observer = _Observer(mask.bool(), mixtures, [own_activations(model, ffn) for ffn in ffns(model)])
+    dense = [layer for layer in range(len(ffns(model))) if layer not in mixtures]
+    wanted = (
+        *sites(model, *DENSE, only=dense),
+        *sites(model, *MIXTURE, only=mixtures),
+        *sites(model, "residual"),
+    )
+    with torch.inference_mode(), capture(model, wanted, observe=observer.see):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+        counted = [observer.counted(logits, row) for row in range(len(logits))]
+        masses = [top_mass(each) if head else (None,) * len(each) for each in counted]
+    return [observer.reading(row, mass) for row, mass in enumerate(masses)]
+
+
+def own_activations(model: Any, ffn: Layer | Mixture) -> tuple[Activation, ...]:
+    """Of a dense layer one; of a mixture that of the routed experts, then that of the shared one."""
+    place = f"layers.{ffn.number}.mlp"
+    if isinstance(ffn, Layer):
+        return (activation.of(model, ffn.mlp, place),)
+    shared = () if ffn.shared is None else (activation.of(model, ffn.shared, f"{place}.shared_expert"),)
+    return (activation.of(model, ffn.experts, f"{place}.experts"), *shared)
+
+
+class _Observer:
+    """Collects the statistics of every row as the hooks fire."""
+
+    def __init__(
+        self, mask: Tensor, mixtures: Mapping[int, Mixture], activations: Sequence[tuple[Activation, ...]]
+    ) -> None:
+        self.mask = mask  # (batch, tokens) bool
+        self.mixtures = mixtures
+        self.activations = activations  # of each layer
+        self.whole = [bool(row.all()) for row in mask]
+        self.pending: dict[str, Tensor] = {}  # the current layer's activations
+        self.scratch = torch.empty(2, 0, 0)  # reused by every layer: fresh memory costs more than the arithmetic
+        self.layers: list[list[LayerReading]] = [[] for _ in mask]
+        self.grams: list[list[Tensor]] = [[] for _ in mask]
+
+    def see(self, site: Site, value: Tensor) -> None:
+        self.pending[site.role] = value
+        if site.role != "residual":
+            return
+        for row in range(len(self.mask)):
+            residual = self.counted(value, row).float()
+            sink = sink_tokens(residual, site.layer)
+            self.layers[row].append(self.layer(site.layer, row, sink))
+            self.grams[row].append(gram(residual, about=residual[~sink].mean(0)))
+        self.pending.clear()
+
+    def layer(self, number: int, row: int, sink: Tensor) -> LayerReading:
+        if number in self.mixtures:
+            routed, chosen, weight, output = (
+                self.counted(self.pending[role].reshape(*self.mask.shape, -1), row) for role in MIXTURE
+            )
+            own = self.activations[number]
+            return read_mixture(self.mixtures[number], own, routed, chosen, weight, output, sink)
+        gate, up, hidden = (self.counted(self.pending[role], row).float() for role in DENSE)
+        if self.scratch.shape[1:] != hidden.shape or self.scratch.device != hidden.device:
+            self.scratch = torch.empty(2, *hidden.shape, device=hidden.device)
+        found = Activations(gate, up, hidden, self.pending["hidden"].dtype, self.activations[number][0])
+        return read_layer(found, sink, number, self.scratch)
+
+    def counted(self, values: Tensor, row: int) -> Tensor:
+        """The row's tokens that are no padding: (batch, tokens, width) → (n, width), without a copy where all are."""
+        return values[row] if self.whole[row] else values[row][self.mask[row]]
+
+    def reading(self, row: int, mass: tuple[float | None, ...]) -> Reading:
+        layers = tuple(self.layers[row])
+        sinks = {position for layer in layers for position in layer.sinks}
+        kept = [position for position in range(len(mass)) if position not in sinks]
+        return Reading(layers, self.activations[0][0], mass, compare(self.grams[row], kept))
+
+
+def top_mass(logits: Tensor) -> tuple[float, ...]:
+    """Sum of the TOP largest softmax probabilities at each position, in float32: logits (n, V) → n numbers."""
+    masses: list[float] = []
+    for part in logits.split(max(1, 2**19 // logits.shape[-1])):  # small enough for the processor's cache
+        scores = part.float()
+        largest = scores.topk(min(TOP, scores.shape[-1]), sorted=False).values
+        masses.extend((largest - scores.logsumexp(-1, keepdim=True)).exp().sum(-1).tolist())
+    if not all(map(math.isfinite, masses)):
+        raise ProbeError(f"logits: NaN or infinite in {logits.dtype}; try --dtype float32")
+    return tuple(masses)

@@ -1,0 +1,126 @@
+"""Gates in an ordinary checkpoint: the rows of gate_proj and up_proj of every masked neuron become zero.
+
+1. The checkpoint is copied file by file. Weights that transformers would not load stay behind (other formats, the
+   shards of another model, an adapter), for they would still hold the unmasked neurons.
+2. A safetensors header says where each tensor's bytes lie, and a row of gate_proj or up_proj (I, H) is one run of them:
+   the masked rows are overwritten with zero bytes, which is +0.0 in every float format. A bias of that row too.
+3. Only the text tower counts: other towers and multi-token heads stay as they are. Every other byte of every file is
+   the original's. Memory stays at one row, however large the model is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, NamedTuple
+
+import orjson
+from torch import Tensor
+
+from probes.weights.tensors import copy_into, plain_files, whole
+from vindex import targets
+from vindex.directory import LocalFiles
+from vindex.errors import CheckpointError, PatchError
+from vindex.targets import BAKED
+from vindex.weights import ADAPTER, CONFIG, WEIGHT_MAP, Weights, read_json
+
+TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
+OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    layer: int
+    name: str
+    offset: int  # of its first byte in the file
+    row_bytes: int
+    rows: int
+
+
+def bake(
+    checkpoint: Path,
+    keep: Tensor,
+    target: Path,
+    *,
+    note: dict[str, Any] | None = None,
+    force: bool = False,
+    reads: Sequence[Path] = (),
+    advance: Callable[[int], object] = lambda count: None,
+) -> int:
+    """Write a copy of `checkpoint` to `target` in which the neurons that `keep` (L, I) bool drops are zero.
+
+    Returns how many rows were zeroed in each of gate_proj and up_proj. `note` goes to baked_gates.json; `advance` is
+    told the bytes copied. Raises CheckpointError on a mixture of experts or missing weights, PatchError when the mask
+    does not fit, TargetError when the target is taken, or holds the checkpoint or any of `reads`. An interrupted run
+    leaves nothing at `target`.
+    """
+    targets.check_directory(target, force=force, reads=[checkpoint, *reads])
+    source = LocalFiles(checkpoint)
+    _refuse_mixture(source)
+    weights, prefix = whole(source)
+    places = _places(weights, prefix)
+    _require_fit([place for found in places.values() for place in found], keep, checkpoint)
+    files = [file for file in plain_files(checkpoint) if _belongs(file.name, weights)]
+    names, reads = [file.name for file in files], [checkpoint, *files, *reads]
+    with targets.new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
+        for file in files:
+            with targets.written(partial / file.name) as copy:
+                copy_into(file, copy)
+                _zero_rows(copy, places.get(file.name, []), keep)
+            advance(file.stat().st_size)
+        targets.write_bytes(partial / BAKED, orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
+    return int((~keep).sum())
+
+
+def _refuse_mixture(source: LocalFiles) -> None:
+    config = read_json(source, CONFIG)
+    experts = config.get("num_experts") or config.get("num_local_experts")
+    if experts:
+        raise CheckpointError(
+            f"{source.name}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
+        )
+
+
+def _belongs(name: str, weights: Weights) -> bool:
+    """Whether a file is copied: anything but weights that are not the model's, and what goes with them."""
+    stale = name == WEIGHT_MAP and weights.listing != WEIGHT_MAP
+    other = name.endswith(".safetensors") and name not in weights.files
+    left = name in (ADAPTER, BAKED) or PurePath(name).suffix in OTHER_WEIGHTS
+    return not (stale or other or left)
+
+
+def _places(weights: Weights, prefix: str) -> dict[str, list[Place]]:
+    """The text tower's gate_proj and up_proj by file."""
+    found: dict[str, list[Place]] = {}
+    for name, stored in weights.tensors.items():
+        match = TENSOR.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if match and stored.shape and stored.shape[0]:
+            rows = stored.shape[0]
+            place = Place(int(match[1]), name, stored.start, (stored.stop - stored.start) // rows, rows)
+            found.setdefault(stored.file, []).append(place)
+    return found
+
+
+def _require_fit(places: list[Place], keep: Tensor, checkpoint: Path) -> None:
+    weights = [place for place in places if place.name.endswith(".weight")]
+    layers = max((place.layer for place in weights), default=-1) + 1
+    if not layers or len(weights) != 2 * layers:
+        raise CheckpointError(
+            f"{checkpoint}: {len(weights)} gate_proj and up_proj weights for {layers} layers; expected two for each"
+        )
+    for place in places:
+        if (layers, place.rows) != tuple(keep.shape):
+            raise PatchError(
+                f"{place.name}: the model has {layers} layers × {place.rows} neurons, the gates are "
+                f"{keep.shape[0]} × {keep.shape[1]}; give the model they were trained on"
+            )
+
+
+def _zero_rows(opened: BinaryIO, places: list[Place], keep: Tensor) -> None:
+    for place in places:
+        zeros = bytes(place.row_bytes)
+        for row in (~keep[place.layer]).nonzero().flatten().tolist():
+            opened.seek(place.offset + row * place.row_bytes)
+            opened.write(zeros)

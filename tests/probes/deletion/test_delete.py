@@ -1,0 +1,138 @@
+"""The claims of Gate 3, on the atlas checkpoint: what a patch is predicted to change is what changes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from probes.atlas import panel as atlas
+from probes.deletion.bench import Bench, Options
+from probes.deletion.controls import random_suppression
+from probes.deletion.experiment import run
+from probes.deletion.forward import forward
+from probes.deletion.geometric import gate_directions, geometric
+from probes.deletion.measure import Baseline, measure
+from probes.deletion.options import ForwardOptions
+from probes.live.hooks import capture, patched, same_bits
+from probes.live.sites import Site, layers, weight
+from probes.weights.delta import Delta
+from vindex.errors import ProbeError
+
+
+@pytest.fixture
+def delta(loaded):
+    """A patch of the size of a real one, in the middle of the model."""
+    torch.manual_seed(0)
+    gate = weight(loaded.model, "gate_proj", 1)
+    write, read = torch.randn(gate.shape[0]), torch.randn(gate.shape[1])
+    return Delta(1, write, read, "test").scaled_to(0.05 * float(gate.norm()))
+
+
+def test_the_predicted_change_of_the_gate_is_the_measured_one(loaded, sets, delta):
+    """W x becomes W x + (u·x) d in the patched layer, and nothing changes before it."""
+    model = loaded.model
+    ids = torch.tensor([sets.headline.ids])
+    places = [Site("gate", 0), Site("gate", 1), Site("mlp_in", 1)]
+    with torch.no_grad(), capture(model, places) as before:
+        model(ids)
+    with torch.no_grad(), patched(model, delta.edits()), capture(model, places) as after:
+        model(ids)
+    predicted = (before[places[2]] @ delta.gate_read)[..., None] * delta.gate_write
+    measured = after[places[1]] - before[places[1]]
+    assert predicted.abs().max() > 0.01
+    torch.testing.assert_close(measured, predicted, atol=1e-5, rtol=1e-4)
+    assert same_bits(before[places[0]], after[places[0]])
+
+
+def test_a_zero_patch_changes_nothing_bit_for_bit(loaded, sets, delta):
+    ids = torch.tensor([sets.headline.ids])
+    zero = dataclasses.replace(delta, gate_write=torch.zeros_like(delta.gate_write))
+    with torch.no_grad():
+        before = loaded.model(ids).logits
+        with patched(loaded.model, zero.edits()):
+            zeroed = loaded.model(ids).logits
+        with patched(loaded.model, delta.edits()):
+            changed = loaded.model(ids).logits
+    assert same_bits(before, zeroed)
+    assert not same_bits(before, changed)
+
+
+def test_the_weight_is_restored_bit_for_bit_even_after_an_exception(loaded, delta):
+    saved = weight(loaded.model, "gate_proj", 1).clone()
+    with pytest.raises(RuntimeError, match="on purpose"), patched(loaded.model, delta.edits()):
+        assert not same_bits(weight(loaded.model, "gate_proj", 1), saved)
+        raise RuntimeError("on purpose")
+    assert same_bits(weight(loaded.model, "gate_proj", 1), saved)
+
+
+def test_forward_passes_strict_on_the_fact_that_the_docs_claim_and_geometric_fails(result):
+    """France of the atlas; `robust` it fails, by what it writes when sampled and by the logit lens (docs/gate3.md)."""
+    found, other = result.methods["forward"], result.methods["geometric"]
+    assert found.published.result == found.strict.result == "pass", found.strict.reason
+    assert random_suppression(found.controls) <= 0.05
+    assert other.published.result == other.strict.result == other.robust.result == "fail"
+
+
+def test_the_methods_do_not_touch_the_model(bench, sets):
+    before = {name: value.clone() for name, value in bench.model.state_dict().items()}
+    forward(bench.trial(sets.fit), bench.layers, bench.generic_moments(), ForwardOptions(steps=3), lambda _: [])
+    geometric(bench.model, sets.headline.answer[0])
+    assert all(same_bits(before[name], value) for name, value in bench.model.state_dict().items())
+
+
+def test_geometric_closes_the_direction_most_aligned_with_the_answer(loaded, sets):
+    found = geometric(loaded.model, sets.headline.answer[0])
+    gate = weight(loaded.model, "gate_proj", found.delta.layer)
+    with torch.no_grad():
+        closed = gate + torch.outer(found.delta.gate_write, found.delta.gate_read)
+    assert float((closed @ found.delta.gate_read).norm()) < 1e-4 * float(gate.norm())
+    best = max(abs(alignment.cosine) for alignment in found.scan)
+    assert best == max(abs(a.cosine) for a in found.scan if a.layer == found.delta.layer)
+
+
+def test_geometric_takes_the_same_direction_from_a_vindex(loaded, sets):
+    gates = [gate_directions(weight(loaded.model, "gate_proj", n), 128) for n in range(len(layers(loaded.model)))]
+    exact = geometric(loaded.model, sets.headline.answer[0])
+    stored = geometric(loaded.model, sets.headline.answer[0], gate=torch.stack(gates).half().numpy())
+    assert stored.delta.layer == exact.delta.layer
+    assert abs(float(stored.delta.gate_read @ exact.delta.gate_read)) > 0.999
+    with pytest.raises(ProbeError, match="vindex gate directions have shape"):
+        geometric(loaded.model, 5, gate=torch.zeros(2, 4, 8).numpy())
+
+
+def test_a_fact_the_model_does_not_know_is_not_applicable(bench):
+    wrong = dataclasses.replace(bench.panel.find("France/capital"), answer="Berlin")
+    unknown = run(bench, wrong)
+    assert not unknown.known
+    assert not unknown.methods
+    assert unknown.before.rank > 1
+
+
+def test_a_layer_out_of_range_is_refused(loaded):
+    with pytest.raises(ProbeError, match="layer 9: the model has layers 0 to 3"):
+        Bench(loaded, atlas.panel(), Options(layer=9))
+
+
+def test_measuring_an_unpatched_model_finds_no_change(bench, sets, result):
+    effect = measure(bench.baseline, sets)
+    assert effect.headline.loss == pytest.approx(0.0, abs=1e-6)
+    assert effect.neutral_kl == pytest.approx(0.0, abs=1e-6)
+    assert effect.other_subjects.flips == 0
+
+
+def test_probabilities_are_the_models_own(loaded, sets):
+    [outcome] = Baseline(loaded.model).of([sets.headline])
+    logits = loaded.model(torch.tensor([sets.headline.ids])).logits[0, -1].float()
+    assert outcome.probability == pytest.approx(float(logits.softmax(-1)[sets.headline.answer[0]]), abs=1e-5)
+    assert outcome.top[0][0] == int(logits.argmax())
+
+
+def test_an_answer_of_several_tokens_is_scored_as_a_sequence(loaded, sets):
+    first, second = sets.headline.answer[0], sets.held_out.reference[0].answer[0]
+    [outcome] = Baseline(loaded.model).of([sets.headline._replace(answer=(first, second))])
+    with torch.no_grad():
+        one = loaded.model(torch.tensor([sets.headline.ids])).logits[0, -1].softmax(-1)[first]
+        two = loaded.model(torch.tensor([[*sets.headline.ids, first]])).logits[0, -1].softmax(-1)[second]
+    assert outcome.probability == pytest.approx(float(one * two), rel=1e-3)

@@ -1,0 +1,275 @@
+"""What every handler prints with: tables for people, JSON for programs, progress with time left.
+
+Text from users, models and files is printed as it is, never taken for markup; `shown` is what makes it fit for a
+terminal, and everything here passes through it. The few words with a style of their own are made by `styled`.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from vindex.errors import QueryError
+from vindex.progress import Advance, Progress, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.table import Table
+    from rich.text import Text
+
+# What moves the cursor, rings, hides or reorders: C0 but for the newline, DEL, C1, soft hyphen, marks of direction and
+# overrides of it, other invisible formats, line separators, lone surrogates, tags. Joiners (emoji, Persian) stay.
+HIDDEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+NOT_ASCII = re.compile("[^\x00-\x7f]")
+LINE_SECONDS = 20.0  # between lines about long work, where stderr is no terminal
+LONGEST_WORD = 12  # columns that a word may take on a narrow terminal before it is folded
+
+
+def shown(text: str) -> str:
+    r"""`text` with every control character made visible, an escape as `\x1b`; newlines stay."""
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """`text` as `shown`, its lines joined by spaces."""
+    return shown(" ".join(text.split("\n")))
+
+
+def typed(argument: str) -> str:
+    """What a user typed, where it is text and not a path: UTF-8 in any locale. Raises QueryError where it is not."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError as error:
+        raise QueryError(f"{argument!r} is not UTF-8, which text on the command line has to be") from error
+
+
+def styled(text: object, style: str) -> Text:
+    """One of the words with a style of our own (bold, dim, red, …); the text itself is plain."""
+    from rich.text import Text
+
+    return Text(one_line(str(text)), style=style)
+
+
+def line(*parts: str | Text) -> Text:
+    """Plain and styled parts as one line."""
+    from rich.text import Text
+
+    return Text.assemble(*(one_line(part) if isinstance(part, str) else part for part in parts))
+
+
+def say(*parts: str | Text) -> None:
+    """Print plain and styled parts as one line to stdout, broken where the terminal ends."""
+    _console().print(line(*parts), overflow="fold")
+
+
+def warn(text: str) -> None:
+    """Print one plain line to stderr."""
+    sys.stderr.write(one_line(text) + "\n")
+
+
+def print_json(record: Any) -> None:
+    """Write `record` to stdout as indented JSON; numpy values become plain numbers and lists.
+
+    What a terminal must not see, and what the encoding of stdout lacks, is written as JSON's escapes.
+    """
+    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+    text = HIDDEN.sub(_json_escape, orjson.dumps(record, option=options).decode())
+    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+        text = NOT_ASCII.sub(_json_escape, text)
+    sys.stdout.write(text + "\n")
+
+
+def print_table(
+    title: str | Text, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None
+) -> None:
+    """Print a table that fits the terminal. A cell is plain unless it is a `styled` Text.
+
+    A column named with a leading `>` holds numbers: it is right-aligned and is never cut or wrapped.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[cell if isinstance(cell, Text) else Text(shown(str(cell))) for cell in row] for row in rows]
+    table = Table(caption=caption and shown(caption), caption_justify="left", box=box.SIMPLE_HEAD)
+    table.show_header = any(columns)
+    numbers = [name.startswith(">") for name in columns]
+    for name, number in zip(columns, numbers, strict=True):
+        table.add_column(shown(name.removeprefix(">")), justify="right" if number else "left", overflow="fold")
+    console = _console()
+    if cells:
+        _fit(table, console, cells, numbers)
+    for row in cells:
+        table.add_row(*row)
+    if title:
+        console.print(title if isinstance(title, Text) else shown(title), style="table.title", overflow="fold")
+    console.print(table)
+
+
+@contextmanager
+def progress(enabled: bool = True) -> Iterator[Progress]:
+    """What long work tells of itself goes to stderr: a bar for each stage, with its share, time and time left.
+
+    Where stderr is no terminal, a line is written for each stage, when it begins and every LINE_SECONDS from then on.
+    """
+    if not enabled:
+        yield silent
+    elif not sys.stderr.isatty():
+        yield _written_stage
+    else:
+        with _bars() as display:
+            yield lambda name, total: _bar(display, name, total)
+
+
+def _bars() -> Bars:
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        Task,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Display
+
+    class Description(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return line(task.description)
+
+    left = TextColumn("left"), TimeRemainingColumn()
+    return Display(
+        Description(), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), *left, console=_console(stderr=True)
+    )
+
+
+def _bar(display: Bars, name: str, total: int | None) -> Advance:
+    task = display.add_task(name, total=total)
+
+    def advance(count: int, note: str = "", /) -> None:
+        display.update(task, advance=count, description=f"{name}: {note}" if note else name)
+
+    return advance
+
+
+def _written_stage(name: str, total: int | None) -> Advance:
+    """Lines in place of a bar; none for what takes less than LINE_SECONDS."""
+    began = said = time.monotonic()
+    done = 0
+
+    def advance(count: int, note: str = "", /) -> None:
+        nonlocal done, said
+        done, now = done + count, time.monotonic()
+        if now - said >= LINE_SECONDS:
+            said = now
+            warn(f"{name}: {_how_far(done, total, now - began)}" + (f" ({note})" if note else ""))
+
+    return advance
+
+
+def _how_far(done: int, total: int | None, seconds: float) -> str:
+    if not total:
+        return duration(seconds)
+    return f"{min(done / total, 1):.0%}" + (f", {duration(seconds * (total - done) / done)} left" if done else "")
+
+
+def duration(seconds: float) -> str:
+    """A time that people read: 40 s, 5 min, 2.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def open_streams() -> None:
+    """Make stdout and stderr ones that any text can be written to: in any locale, and where the caller closed them.
+
+    Where PYTHONUNBUFFERED is set, Python takes what a pipe or a full disk accepted for the whole; a buffer does not.
+    What a caller in this process has put in their place is left as it is.
+    """
+    for number in (0, 1, 2):  # a closed one would be taken by the next file that is opened
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)
+    out, err = (getattr(stream, "encoding", "utf-8") for stream in (sys.stdout, sys.stderr))
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = open(1, "w", encoding=out, errors="replace", closefd=False)  # noqa: SIM115
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _Lenient(open(2, "wb", 0, closefd=False), err, "replace", write_through=True)  # noqa: SIM115
+
+
+class _Lenient(io.TextIOWrapper):
+    """stderr. What cannot be written is let go: a full disk under a log is no reason to stop a build."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+
+def close_stdout(status: int) -> int:
+    """Write out what stdout still holds. Returns `status`, or 1 when it cannot be written.
+
+    A reader that went away, as `head` does, is no more than that; where the disk is full a line says so.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that nothing is tried again at exit
+        if not status and error.errno != errno.EPIPE:
+            warn(f"vindex: standard output: {error.strerror}")
+        return status or 1
+    return status
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def _fit(table: Table, console: Console, cells: Sequence[Sequence[Text]], numbers: Sequence[bool]) -> None:
+    """Where the table is too wide, take the room from headers and texts, then from padding; numbers keep theirs.
+
+    What is too wide even so is printed wider than the terminal.
+    """
+    columns = [[cell.plain for cell in column] for column in zip(*cells, strict=True)]
+    headers = [str(column.header) for column in table.columns]
+    box, padding = len(headers) + 1, 2 * len(headers)
+    wide = sum(_widest("\n".join([header, *texts]).split("\n")) for header, texts in zip(headers, columns, strict=True))
+    if wide + box + padding <= console.width:
+        return
+    room = box
+    for column, header, texts, number in zip(table.columns, headers, columns, numbers, strict=True):
+        content = "\n".join(texts)
+        words = min(_widest(f"{header} {'' if number else content}".split()), LONGEST_WORD)
+        least = max(words, _widest(content.split("\n"))) if number else words
+        column.width = least if number else None
+        room += least
+    if room + padding > console.width:
+        table.padding = 0
+    console.width = max(console.width, room)
+
+
+def _widest(parts: Sequence[str]) -> int:
+    from rich.cells import cell_len
+
+    return max(map(cell_len, parts), default=0)
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
