@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from probes.gates.apply import gate_shape
-from probes.gates.encode import Example, collate, pad_token
+from probes.gates.encode import Example, collate
 from probes.live.hooks import capture
 from probes.live.load import Loaded
 from probes.live.sites import Site, sites
+from probes.live.tokens import pad_token
 
 
 def mean_magnitude(loaded: Loaded, examples: Sequence[Example], *, entity: bool, batch_size: int = 32) -> Tensor:

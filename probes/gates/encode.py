@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probes.gates.data import Forget, Retain, Span
 from probes.live.chat import ask, render
-from probes.live.tokens import encode, is_embedded, require_offsets
+from probes.live.tokens import encode, require_offsets
 from vindex.errors import FactError
 
 
@@ -86,12 +86,6 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
         length = len(example.ids)
         ids[row, :length], real[row, :length], entity[row, :length] = example.ids, True, example.entity
     return Batch(ids, real, entity)
-
-
-def pad_token(tokenizer: Any) -> int:
-    """A token to pad with; it is masked out, so that any will do that has an embedding."""
-    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in found if token is not None and is_embedded(tokenizer, token))
 
 
 def _tokenise(text: str, tokenizer: Any, chat: bool) -> tuple[list[int], list[Span]]:

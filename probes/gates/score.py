@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +19,9 @@ from torch.nn import functional as F
 
 from probes.gates.apply import gated
 from probes.gates.data import boxed
-from probes.gates.encode import pad_token
 from probes.gates.panels import QUESTIONS, Panels, Prompt
-from probes.live.load import Loaded, quiet
-from probes.live.tokens import encode
+from probes.live.load import Loaded
+from probes.live.tokens import encode, pad_token
 from probes.live.tokens import prompt as prompt_ids
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -124,20 +124,8 @@ def _written(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, 
 
 def write(loaded: Loaded, prompts: Sequence[str], factors: Tensor | None, tokens: int) -> list[str]:
     """What the model goes on to write after each prompt, greedily, up to `tokens` tokens or the end of its turn."""
-    heads = [list(prompt_ids(loaded.tokenizer, prompt)) for prompt in prompts]
-    width = max(map(len, heads))
-    pad = pad_token(loaded.tokenizer)
-    ids = torch.tensor([[pad] * (width - len(head)) + head for head in heads], device=loaded.model.device)
-    mask = torch.tensor([[0] * (width - len(head)) + [1] * len(head) for head in heads], device=ids.device)
-    settings: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": pad}
-    settings |= {"temperature": None, "top_p": None, "top_k": None}  # a model's sampling defaults would only warn
-    with torch.no_grad(), quiet():
-        if factors is None:
-            out = loaded.model.generate(input_ids=ids, attention_mask=mask, **settings)
-        else:
-            with gated(loaded.model, factors):
-                out = loaded.model.generate(input_ids=ids, attention_mask=mask, **settings)
-        return [loaded.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:]]
+    with nullcontext() if factors is None else gated(loaded.model, factors):
+        return loaded.write(prompts, tokens)
 
 
 def stands_in(answer: str, text: str) -> bool:

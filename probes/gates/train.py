@@ -24,10 +24,11 @@ from torch import Tensor
 from probes.gates import losses, resume
 from probes.gates.apply import gate_shape, gated
 from probes.gates.data import Forget, Retain, Source
-from probes.gates.encode import Batch, Example, collate, forget_example, pad_token, retain_example
+from probes.gates.encode import Batch, Example, collate, forget_example, retain_example
 from probes.gates.masks import Gates, rescaled
 from probes.gates.options import TrainOptions
 from probes.live.load import Loaded
+from probes.live.tokens import pad_token
 from vindex.errors import FactError, ProbeError
 
 

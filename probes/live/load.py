@@ -10,13 +10,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from probes.live.tokens import pad_token
+from probes.live.tokens import prompt as prompt_ids
+from vindex.demo import or_bundled
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError
 from vindex.format import MOST_TOKENS
@@ -45,8 +50,9 @@ PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states"
 NO_ADAPTER = "no-adapter"  # where transformers is sent to look for one, when peft is installed; there is none
 
 
-class Loaded(NamedTuple):
-    """A model ready to be measured."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Loaded:
+    """A model ready to be asked, measured and edited."""
 
     model: Any
     """A transformers PreTrainedModel in evaluation mode whose parameters do not require gradients."""
@@ -68,6 +74,30 @@ class Loaded(NamedTuple):
     def path(self) -> Path:
         return self.files.directory
 
+    def generate(self, prompt: str, tokens: int = 20) -> str:
+        """What the model goes on to write after `prompt`, its most probable token each time.
+
+        At most so many tokens, fewer where it ends the text. Raises ProbeError for a prompt without tokens, and for a
+        model that predicts none.
+        """
+        return self.write([prompt], tokens)[0]
+
+    def write(self, prompts: Sequence[str], tokens: int) -> list[str]:
+        """As `generate`, after each of several prompts at once, padded on the left."""
+        require_head(self)
+        pad = pad_token(self.tokenizer)
+        heads = [torch.tensor(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
+        ids = pad_sequence(heads, batch_first=True, padding_value=-1, padding_side="left").to(self.model.device)
+        given: dict[str, Any] = {"input_ids": ids.where(ids >= 0, pad), "attention_mask": (ids >= 0).long()}
+        with torch.no_grad(), quiet():
+            out = self.model.generate(**given, max_new_tokens=tokens, do_sample=False, pad_token_id=pad)
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in out[:, ids.shape[1] :]]
+
+    def __repr__(self) -> str:
+        config = self.model.config.get_text_config()
+        shape = f"{type(self.model).__name__}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+        return f"<{self.name}: {shape}, {str(self.model.dtype).removeprefix('torch.')}, {self.model.device}>"
+
 
 def load(
     source: str | Path,
@@ -77,7 +107,7 @@ def load(
     attn: str = "sdpa",
     revision: str | None = None,
 ) -> Loaded:
-    """Load the causal language model and tokenizer at `source`, a local directory or a Hub id.
+    """Load the causal language model and tokenizer at `source`: a directory, a Hub id, or `atlas`, the bundled one.
 
     `dtype` is "auto" (as stored), "float32", "bfloat16" or "float16"; `device` "auto" (CUDA when there is one) or any
     torch device; `attn` a transformers attention implementation. HF_HUB_OFFLINE is honoured.
@@ -128,6 +158,7 @@ def find(source: str | Path, revision: str | None = None) -> LocalFiles:
 
     Raises CheckpointError when there is none, or a revision is asked of a local one.
     """
+    source = or_bundled(source) if isinstance(source, str) else source
     local = _directory(source)
     if local:
         refuse_revision(str(source), revision)

@@ -63,6 +63,12 @@ def is_embedded(tokenizer: Any, token: int) -> bool:
     return token < getattr(tokenizer, "embedded", token + 1)
 
 
+def pad_token(tokenizer: Any) -> int:
+    """A token to pad with; it is masked out, so that any will do that has an embedding."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in found if token is not None and is_embedded(tokenizer, token))
+
+
 def _end(ids: list[int], plain: list[int]) -> int:
     """Where the text's own tokens end among those with special tokens around them."""
     starts = range(len(ids) - len(plain) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_what_is_more_than_its_layers_is_refused_before_any_work(kind, monkeypat
     """Soft-capped or scaled logits; a norm after the FFN, which only shows when the gate is changed."""
     model = make(kind, **OTHERS[kind])
     monkeypatch.setattr("probes.deletion.bench.generic_prompts", pytest.fail)
-    loaded = load(CHECKPOINT, device="cpu")._replace(model=model, name=kind)
+    loaded = replace(load(CHECKPOINT, device="cpu"), model=model, name=kind)
     with pytest.raises(ProbeError, match="ForCausalLM: run in parts it gives other probabilities than whole") as error:
         Bench(loaded, atlas.panel(), Options())
     assert "\n" not in str(error.value)
@@ -144,7 +145,7 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     model.model.norm.weight.fill_(60.0)
     for layer in model.model.layers:
         layer.mlp.down_proj.weight.mul_(0.1)
-    loaded = load(CHECKPOINT, device="cpu")._replace(model=model, name="hybrid")
+    loaded = replace(load(CHECKPOINT, device="cpu"), model=model, name="hybrid")
     templates = [f"{lead} {{}}" for lead in ("The name is", "This is", "Here is", "The child is", "There is")]
     lines = [{"relation": "name", "templates": templates, "about": ["{} was", "The hair of {} was"]}]
     names = "Anna Ben Clara Jack Leo Felix Grace David Olivia"
