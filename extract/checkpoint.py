@@ -26,9 +26,8 @@ from vindex.errors import CheckpointError
 from vindex.files import read_bytes
 from vindex.hub import is_hub_id, refuse_revision, snapshot
 from vindex.manifest import Dequantised, SourceFile
-from vindex.model_config import checked
 from vindex.quantised import left_over_note, quantisation
-from vindex.weights import CONFIG, TEXT, adapter_note, read_json, read_small, read_weights, refuse_adapter
+from vindex.weights import CONFIG, TEXT, adapter_note, read_checkpoint, read_small
 
 ROWS_BYTES = 1 << 26  # read large matrices in pieces of about this size
 TOKENIZER, CARD = "tokenizer.json", "README.md"
@@ -213,9 +212,7 @@ def _gguf(files: Files, file: str, tokenizer: Path | None) -> Checkpoint:
 
 
 def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
-    refuse_adapter(files)
-    config = checked(read_json(files, CONFIG), files.name)
-    weights = read_weights(files, config)
+    config, weights = read_checkpoint(files)
     quantised = quantisation(files, config)
     plain = Safetensors(files, weights)
     store = dequantised(plain, quantised)

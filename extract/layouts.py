@@ -21,7 +21,7 @@ from extract.checkpoint import Checkpoint
 from extract.ffn import Ffn, dense_ffn, mixture_ffn, require_shape
 from vindex.errors import CheckpointError
 from vindex.model_config import Mixture, mixture_of, positive, towers
-from vindex.weights import TOWERS, text_prefix
+from vindex.tower import TOWERS, text_prefix
 
 ZERO_CENTRED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_omni_moe", "qwen3_next", "qwen3_5_moe")

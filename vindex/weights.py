@@ -7,7 +7,8 @@ Extractor, probes, patches and baking all ask here, so that what is measured, ch
 2. Their headers: an 8-byte little-endian length, a JSON object {name: {dtype, shape, data_offsets}}, and the data that
    the tensors fill without gap or overlap (https://github.com/huggingface/safetensors#format).
 3. A tensor that stands in two of the files is an error: transformers takes the last, others the one the index names.
-4. The text tower's tensors share a prefix; other towers, adapters and multi-token heads stand beside it.
+
+Which of them are the text tower's is asked in vindex/tower.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from vindex.errors import CheckpointError
 from vindex.files import TEXT_LIMIT, Kind, parse_json
+from vindex.model_config import checked
 
 TEXT = Kind(CheckpointError, "download it again")
 CONFIG = "config.json"
@@ -33,21 +35,6 @@ BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "BF16": 16, "F16": 16, "I16": 16,
     "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4,
 }  # fmt: skip
-LAYER = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.(.+)")
-TOWERS = {  # prefix of the text tower's tensors: the head that goes with it
-    "model.language_model.": "lm_head.weight",
-    "language_model.model.": "language_model.lm_head.weight",
-    "thinker.model.": "thinker.lm_head.weight",
-    "model.": "lm_head.weight",
-    "language_model.": "lm_head.weight",
-    "": "lm_head.weight",
-}
-WRAPPERS = {  # what a training framework puts before every name: what it is
-    "_orig_mod.": "torch.compile",
-    "module.": "DataParallel or DDP",
-    "base_model.model.": "PEFT",
-    "_fsdp_wrapped_module.": "FSDP",
-}
 
 
 class Readable(Protocol):
@@ -112,6 +99,16 @@ def require_small(files: Readable, name: str) -> None:
         raise TEXT.refusal(f"{files.name}: {name}", f"has {files.sizes[name]:,} bytes, at most {TEXT_LIMIT:,} are read")
 
 
+def read_checkpoint(files: Readable) -> tuple[dict[str, Any], Weights]:
+    """config.json, each of whose keys holds what it should, and where every tensor lies.
+
+    Raises CheckpointError when there is only an adapter, the config says what cannot be, or as `read_weights` does.
+    """
+    refuse_adapter(files)
+    config = checked(read_json(files, CONFIG), files.name)
+    return config, read_weights(files, config)
+
+
 def read_weights(files: Readable, config: Mapping[str, Any]) -> Weights:
     """Every tensor of the checkpoint; headers are read and nothing else.
 
@@ -159,60 +156,6 @@ def weight_files(files: Readable, config: Mapping[str, Any]) -> tuple[list[str],
     if absent:
         raise CheckpointError(files.missing(absent))
     return names, listed, index
-
-
-def text_prefix(tensors: Iterable[str], where: str) -> str:
-    """What the names of the text tower's tensors begin with. Raises CheckpointError when there is no such tower."""
-    known = set(tensors)
-    for prefix, head in TOWERS.items():
-        if f"{prefix}embed_tokens.weight" in known or (head in known and f"{prefix}norm.weight" in known):
-            return prefix
-    for wrapper, what in WRAPPERS.items():
-        if any(f".{wrapper}" in f".{name}" for name in known):
-            raise CheckpointError(
-                f"{where}: the tensors' names hold {wrapper!r}, which {what} puts there; "
-                "save the model it wraps, or take it off the names"
-            )
-    names = ", ".join(f"{prefix}embed_tokens.weight" for prefix in TOWERS)
-    raise CheckpointError(f"{where}: no token embeddings; expected one of {names}; it may be incomplete")
-
-
-def require_layers(weights: Weights, prefix: str, count: int, where: str) -> dict[int, set[str]]:
-    """{layer: names of its tensors, after `layers.N.`} of the text tower's `count` layers.
-
-    Raises CheckpointError when one of them has no tensor at all.
-    """
-    found: dict[int, set[str]] = {}
-    for name in weights.tensors:
-        match = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        if match:
-            found.setdefault(int(match[1]), set()).add(match[2])
-    lost = next((layer for layer in range(count) if layer not in found), None)
-    if lost is not None:
-        raise CheckpointError(
-            f"{where}: config.json says {count} layers, and no tensor of {prefix}layers.{lost} is stored; "
-            "the checkpoint is incomplete"
-        )
-    return found
-
-
-def require_equal_layers(weights: Weights, prefix: str, count: int, where: str) -> None:
-    """Raise CheckpointError when a layer lacks a tensor that the others of its kind have.
-
-    Hybrids have layers of several kinds: with linear or full attention, with experts or dense.
-    """
-    kinds: dict[tuple[bool, bool], dict[int, set[str]]] = {}
-    for layer, names in require_layers(weights, prefix, count, where).items():
-        kind = any(name.startswith("linear_attn.") for name in names), any("experts." in name for name in names)
-        kinds.setdefault(kind, {})[layer] = names
-    for layers in kinds.values():
-        every = set().union(*layers.values())
-        for layer, names in layers.items():
-            if lost := sorted(every - names):
-                raise CheckpointError(
-                    f"{where}: {prefix}layers.{layer}.{lost[0]} is not stored, and other layers have theirs; "
-                    "the checkpoint is incomplete"
-                )
 
 
 def refuse_adapter(files: Readable) -> None:

@@ -26,19 +26,9 @@ from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError
 from vindex.format import MOST_TOKENS
 from vindex.hub import refuse_revision, snapshot
-from vindex.model_config import checked, towers
 from vindex.quantised import FEW_BITS, left_over_note, quantisation
-from vindex.weights import (
-    CONFIG,
-    Weights,
-    adapter_note,
-    read_json,
-    read_weights,
-    refuse_adapter,
-    require_layers,
-    require_small,
-    text_prefix,
-)
+from vindex.tower import read_tower
+from vindex.weights import CONFIG, Weights, adapter_note, require_small
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -184,14 +174,10 @@ class _Stored(NamedTuple):
     @classmethod
     def of(cls, files: LocalFiles) -> _Stored:
         """Raises CheckpointError when the files are damaged, no model, or not what transformers would take them for."""
-        refuse_adapter(files)
-        config = checked(read_json(files, CONFIG), files.name)
         for name in files.sizes:
             if name.startswith(TEXTS):
                 require_small(files, name)
-        weights = read_weights(files, config)
-        prefix = text_prefix(weights.tensors, files.name)
-        require_layers(weights, prefix, towers(config)[-1].get("num_hidden_layers") or 0, files.name)
+        config, weights, *_ = read_tower(files)
         found = quantisation(files, config)
         quantised = [name for name, stored in weights.tensors.items() if stored.dtype in FEW_BITS]
         if quantised and (found is None or (found.file, found.path) != (CONFIG, "quantization_config")):

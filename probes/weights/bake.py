@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
-import orjson
 from torch import Tensor
 
-from probes.weights.tensors import copy_into, plain_files, whole
+from probes.weights.tensors import copied, plain_files, whole
 from vindex import targets
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError
 from vindex.targets import BAKED
-from vindex.weights import ADAPTER, CONFIG, WEIGHT_MAP, Weights, read_json
+from vindex.tower import Tower
+from vindex.weights import ADAPTER, WEIGHT_MAP, Weights
 
 TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
@@ -57,29 +57,26 @@ def bake(
     leaves nothing at `target`.
     """
     targets.check_directory(target, force=force, reads=[checkpoint, *reads])
-    source = LocalFiles(checkpoint)
-    _refuse_mixture(source)
-    weights, prefix = whole(source)
-    places = _places(weights, prefix)
+    tower = whole(LocalFiles(checkpoint))
+    _refuse_mixture(tower, checkpoint)
+    places = _places(tower)
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
-    files = [file for file in plain_files(checkpoint) if _belongs(file.name, weights)]
+    files = [file for file in plain_files(checkpoint) if _belongs(file.name, tower.weights)]
     names, reads = [file.name for file in files], [checkpoint, *files, *reads]
     with targets.new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
         for file in files:
-            with targets.written(partial / file.name) as copy:
-                copy_into(file, copy)
+            with copied(file, partial / file.name) as copy:
                 _zero_rows(copy, places.get(file.name, []), keep)
             advance(file.stat().st_size)
-        targets.write_bytes(partial / BAKED, orjson.dumps(note or {}, option=orjson.OPT_INDENT_2))
+        targets.write_json(partial / BAKED, note or {}, indent=True)
     return int((~keep).sum())
 
 
-def _refuse_mixture(source: LocalFiles) -> None:
-    config = read_json(source, CONFIG)
-    experts = config.get("num_experts") or config.get("num_local_experts")
+def _refuse_mixture(tower: Tower, checkpoint: Path) -> None:
+    experts = tower.config.get("num_experts") or tower.config.get("num_local_experts")
     if experts:
         raise CheckpointError(
-            f"{source.name}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
+            f"{checkpoint}: mixture of experts ({experts} experts); gates belong to the neurons of dense FFN layers"
         )
 
 
@@ -91,11 +88,11 @@ def _belongs(name: str, weights: Weights) -> bool:
     return not (stale or other or left)
 
 
-def _places(weights: Weights, prefix: str) -> dict[str, list[Place]]:
+def _places(tower: Tower) -> dict[str, list[Place]]:
     """The text tower's gate_proj and up_proj by file."""
     found: dict[str, list[Place]] = {}
-    for name, stored in weights.tensors.items():
-        match = TENSOR.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    for name, stored in tower.weights.tensors.items():
+        match = TENSOR.fullmatch(name.removeprefix(tower.prefix)) if name.startswith(tower.prefix) else None
         if match and stored.shape and stored.shape[0]:
             rows = stored.shape[0]
             place = Place(int(match[1]), name, stored.start, (stored.stop - stored.start) // rows, rows)

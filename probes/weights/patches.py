@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from probes.weights.tensors import (
     Place,
     base_sha256,
     carry,
-    copy_into,
+    copied,
     locate,
     overwrite,
     plain_files,
@@ -133,18 +134,9 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
     Raises PatchError when the checkpoint's tensor is not the one the patch was made for, TargetError when `out` exists.
     """
     place = require_base(checkpoint, patch)
-    others, applied = plain_files(checkpoint), _applied(checkpoint)
-    names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
-    latest = f"{HISTORY}/{len(applied):04}.safetensors"
-    with targets.new_directory(out, [*names, latest], making="patched checkpoint", reads=[checkpoint]) as partial:
-        (partial / HISTORY).mkdir()
-        for file in applied:
-            carry(file, partial / HISTORY / file.name)
-        for file in others:
-            if file.name != place.file.name:
-                carry(file, partial / file.name)
-        with targets.written(partial / place.file.name) as shard:
-            copy_into(place.file, shard)
+    latest = f"{HISTORY}/{len(_applied(checkpoint)):04}.safetensors"
+    with _carried(checkpoint, out, "patched checkpoint", (latest,), without=place.file.name) as partial:
+        with copied(place.file, partial / place.file.name) as shard:
             overwrite(shard, place, _patched_rows(place, patch.delta))
         original = tensor_bytes(place)
         if torch.equal(tensor_bytes(locate(partial, patch.delta.layer)), original):
@@ -170,19 +162,28 @@ def revert(checkpoint: Path, out: Path | None = None) -> Path:
             f"{checkpoint}: no {HISTORY}/ with a patch in it; expected a directory from `vindex patch apply`"
         )
     if out is not None:
-        others = plain_files(checkpoint)
-        names = [file.name for file in others] + [f"{HISTORY}/{file.name}" for file in applied]
-        with targets.new_directory(out, names, making="reverted checkpoint", reads=[checkpoint]) as partial:
-            (partial / HISTORY).mkdir()
-            for file in applied:
-                carry(file, partial / HISTORY / file.name)
-            for file in others:
-                carry(file, partial / file.name)
+        with _carried(checkpoint, out, "reverted checkpoint") as partial:
             _revert(partial, _applied(partial))
         return out
     with targets.locked(checkpoint):
         _revert(checkpoint, applied)
     return checkpoint
+
+
+@contextmanager
+def _carried(checkpoint: Path, out: Path, making: str, more: Sequence[str] = (), without: str = "") -> Iterator[Path]:
+    """The new directory `out` with a checkpoint's files and its patches in it, but for the file `without`.
+
+    more: what else will be written there.
+    """
+    files = {file.name: file for file in plain_files(checkpoint)}
+    files |= {f"{HISTORY}/{file.name}": file for file in _applied(checkpoint)}
+    with targets.new_directory(out, [*files, *more], making=making, reads=[checkpoint]) as partial:
+        (partial / HISTORY).mkdir()
+        for name, file in files.items():
+            if name != without:
+                carry(file, partial / name)
+        yield partial
 
 
 def _revert(checkpoint: Path, applied: list[Path]) -> None:
@@ -202,8 +203,7 @@ def _revert(checkpoint: Path, applied: list[Path]) -> None:
         raise PatchError(f"{latest}: does not belong to {place.tensor} in {place.file.name}")
     if hashlib.sha256(original).hexdigest() != patch.base_sha256:
         raise PatchError(f"{latest}: the bytes it would put back are not those the patch was made for; it is damaged")
-    with targets.written(place.file) as shard:
-        copy_into(place.file, shard)
+    with copied(place.file, place.file) as shard:
         overwrite(shard, place, iter([original]))
         shard.seek(0)
         if hashlib.file_digest(shard, "sha256").hexdigest() != metadata.get("shard_sha256"):

@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -17,16 +19,7 @@ from vindex.directory import WEIGHTS, LocalFiles
 from vindex.errors import CheckpointError, PatchError
 from vindex.files import opened
 from vindex.hub import cached
-from vindex.model_config import checked, towers
-from vindex.weights import (
-    CONFIG,
-    Weights,
-    read_json,
-    read_weights,
-    refuse_adapter,
-    require_equal_layers,
-    text_prefix,
-)
+from vindex.tower import Tower, read_tower, require_equal_layers
 
 BLOCK_BYTES = 1 << 22
 
@@ -44,17 +37,14 @@ class Place(NamedTuple):
     stop: int
 
 
-def whole(files: LocalFiles) -> tuple[Weights, str]:
-    """Where a checkpoint's tensors lie, and the prefix of the text tower's; headers are read and nothing else.
+def whole(files: LocalFiles) -> Tower:
+    """Where a checkpoint's tensors lie; headers are read and nothing else.
 
     Raises CheckpointError when it is damaged, only an adapter, or lacks a layer or a tensor of one.
     """
-    refuse_adapter(files)
-    config = checked(read_json(files, CONFIG), files.name)
-    weights = read_weights(files, config)
-    prefix = text_prefix(weights.tensors, files.name)
-    require_equal_layers(weights, prefix, towers(config)[-1].get("num_hidden_layers") or 0, files.name)
-    return weights, prefix
+    tower = read_tower(files)
+    require_equal_layers(tower, files.name)
+    return tower
 
 
 def locate(checkpoint: Path, layer: int) -> Place:
@@ -62,8 +52,8 @@ def locate(checkpoint: Path, layer: int) -> Place:
 
     Raises CheckpointError when the directory is no whole checkpoint, PatchError when it has no such matrix.
     """
-    weights, prefix = whole(LocalFiles(checkpoint))
-    name = f"{prefix}layers.{layer}.mlp.gate_proj.weight"
+    tower = whole(LocalFiles(checkpoint))
+    weights, name = tower.weights, f"{tower.prefix}layers.{layer}.mlp.gate_proj.weight"
     if name not in weights.tensors or len(weights.tensors[name].shape) != 2:
         raise PatchError(f"{checkpoint}: has no matrix {name}; expected a dense checkpoint with that layer")
     file, dtype, (rows, columns), start, stop = weights.tensors[name]
@@ -90,11 +80,14 @@ def overwrite(handle: BinaryIO, place: Place, blocks: Iterator[bytes]) -> None:
     handle.flush()
 
 
-def copy_into(file: Path, handle: BinaryIO) -> None:
-    """The whole of a file into another that is open."""
-    with opened(file, WEIGHTS) as source:
-        shutil.copyfileobj(source, handle, BLOCK_BYTES)
-    handle.flush()
+@contextmanager
+def copied(file: Path, target: Path) -> Iterator[BufferedRandom]:
+    """A copy of a file to write into, which appears at `target`, whole, when this is left without an error."""
+    with targets.written(target) as copy:
+        with opened(file, WEIGHTS) as source:
+            shutil.copyfileobj(source, copy, BLOCK_BYTES)
+        copy.flush()
+        yield copy
 
 
 def sha256(file: Path, start: int = 0, stop: int | None = None) -> str:
@@ -128,10 +121,7 @@ def plain_files(checkpoint: Path) -> list[Path]:
 def carry(file: Path, target: Path) -> None:
     """Weights are linked, so that a patched 16 GB model costs one shard; small files are copied."""
     if file.suffix == ".safetensors":
-        try:
-            os.link(file.resolve(), target)
-            return
-        except OSError:
-            pass
-    with targets.written(target) as handle:
-        copy_into(file, handle)
+        with suppress(OSError):
+            return os.link(file.resolve(), target)
+    with copied(file, target):
+        pass
