@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from abc import ABC, abstractmethod
+from datetime import UTC, datetime
 from html import escape
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,15 @@ def _shown(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def head(record: str) -> dict[str, Any]:
+    """The first entries of every record: `record` names its layout; when it was made, and with what."""
+    return {
+        "record": record,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "libraries": libraries(),
+    }
 
 
 def libraries() -> dict[str, str]:

@@ -13,14 +13,10 @@ from extract.checkpoint import open_checkpoint
 from extract.engines import in_process
 from tests.checkpoints import write_checkpoint, write_mixture
 from vindex.options import BuildOptions
+from vindex.progress import silent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tests on small matrices are slower with more
-
-
-def silent(name: str, total: int):
-    """A progress report that nobody watches."""
-    return lambda steps: None
 
 
 def build_quietly(

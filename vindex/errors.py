@@ -5,6 +5,11 @@ class VindexError(Exception):
     """Base of everything this project raises on purpose; the command prints it as one line and exits 1."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of somebody else's code says, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class FormatError(VindexError):
     """A vindex on disk does not follow docs/format.md."""
 

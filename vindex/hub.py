@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from vindex.errors import CheckpointError
+from vindex.errors import CheckpointError, first_line
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "vocab*", "merges*", "README.md", "LICENSE*"]
 UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
@@ -86,8 +86,4 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise CheckpointError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to go on") from error
     except (HTTPError, OSError) as error:
-        raise CheckpointError(f"{repo}: download failed ({_first_line(error)}); try again") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{repo}: download failed ({first_line(error)}); try again") from error

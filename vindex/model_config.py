@@ -5,12 +5,12 @@ A key that is absent or null is left to whoever needs it. A size past what any m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vindex.errors import CheckpointError
 from vindex.format import MOST_COLUMNS, MOST_EXPERTS, MOST_LAYERS, MOST_NEURONS, MOST_TOKENS
+from vindex.schema import is_number
 
 NESTED = ("thinker_config", "text_config")
 MOST = {
@@ -36,16 +36,12 @@ def _list_of(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
-
-
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
 def _is_rope(value: Any) -> bool:
-    return isinstance(value, dict) and (value.get("rope_theta") is None or _is_number(value["rope_theta"]))
+    return isinstance(value, dict) and (value.get("rope_theta") is None or is_number(value["rope_theta"]))
 
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -54,7 +50,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("rope_parameters", "rope_scaling"), (_is_rope, "an object with a number as rope_theta")),
     **dict.fromkeys(("model_type", "dtype", "torch_dtype"), (lambda value: isinstance(value, str), "a string")),
     "tie_word_embeddings": (lambda value: isinstance(value, bool), "true or false"),
-    "rope_theta": (_is_number, "a number"),
+    "rope_theta": (is_number, "a number"),
     "mlp_only_layers": (_list_of(int), "a list of layers"),
     "layer_types": (_list_of(str), "a list of names"),
 }

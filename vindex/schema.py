@@ -88,25 +88,25 @@ class Fields:
         return self._take(key, fits, "64 lower-case hex digits", "")
 
     def number(self, key: str) -> float:
-        return self._take(key, _is_number, "a number", 0.0)
+        return self._take(key, is_number, "a number", 0.0)
 
     def share(self, key: str) -> float:
         """A relative figure: 0 or more."""
-        return self._take(key, lambda v: _is_number(v) and v >= 0, "a number from 0", 0.0)
+        return self._take(key, lambda v: is_number(v) and v >= 0, "a number from 0", 0.0)
 
     def share_or_none(self, key: str) -> float | None:
         """A relative figure: 0 or more."""
-        return self._take(key, lambda v: v is None or (_is_number(v) and v >= 0), "a number from 0, or null", None)
+        return self._take(key, lambda v: v is None or (is_number(v) and v >= 0), "a number from 0, or null", None)
 
     def number_or_none(self, key: str) -> float | None:
-        return self._take(key, lambda v: v is None or _is_number(v), "a number or null", None)
+        return self._take(key, lambda v: v is None or is_number(v), "a number or null", None)
 
     def interval_or_none(self, key: str) -> tuple[float, float] | None:
         """[low, high], or null."""
 
         def fits(value: Any) -> bool:
             pair = isinstance(value, list) and len(value) == 2
-            return value is None or (pair and all(map(_is_number, value)))
+            return value is None or (pair and all(map(is_number, value)))
 
         found = self._take(key, fits, "two numbers or null", None)
         return None if found is None else (found[0], found[1])
@@ -149,7 +149,8 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_TEXT
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)
 
 

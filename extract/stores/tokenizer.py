@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from vindex.errors import CheckpointError
+from vindex.errors import CheckpointError, first_line
 from vindex.tokens import parse_vocabulary
 
 WAY_OUT = "give the model's own with --tokenizer PATH"
@@ -24,8 +24,7 @@ def tokenizer_from_gguf(path: Path, tokens: Sequence[str]) -> bytes:
         made = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         tokenizer = orjson.loads(made.backend_tokenizer.to_str())
     except Exception as error:  # a converter of foreign files may fail in any way
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        what = f"no tokenizer can be made from its metadata ({reason})"
+        what = f"no tokenizer can be made from its metadata ({first_line(error)})"
         raise CheckpointError(f"{path.name}: {what}; {WAY_OUT}") from error
     # transformers adds the default special tokens of the tokenizer's class, whether the model has them or not
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < len(tokens)]

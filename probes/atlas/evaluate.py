@@ -26,25 +26,12 @@ def answer_probabilities(model: Any, tokenizer: Any, prompts: list[Prompt]) -> t
     """Per prompt the probability of the whole answer, and whether greedy decoding gives it and then ends its number."""
     import torch
 
-    probabilities, correct = [], []
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
-    for start in range(0, len(order), BATCH):
-        chosen = [prompts[i] for i in order[start : start + BATCH]]
-        heads = [tokenizer.encode(p.text, add_special_tokens=False) for p in chosen]
-        tails = [tokenizer.encode(p.answer, add_special_tokens=False) for p in chosen]
-        width = max(len(h) + len(t) for h, t in zip(heads, tails, strict=True))
-        ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
-        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-            ids[row, : len(head) + len(tail)] = torch.tensor(head + tail)
-        with torch.no_grad():  # causal attention: padding on the right changes nothing to its left
-            log_p = model(input_ids=ids).logits.float().log_softmax(-1)  # (batch, width, vocabulary)
-        for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
-            span = log_p[row, len(head) - 1 : len(head) + len(tail) - 1]
-            probabilities.append(span[range(len(tail)), tail].sum().exp().item())
-            after = tokenizer.decode([int(log_p[row, len(head) + len(tail) - 1].argmax())])
-            correct.append(span.argmax(-1).tolist() == tail and not after.isdigit())
-    place = torch.tensor(order).argsort()
-    return torch.tensor(probabilities)[place], torch.tensor(correct, dtype=torch.float32)[place]
+    from probes.live.answers import given
+
+    ids = tokenizer([text for prompt in prompts for text in prompt], add_special_tokens=False).input_ids
+    pairs = list(zip(ids[::2], ids[1::2], strict=True))
+    found = given(model, tokenizer, pairs, BATCH)
+    return torch.tensor([each.probability for each in found]), torch.tensor([float(each.greedy) for each in found])
 
 
 def perplexity(model: Any, tokenizer: Any, texts: list[str]) -> float:

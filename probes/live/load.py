@@ -23,7 +23,7 @@ from probes.live.tokens import pad_token
 from probes.live.tokens import prompt as prompt_ids
 from vindex.demo import or_bundled
 from vindex.directory import LocalFiles
-from vindex.errors import CheckpointError, ProbeError
+from vindex.errors import CheckpointError, ProbeError, first_line
 from vindex.format import MOST_TOKENS
 from vindex.hub import refuse_revision, snapshot
 from vindex.quantised import FEW_BITS, left_over_note, quantisation
@@ -231,7 +231,7 @@ def _explained(source: str | Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise
     except BaseException as error:
-        raise CheckpointError(f"{source}: cannot be loaded: {_first_line(error)}") from error
+        raise CheckpointError(f"{source}: cannot be loaded: {first_line(error)}") from error
 
 
 def _steady_products() -> None:
@@ -284,8 +284,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ProbeError(f"device {name!r}: torch sees no CUDA device here; use --device cpu")
     return device
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

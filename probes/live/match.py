@@ -1,4 +1,7 @@
-"""Is this vindex of this model? Shapes first, then the SHA-256 of every weight file both of them know."""
+"""What a model is, as every record says it, and whether a vindex is of it.
+
+A vindex is of a model when first the shapes agree, and then the SHA-256 of every weight file both of them know.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,36 @@ def weights_sha256(loaded: Loaded, advance: Callable[[int], object] = lambda cou
     return {file.name: sha256_of(file, advance) for file in weight_files(loaded)}
 
 
+def shape_of(model: Any) -> tuple[int, int]:
+    """(I, H) of the model's FFNs; of a routed expert where it is a mixture."""
+    found = ffns(model)
+    rows, columns = next(gate_weights(next((ffn for ffn in found if isinstance(ffn, Mixture)), found[0]))).shape
+    return rows, columns
+
+
+def describe(loaded: Loaded, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The model as every record names it; `digests` is what `weights_sha256` gives."""
+    model = loaded.model
+    rows, columns = shape_of(model)
+    return {
+        "name": loaded.name,
+        "revision": loaded.revision,
+        "weights_sha256": dict(digests),
+        "architecture": type(model).__name__,
+        "num_layers": len(ffns(model)),
+        "hidden_size": columns,
+        "intermediate_size": rows,
+        "vocab_size": model.config.vocab_size,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+    }
+
+
 def require_match(loaded: Loaded, vindex: Any, digests: Mapping[str, str]) -> None:
     """Raise ProbeError unless `vindex` was built from the weight files `digests` describes."""
     found = ffns(loaded.model)
     mixture = next((ffn for ffn in found if isinstance(ffn, Mixture)), None)
-    rows, columns = next(gate_weights(mixture or found[0])).shape
+    rows, columns = shape_of(loaded.model)
     index = vindex.index
     for what, theirs, ours in (
         ("num_layers", index.num_layers, len(found)),

@@ -18,9 +18,10 @@ from probes.weights import patches
 from probes.weights import tensors as shards
 from probes.weights.delta import Delta
 from tests.checkpoints import write_checkpoint, write_mixture
-from tests.conftest import byte_tokenizer, silent
+from tests.conftest import byte_tokenizer
 from tests.gguf_files import write_gguf
 from vindex.options import BuildOptions
+from vindex.progress import silent
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

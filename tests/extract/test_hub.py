@@ -17,12 +17,13 @@ from extract.build import build
 from extract.checkpoint import open_checkpoint
 from extract.cli import build as commands
 from tests.checkpoints import write_checkpoint
-from tests.conftest import build_quietly, silent
+from tests.conftest import build_quietly
 from tests.extract.test_build import contents, rederived
 from tests.gguf_files import write_gguf
 from tests.hub_server import COMMIT, Bytes, HubServer, serve_directory
 from vindex.errors import CheckpointError, TargetError
 from vindex.options import BuildOptions
+from vindex.progress import silent
 
 SHARD = "model-00002-of-00002.safetensors"
 
