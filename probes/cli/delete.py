@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probes.cli import delete_tables as gate3_tables
-from probes.cli.constants import hash_weights
-from vindex.console import print_json, progress, say, typed, warn
+from probes.cli.model import load_model
+from vindex.console import print_json, progress, say, typed
 from vindex.demo import or_bundled
 from vindex.errors import ProbeError
 
@@ -67,6 +67,7 @@ def gate3(
     from probes.deletion.bench import DEFAULT
     from probes.deletion.experiment import run
     from probes.deletion.methods import named
+    from probes.live.match import weights_sha256
 
     if all_facts and save_patch:
         raise ProbeError("--save-patch writes one patch; leave --all out")
@@ -81,7 +82,7 @@ def gate3(
         load = stage("loading", 1)
         bench = _bench(or_bundled(model), methods, layer, vindex, facts, chat, seed, certificate, dtype, device)
         load(1)
-        digests = hash_weights(bench.loaded, stage)
+        digests = weights_sha256(bench.loaded, stage)
         if all_facts:
             names = [typed(name) for name in relation or [fact.rpartition("/")[2] or fact]]
             _all(bench, digests, names, known_from, limit, stage, json_file, plot)
@@ -108,6 +109,7 @@ def verify(
     from probes.deletion.bench import Options
     from probes.deletion.verify import claimed
     from probes.deletion.verify import verify as verified
+    from probes.live.match import weights_sha256
     from probes.weights import patches
 
     _check_targets(json_file, None, None)
@@ -121,7 +123,7 @@ def verify(
         load = stage("loading", 1)
         bench = _on_bench(or_bundled(model), facts, options, dtype, device)
         load(1)
-        digests = hash_weights(bench.loaded, stage)
+        digests = weights_sha256(bench.loaded, stage)
         work = lambda bench, fact: verified(bench, found, fact)  # noqa: E731
         result, claims = _run_one(bench, bench.panel.find(name), stage, work)
     _one(bench, digests, result, json_file, None, None, {"claims": [one._asdict() for one in claims]})
@@ -219,15 +221,11 @@ def _bench(
 def _on_bench(model: str, facts: Path | None, options: Options, dtype: str, device: str, **more: Any) -> Bench:
     """Load the model and put it on the bench with its facts."""
     from probes.deletion.bench import Bench
-    from probes.live.load import load, require_head
     from probes.live.sites import layers
     from probes.weights import patches
 
     panel = _panel(model, facts)
-    loaded = load(model, dtype=dtype, device=device)
-    require_head(loaded)
-    for note in loaded.notes:
-        warn(f"note: {note}")
+    loaded = load_model(model, dtype=dtype, device=device)
     layers(loaded.model)  # refuses a mixture of experts before any work
     return Bench(loaded, panel, options, stored=patches.stored_dtype(loaded.path, 0), **more)
 

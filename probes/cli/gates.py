@@ -20,10 +20,10 @@ from probes.cli.gates_options import (
     Scale,
     Threshold,
     gates_in,
-    load,
     mask_of,
     scale_of,
 )
+from probes.cli.model import load_model
 from vindex.console import print_json, print_table, progress, say, typed
 from vindex.demo import or_bundled
 from vindex.errors import ProbeError
@@ -112,7 +112,7 @@ def apply(
     if soft and (threshold is not None or off is not None or indices):
         raise ProbeError("--soft with a mask: choose one of --soft, --threshold, --off, --indices")
     factors = rescaled(values.float(), scale_of(scale))
-    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
     require_fit(factors.shape, loaded.model)
     prompt = [typed(text) for text in prompt]
     asked = [render(loaded.tokenizer, ask(text), prompt=True).text if chat else text for text in prompt]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probes.cli.constants import hash_weights
 from probes.cli.gates_options import (
     Device,
     Directory,
@@ -18,9 +17,9 @@ from probes.cli.gates_options import (
     RetainFile,
     Revision,
     gates_in,
-    load,
     scale_of,
 )
+from probes.cli.model import load_model
 from vindex.console import print_json, print_table, progress, say, styled
 from vindex.errors import ProbeError
 
@@ -66,6 +65,7 @@ def evaluate(
     from probes.gates.evaluate import evaluate as run
     from probes.gates.evaluate import mask_count, record
     from probes.gates.score import Settings
+    from probes.live.match import weights_sha256
     from vindex.targets import check_file, write_json
 
     to_stdout = json == Path("-")
@@ -77,7 +77,7 @@ def evaluate(
         raise ProbeError("--forget without --retain, or the reverse: give both files, or neither for the atlas")
     gates = gates_in(directory)
     thresholds = tuple(threshold) if threshold else gates.selected_thresholds()
-    loaded = load(model, device=device, dtype=dtype, revision=revision)
+    loaded = load_model(model, device=device, dtype=dtype, revision=revision)
     require_fit(gates.logits.shape, loaded.model)
     panels, magnitudes = _panels(loaded, (forget, retain, neutral), not generate, chat=chat, count=count, seed=seed)
     scales = scale_of(scale or _trained_scale(directory)), scale_of(mask_scale)
@@ -86,7 +86,7 @@ def evaluate(
             loaded, gates, panels, magnitudes, scale_mode=scales[0], mask_scale=scales[1], thresholds=thresholds,
             settings=Settings(batch_size, generate), on_mask=stage("masks", mask_count(len(thresholds), True)),
         )  # fmt: skip
-        digests = hash_weights(loaded, stage)
+        digests = weights_sha256(loaded, stage)
     made = record(loaded, directory.name, result, panels, scales, generate, digests)
     if json and not to_stdout:
         write_json(json, made)

@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.console import warn
-from vindex.demo import or_bundled
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from probes.gates.masks import Gates, ScaleMode
-    from probes.live.load import Loaded
 
 Model = Annotated[str, typer.Argument(help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of gates in the published layout.")]
@@ -76,16 +73,3 @@ def scale_of(name: str) -> ScaleMode:
         if mode == name:
             return mode
     raise ProbeError(f"scale mode {name!r}: expected {', '.join(SCALE_MODES)}")
-
-
-def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded:
-    from transformers.utils.logging import disable_progress_bar
-
-    from probes.live.load import load, require_head
-
-    disable_progress_bar()
-    loaded = load(or_bundled(model), device=device, dtype=dtype, revision=revision)
-    require_head(loaded)
-    for note in loaded.notes:
-        warn(f"note: {note}")
-    return loaded

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probes.cli.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision, load
+from probes.cli.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision
+from probes.cli.model import load_model
 from vindex.console import progress, say, warn
 from vindex.demo import or_bundled
 from vindex.errors import TargetError
@@ -75,7 +76,7 @@ def train(
     given = [path for path in (Path(or_bundled(model)), forget, retain) if path is not None and path.exists()]
     check_directory(output, force=force or resume, reads=given, kinds=TRAINED_GATES)
     rows = read_forget(forget, forget_limit), read_retain(retain, retain_limit)
-    loaded = load(model, device=_own_device(device), dtype=dtype, revision=revision)
+    loaded = load_model(model, device=_own_device(device), dtype=dtype, revision=revision)
     try:
         run_training(loaded, *rows, options, output, save_every=save_every, resume=resume)
     except KeyboardInterrupt:

@@ -132,7 +132,6 @@ def load(
         )
     model, info = loaded
     head = _require_whole(info["missing_keys"], files.name)
-    _steady_products()
     model.to(target).eval().requires_grad_(False)
     model.generation_config = transformers.GenerationConfig(eos_token_id=_ends(model.generation_config))
     tokenizer.embedded = model.get_input_embeddings().weight.shape[0]  # probes.live.tokens asks
@@ -232,17 +231,6 @@ def _explained(source: str | Path) -> Iterator[None]:
         raise
     except BaseException as error:
         raise CheckpointError(f"{source}: cannot be loaded: {first_line(error)}") from error
-
-
-def _steady_products() -> None:
-    """Ask MKL, on a processor with AVX2 but not AVX-512, for its reproducible mode (once, before its first product).
-
-    Products give the same bits wherever their operands lie in memory, and those of the few rows of short prompts take a
-    fifth to a third less time there than in its default mode (docs/log/gate3-time-and-memory.md, 2026-11-26). A user's
-    own setting stands.
-    """
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        os.environ.setdefault("MKL_CBWR", "AUTO")
 
 
 @contextmanager
