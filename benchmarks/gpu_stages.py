@@ -521,7 +521,7 @@ def _atlas_build(bench: Bench) -> None:
 
 
 def _atlas_probe(bench: Bench) -> None:
-    paths = _both(bench, "probe atlas", "probe", "atlas", "--dtype", "float32", output="--json")
+    paths = _both(bench, "probe atlas", "probe", "atlas", "--dtype", "float32", output="-o")
     ours, theirs = (json.loads(path.read_text())["constants"] for path in paths)
     apart = {
         (symbol, name): abs(mine["value"] - other["value"]) / max(abs(other["value"]), 0.1)

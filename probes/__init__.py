@@ -10,6 +10,7 @@ from typing import Any
 
 FACE = {  # public name -> the module it stands in and its name there; nothing is imported before it is used
     "Loaded": ("probes.live.load", "Loaded"),
+    "constants": ("probes.suite.run", "constants"),
     "load": ("probes.live.load", "load"),
 }
 __all__ = list(FACE)

@@ -251,12 +251,15 @@ def quiet() -> Iterator[None]:
 
 def _directory(source: str | Path) -> Path | None:
     """The local directory `source` names, or None where it can only be a Hub id (`name` or `owner/name`)."""
-    path = Path(source).expanduser()
+    path, text = Path(source).expanduser(), str(source)
+    of_gguf = path.suffix == ".gguf" and (path.is_file() or text.startswith("hf://"))
+    if of_gguf or (path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
+        raise CheckpointError(
+            f"{source}: GGUF; a live model is loaded from safetensors: give the checkpoint that the GGUF was made of, "
+            "a directory or a Hub id. Without one, vindex build makes a vindex of the GGUF file"
+        )
     if path.is_dir():
         return Path(os.path.abspath(path))  # not resolve(): a link keeps the name the user gave it
-    text = str(source)
-    if path.suffix == ".gguf" and path.is_file():
-        raise CheckpointError(f"{source}: live models are loaded from safetensors; a GGUF file can only be built from")
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
     return None

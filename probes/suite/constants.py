@@ -47,6 +47,26 @@ class Constant:
     """
     variants: dict[str, Measure]
 
+    @property
+    def value(self) -> float | None:
+        """Of the headline text; None where it is undefined."""
+        return self.headline.value
+
+    @property
+    def mean(self) -> float | None:
+        """Over texts; C3's over adjacent layers."""
+        return self.headline.mean
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean."""
+        return self.headline.interval
+
+    @property
+    def null(self) -> float | None:
+        """What the same procedure gives where there is nothing to find."""
+        return self.headline.null
+
 
 def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
     """C1: share of |h| below 0.01. Null: entries from N(0, rms²) with each layer's own rms."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from probes import texts
 from probes.live import match
 from probes.live.load import load
-from probes.suite import definition, record
+from probes.suite import definition
 from probes.suite import run as suite
 from vindex.errors import ProbeError, VindexError
 from vindex.reader import open_vindex
@@ -25,8 +25,8 @@ FLOAT = {"rel": 2e-5, "abs": 1e-9}  # the record keeps six significant digits
 def made(tiny_checkpoint):
     """Model, results and record of a run over two bundled texts."""
     loaded = load(tiny_checkpoint, device="cpu")
-    results = suite.run(loaded, ["factual", "code"])
-    return loaded, results, json.loads(orjson.dumps(record.build(loaded, results, match.weights_sha256(loaded))))
+    results = suite.constants(loaded, texts=["factual", "code"])
+    return loaded, results, json.loads(orjson.dumps(results.record()))
 
 
 def test_the_record_says_what_a_reader_needs(made, tiny_checkpoint):
@@ -77,8 +77,8 @@ def test_every_constant_can_be_recomputed_from_the_record_alone(made):
 
 
 def test_the_texts_run_again_give_the_same_figures(made):
-    loaded, results, _ = made
-    ids = torch.tensor([results.texts[0].token_ids])
+    loaded, results, found = made
+    ids = torch.tensor([found["texts"][0]["token_ids"]])
     with torch.inference_mode():
         logits = loaded.model(ids).logits[0]
     assert np.mean(results.readings[0].top_mass) == pytest.approx(
@@ -88,8 +88,8 @@ def test_the_texts_run_again_give_the_same_figures(made):
 
 def test_batches_change_nothing(made):
     loaded, results, _ = made
-    again = suite.run(loaded, ["factual", "code"], batch_size=2)
-    for one, other in zip(results.constants, again.constants, strict=True):
+    again = suite.constants(loaded, texts=["factual", "code"], batch_size=2)
+    for one, other in zip(results, again, strict=True):
         assert one.headline.samples == pytest.approx(other.headline.samples, rel=1e-4)
 
 
@@ -97,9 +97,9 @@ def test_c3_and_spectra_from_the_vindex_are_those_of_the_weights(made, tiny_vind
     loaded, results, found = made
     opened = open_vindex(tiny_vindex)
     match.require_match(loaded, opened, found["model"]["weights_sha256"])
-    fresh = suite.run(loaded, ["factual"], vindex=opened)
+    fresh = suite.constants(loaded, opened, ["factual"])
     assert fresh.geometry.source == f"vindex {opened.id}"
-    c3, exact = fresh.constants[2], results.constants[2]
+    c3, exact = fresh.C3, results.C3
     assert c3.headline.samples == pytest.approx(exact.headline.samples, abs=2e-3)
     for name, variant in exact.variants.items():
         assert c3.variants[name].value == pytest.approx(variant.value, abs=2e-3)
@@ -139,7 +139,7 @@ def test_a_vindex_with_too_few_directions_is_refused(made, tiny_vindex):
     opened = open_vindex(tiny_vindex)
     opened.index = opened.index.__class__(**{**vars(opened.index), "num_feats": 8})
     with pytest.raises(ProbeError, match="keeps 8 directions per layer") as error:
-        suite.run(made[0], ["factual"], vindex=opened)
+        suite.constants(made[0], opened, ["factual"])
     assert one_line(error)
 
 
@@ -195,4 +195,4 @@ def test_a_token_the_model_does_not_embed_is_named():
 def test_a_model_of_one_layer_is_refused(tiny):
     del tiny.model.model.layers[1:]
     with pytest.raises(VindexError, match="the model has one layer"):
-        suite.run(tiny, ["factual"])
+        suite.constants(tiny, texts=["factual"])
