@@ -134,7 +134,7 @@ def _what_it_is(index: Index) -> str:
 def _constants(probe: Probe | None) -> str:
     title = "## Universal Constants"
     if probe is None:
-        return f"{title}\nNot measured yet: `vindex probe MODEL --json P`, then `vindex card DIR --probe P`."
+        return f"{title}\nNot measured yet: `vindex probe MODEL -o P`, then `vindex card DIR --probe P`."
     made = (
         f"Measured by forward hooks in {_cell(probe.dtype)}, definition set `{_cell(probe.definition)}`. In brackets "
         "the mean's 95 % interval; the null is what the same procedure gives where there is nothing to find."

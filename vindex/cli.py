@@ -146,7 +146,7 @@ def compare(
 
 def card(
     path: VindexPath,
-    probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe --json`, for the constants.")] = None,
+    probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe -o`, for the constants.")] = None,
     gate3: Annotated[Path | None, typer.Option(help="Record of `vindex gate3 --json`, for the Gate 3 section.")] = None,
     gates: Annotated[Path | None, typer.Option(help="Record of `vindex gates eval --json`, for the λ gates.")] = None,
 ) -> None:

@@ -80,7 +80,7 @@ class GatesEvaluation(NamedTuple):
 
 def read_probe(path: Path, source: Source) -> Probe:
     """Raises FormatError on a file that is no such record, QueryError on one of another kind or of other weights."""
-    fields = _open(path, "vindex-probe/1", "vindex probe MODEL --json FILE", source)
+    fields = _open(path, "vindex-probe/1", "vindex probe MODEL -o FILE", source)
     found = Probe(
         fields.record("model").text("dtype"),
         fields.text("definition"),

@@ -2,10 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,18 +15,11 @@ from probes.live import match
 from probes.live.load import load
 from probes.suite import definition
 from probes.suite import run as suite
+from probes.suite.words import choice_of_stages, meanings
 from vindex.errors import ProbeError, VindexError
 from vindex.reader import open_vindex
 
 FLOAT = {"rel": 2e-5, "abs": 1e-9}  # the record keeps six significant digits
-
-
-@pytest.fixture(scope="module")
-def made(tiny_checkpoint):
-    """Model, results and record of a run over two bundled texts."""
-    loaded = load(tiny_checkpoint, device="cpu")
-    results = suite.constants(loaded, texts=["factual", "code"])
-    return loaded, results, json.loads(orjson.dumps(results.record()))
 
 
 def test_the_record_says_what_a_reader_needs(made, tiny_checkpoint):
@@ -51,6 +44,50 @@ def test_the_record_says_what_a_reader_needs(made, tiny_checkpoint):
         assert entry["null"] is not None
         assert entry["variants"]
         assert entry["definition"] and entry["unit"] and entry["n"] == 2
+
+
+def test_the_result_is_what_a_user_wants_to_hold(made, tmp_path):
+    _, found, record = made
+    assert [constant.symbol for constant in found] == ["C1", "C2", "C3", "C4", "C5"]
+    for constant in found:
+        entry = record["constants"][constant.symbol]
+        assert constant is found[constant.symbol] is getattr(found, constant.symbol)
+        for field in ("value", "mean", "null"):
+            assert getattr(constant, field) == pytest.approx(entry[field], **FLOAT)
+        assert list(constant.interval) == pytest.approx(entry["interval"], **FLOAT)
+    with pytest.raises(ProbeError, match="'C6': no such constant; expected C1, C2, C3, C4, C5"):
+        found["C6"]
+    assert repr(found).startswith("<tiny-qwen3: C1 = ") and "\n" not in repr(found)
+    rows, more = found.rows(), found.rows(variants=True)
+    assert [row["constant"] for row in rows] == ["C1", "C2", "C3", "C4", "C5"]
+    assert {row["constant"]: row["meaning"] for row in rows} == meanings(record)
+    assert len(more) == 5 + sum(len(constant.variants) for constant in found)
+    assert all(row.keys() == rows[0].keys() for row in more)
+    assert found.C5.definition and "<td>circuit stages</td>" in found._repr_html_()
+    found.save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text()) == record
+    found.plot(tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_undefined_is_said_and_not_counted(made):
+    record = json.loads(json.dumps(made[2]))
+    for symbol in ("C2", "C3"):
+        record["constants"][symbol]["value"] = None
+    said = meanings(record)
+    assert said["C2"] == "No head is stored: nothing is predicted."
+    assert said["C3"] == "No two adjacent layers have a leading direction."
+
+
+def test_the_sentences_say_the_numbers_of_a_record_made_before():
+    record = json.loads((Path(__file__).parents[3] / "docs" / "records" / "smollm2-135m.json").read_text())
+    said = meanings(record)
+    assert said["C1"].startswith("14 % of what FFN neurons give out") and said["C1"].endswith("same size, 3.2 %.")
+    assert "hold 89 % of the probability; if all tokens were alike, 0.016 %." in said["C2"]
+    assert "at |cos| 0.67; random directions, at 0.0333." in said["C3"]
+    assert "variance 1.68 over tokens" in said["C4"]
+    assert "(CKA < 0.9) at 4 of the 29 steps from layer to layer; with tokens shuffled, at 29." in said["C5"]
+    assert choice_of_stages(record).endswith("Its other variants give 2 to 24 here.")
 
 
 def test_every_constant_can_be_recomputed_from_the_record_alone(made):
