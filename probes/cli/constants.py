@@ -58,7 +58,9 @@ def probe(
     try:
         opened = artifact.open(vindex) if vindex else None
         with progress() as stage:
-            loaded = load_model(model, dtype=dtype, device=device, attn=attn, revision=revision, head=False)
+            loaded = load_model(
+                model, dtype=dtype, device=device, attn=attn, revision=revision, head=False, progress=stage
+            )
             found = probes.constants(loaded, opened, text, batch_size, stage)
     except KeyboardInterrupt:
         warn("stopped; nothing was written")

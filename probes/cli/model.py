@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vindex.console import warn
+from vindex.progress import Progress, silent
 
 if TYPE_CHECKING:
     from probes.live.load import Loaded
@@ -19,6 +20,7 @@ def load_model(
     attn: str = "sdpa",
     revision: str | None = None,
     head: bool = True,
+    progress: Progress = silent,
 ) -> Loaded:
     """As `probes.load`, in a process of our own; what its user should know of the model goes to stderr.
 
@@ -27,7 +29,9 @@ def load_model(
     from probes.live.load import load, require_head
 
     _steady_products()
+    advance = progress("loading", 1)
     loaded = load(model, dtype=dtype, device=device, attn=attn, revision=revision)
+    advance(1)
     if head:
         require_head(loaded)
     for note in loaded.notes:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
 import numpy as np
 import orjson
 
-from probes.live.experts import count, gate_weights
+from probes.live.experts import count
 from probes.live.load import Loaded
-from probes.live.sites import Layer, Mixture
-from probes.records import libraries, plain
+from probes.live.match import describe
+from probes.live.sites import Mixture, ffns
+from probes.records import head, plain
 from probes.suite import definition
 from probes.suite.activity import MixtureReading
 from probes.suite.constants import Constant
@@ -35,24 +35,21 @@ RECORD = "vindex-probe/1"
 
 def build(
     loaded: Loaded,
-    found: Sequence[Layer | Mixture],
     texts: Sequence[ProbeText],
     readings: Sequence[Reading],
     geometry: Geometry,
     constants: Sequence[Constant],
-    weights_sha256: Mapping[str, str],
+    digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The record of one run, plain JSON values, floats rounded to 6 significant digits. found: the model's FFNs."""
+    """The record of one run: plain JSON values, floats with 6 significant digits. digests: of the weight files."""
     return plain(
         {
-            "record": RECORD,
+            **head(RECORD),
             "definition": definition.VERSION,
             "choices": definition.choices(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": _model(loaded, found, weights_sha256),
+            "model": _model(loaded, digests),
             "activation": readings[0].activation.name,
             "null_layers": null_layers(readings, geometry),
-            "libraries": libraries(),
             "texts": [text._asdict() for text in texts],
             "constants": {constant.symbol: _constant(constant) for constant in constants},
             "published": published(),
@@ -91,25 +88,15 @@ def published() -> dict[str, Any]:
     return {"status": "definition unpublished", **orjson.loads(text)}
 
 
-def _model(loaded: Loaded, found: Sequence[Layer | Mixture], weights_sha256: Mapping[str, str]) -> dict[str, Any]:
-    model, config = loaded.model, loaded.model.config
-    mixtures = [ffn for ffn in found if isinstance(ffn, Mixture)]
-    rows, columns = next(gate_weights((mixtures or found)[0])).shape
+def _model(loaded: Loaded, digests: Mapping[str, str]) -> dict[str, Any]:
+    config = loaded.model.config
+    mixtures = [ffn for ffn in ffns(loaded.model) if isinstance(ffn, Mixture)]
     return {
-        "name": loaded.name,
-        "revision": loaded.revision,
-        "weights_sha256": dict(weights_sha256),
+        **describe(loaded, digests),
         "head": loaded.head,
         "notes": loaded.notes,
-        "architecture": type(model).__name__,
-        "num_layers": len(found),
-        "hidden_size": columns,
-        "intermediate_size": rows,
-        **(_mixture(mixtures, config) if mixtures else {}),
-        "vocab_size": config.vocab_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
         "attn_implementation": config._attn_implementation,
+        **(_mixture(mixtures, config) if mixtures else {}),
     }
 
 

@@ -113,7 +113,7 @@ def constants(
         define.layer_temperature(taken),
         define.circuit_stages(taken),
     )
-    return Constants(*measured, taken, shape, record.build(model, found, encoded, taken, shape, measured, digests))
+    return Constants(*measured, taken, shape, record.build(model, encoded, taken, shape, measured, digests))
 
 
 def encode(model: Loaded, names: Sequence[str]) -> tuple[ProbeText, ...]:
