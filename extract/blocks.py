@@ -15,7 +15,7 @@ import torch
 from extract.cast import HalfCast, to_half
 from extract.checkpoint import Checkpoint
 from extract.device import wide
-from extract.plan import DirectionBlock
+from extract.planning import DirectionBlock
 from extract.svd import Directions, top_directions
 from vindex import format as form
 from vindex.manifest import CastReport, Certificate

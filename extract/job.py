@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,6 @@ from vindex.index import Index
 from vindex.options import BuildOptions
 from vindex.tokens import Vocabulary
 from vindex.writer import Writer, Written
-
-# Called with a stage's name and its number of steps; gives back what is called with each step done.
-Stages = Callable[[str, int], Callable[[int], object]]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from extract.checkpoint import open_checkpoint
 from probes.live.load import load
 from tests.conftest import build_quietly
 from tests.vindex.test_commands import run
-from vindex.compare import compare
-from vindex.verify import verify
+from vindex.checks import verify
+from vindex.differences import compare
 
 pytestmark = pytest.mark.qwen
 

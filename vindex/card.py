@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vindex.checksums import load_sums, renew_card, vindex_id
-from vindex.format import files_of
+from vindex.format import CARD, files_of
 from vindex.index import Index
 from vindex.manifest import Manifest
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe
@@ -44,8 +44,8 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 ```"""
 
 
-def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path | None = None) -> None:
-    """Write v's README.md anew, with the given records, and its line in SHA256SUMS.
+def write_card(v: Vindex, probe: Path | None = None, gate3: Path | None = None, gates: Path | None = None) -> Path:
+    """Write v's README.md anew, with the given records, and its line in SHA256SUMS. Returns its path.
 
     Raises QueryError on a record of another kind or of other weights, FormatError on one that is damaged.
     """
@@ -57,6 +57,7 @@ def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path 
     )
     text = render_card(v.index, v.manifest, load_sums(v.path), v.vocabulary, *records)
     renew_card(v.path, text.encode())
+    return v.path / CARD.name
 
 
 def render_card(

@@ -84,7 +84,7 @@ def probe(
 
 def _check(output: Path | None, plot: Path | None) -> None:
     """Before the work: whether there is a place for what it is to write."""
-    from probes.charts import check_target
+    from vindex.charts import check_target
     from vindex.targets import check_file
 
     if output:

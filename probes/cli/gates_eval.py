@@ -59,7 +59,7 @@ def evaluate(
 
     Without files: the atlas's held-out facts and sums.
     """
-    from probes.charts import check_target
+    from vindex.charts import check_target
     from probes.gates import plot as drawing
     from probes.gates.apply import require_fit
     from probes.gates.evaluate import evaluate as run

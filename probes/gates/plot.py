@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from probes.charts import COLOURS, QUIET, check_target
 from probes.gates.evaluate import Entry, Evaluation
 from vindex import targets
+from vindex.charts import COLOURS, QUIET, check_target
 
 FAMILIES = {  # family: (label, colour)
     "gates": ("trained gates", COLOURS[0]),

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from gguf import GGMLQuantizationType
 
-from extract.build import build
 from extract.checkpoint import open_checkpoint
+from extract.pipeline import build
 from probes.gates.files import write_gates
 from probes.gates.masks import Gates
 from probes.weights import patches

@@ -20,9 +20,9 @@ from extract.rederive import compare_embeddings, rederive, require_same_weights,
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.kills import die_at, steps_of
-from vindex.compare import principal_angles
+from vindex.checks import verify
+from vindex.differences import principal_angles
 from vindex.errors import CheckpointError, NumericError, QueryError, TargetError
-from vindex.verify import verify
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -431,7 +431,7 @@ def test_without_embeddings(checkpoint, tmp_path):
     build_quietly(checkpoint, tmp_path / "out.vindex", embeddings=False)
     v = vindex.open(tmp_path / "out.vindex")
     assert not (v.path / "embeddings.bin").exists()
-    assert v.score(np.ones(16, np.float32)).shape == (2, 8)
+    assert v.cosines(np.ones(16, np.float32)).shape == (2, 8)
     with pytest.raises(QueryError, match="was built with --no-embeddings: pass a vector of 16 numbers"):
         v.score(" Paris")
 

@@ -23,7 +23,7 @@ from extract.blocks import DIRECTIONS
 from extract.checkpoint import open_checkpoint
 from extract.cluster import DaskEngine, Errand, dask_engine, run_block
 from extract.layouts import find_layout
-from extract.plan import direction_blocks, plan_index
+from extract.planning import direction_blocks, plan_index
 from extract.provenance import library_versions
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly

@@ -13,9 +13,9 @@ from gguf import GGMLQuantizationType as Kind
 from typer import BadParameter
 
 import vindex
-from extract.build import build
 from extract.checkpoint import open_checkpoint
 from extract.cli import build as commands
+from extract.pipeline import build
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, rederived

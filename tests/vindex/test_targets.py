@@ -13,10 +13,10 @@ import pytest
 import vindex
 from tests.kills import die_at, each_way, steps_of, tree
 from vindex import targets
-from vindex.card import rewrite_card
+from vindex.card import write_card
+from vindex.checks import verify
 from vindex.errors import FormatError, TargetError
 from vindex.format import CARD, INDEX, NORMS
-from vindex.verify import verify
 from vindex.writer import open_writer, refuse_taken
 
 
@@ -111,13 +111,13 @@ def test_a_card_agrees_with_its_checksum_at_whatever_step_it_is_stopped(built, t
     before = (copy / CARD.name).read_bytes()
     v = vindex.open(copy)
     monkeypatch.setattr("vindex.card.render_card", lambda *arguments: "a new card\n")
-    count = len(steps_of(lambda: rewrite_card(v, None, None), monkeypatch))
+    count = len(steps_of(lambda: write_card(v, None, None), monkeypatch))
     states = set()
-    for stopped in each_way(count, lambda: rewrite_card(v, None, None), monkeypatch):
+    for stopped in each_way(count, lambda: write_card(v, None, None), monkeypatch):
         assert all(check.holds for check in verify(vindex.open(copy))), stopped
         states.add((copy / CARD.name).read_bytes())
         monkeypatch.setattr("vindex.card.render_card", lambda *arguments: before.decode())
-        rewrite_card(v, None, None)
+        write_card(v, None, None)
         monkeypatch.setattr("vindex.card.render_card", lambda *arguments: "a new card\n")
         assert tree(copy) == tree(built)
     assert states == {before, b"a new card\n"}
@@ -357,10 +357,10 @@ def test_nothing_is_written_through_planted_links(built, tmp_path):
         (copy / name).unlink(missing_ok=True)
         (copy / name).symlink_to(precious)
     with pytest.raises(TargetError, match="is a symbolic link, which is not followed"):
-        rewrite_card(vindex.open(copy), None, None)
+        write_card(vindex.open(copy), None, None)
     (copy / targets.PENDING).unlink()
     with pytest.raises(TargetError, match="README.md: is a symbolic link"):
-        rewrite_card(vindex.open(copy), None, None)
+        write_card(vindex.open(copy), None, None)
     (tmp_path / "record.json.partial").symlink_to(precious)
     targets.write_json(tmp_path / "record.json", {})
     assert precious.read_text() == "thesis"

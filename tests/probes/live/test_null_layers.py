@@ -17,7 +17,7 @@ from probes.suite.plot import draw
 from probes.suite.run import constants
 from tests.conftest import build_quietly
 from tests.probes.test_command import run
-from vindex.compare import by_layer, compare
+from vindex.differences import by_layer, compare
 from vindex.reader import open_vindex
 
 PLACES = {"first": [0], "middle": [1], "last": [2], "all": [0, 1, 2]}
