@@ -83,7 +83,7 @@ class Projection:
     tied: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Index:
     """index.json, validated. See docs/format.md for what each key means."""
 
@@ -112,6 +112,9 @@ class Index:
     num_experts: int | None = None
     num_features_per_expert: int | None = None
     num_shared_experts: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<index of {self.model}: {self.num_layers} layers × {self.num_feats} features × {self.hidden_size}>"
 
     @property
     def num_rows(self) -> int:

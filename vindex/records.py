@@ -26,6 +26,10 @@ class LayerFrames(NamedTuple):
     gate_sigma: np.ndarray
     down_sigma: np.ndarray
 
+    def __repr__(self) -> str:
+        groups, features, hidden = self.gate.shape
+        return f"<{groups} × {features} gate and down directions of {hidden} numbers>"
+
 
 class Feature(NamedTuple):
     """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).

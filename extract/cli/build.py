@@ -83,11 +83,13 @@ def build(
     if json:
         print_json(v.info())
     else:
-        print_built(v, checkpoint, output)
+        print_built(v, output)
+        there = quote(str(output))
+        say(f'next: vindex verify {there} --source {quote(checkpoint)}, or vindex score {there} " Paris"')
 
 
-def print_built(v: Vindex, checkpoint: str, output: Path) -> None:
-    """Size, time, certificate and what else is worth knowing, and last what to do next."""
+def print_built(v: Vindex, output: Path) -> None:
+    """Size, time, certificate and what else is worth knowing."""
     from extract.provenance import peak_memory
 
     manifest = v.manifest
@@ -102,5 +104,3 @@ def print_built(v: Vindex, checkpoint: str, output: Path) -> None:
         ("flushed to zero", f"{sum(cast.flushed_to_zero for cast in manifest.casts):,} values in the float16 cast"),
     ]
     print_table(f"built {output}", ["", ""], facts)
-    there = quote(str(output))
-    say(f'next: vindex verify {there} --source {quote(checkpoint)}, or vindex score {there} " Paris"')

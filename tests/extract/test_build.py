@@ -478,11 +478,16 @@ def test_another_source_is_named_by_its_file(built, checkpoint, tmp_path):
     require_same_weights(v, open_checkpoint(str(checkpoint)))
     other = open_checkpoint(str(write_checkpoint(tmp_path / "m", shards=2, seed=1)))
     first = other.weight_files[0]
-    with pytest.raises(QueryError, match=f"{first} of m has SHA-256 .*, and tiny.vindex was built from .*; give the"):
+    said = f"m is not the checkpoint that tiny.vindex was built from: {first} has SHA-256 .*, and the vindex was built"
+    with pytest.raises(QueryError, match=said):
         require_same_weights(v, other)
     whole = open_checkpoint(str(write_checkpoint(tmp_path / "w")))
-    with pytest.raises(QueryError, match="was not built from model.safetensors of w but from model-0000.-of-0000"):
+    said = "there is model.safetensors, and the vindex was built from model-0000.-of-0000"
+    with pytest.raises(QueryError, match=said):
         require_same_weights(v, whole)
+    longer = open_checkpoint(str(write_checkpoint(tmp_path / "l", shards=2, layers=3)))
+    with pytest.raises(QueryError, match=r"l is not .*: .* has [\d,]+ bytes, and .* from one of [\d,]+ bytes"):
+        require_same_weights(v, longer)
 
 
 def test_embeddings_are_compared_with_their_source(built, checkpoint, tmp_path):

@@ -18,6 +18,7 @@ import torch
 from distributed import Client
 from typer.testing import CliRunner
 
+import extract
 from extract import cluster
 from extract.blocks import DIRECTIONS
 from extract.checkpoint import open_checkpoint
@@ -30,7 +31,7 @@ from tests.conftest import build_quietly
 from tests.extract.test_build import contents, poison
 from tests.vindex.test_commands import start
 from vindex.__main__ import app
-from vindex.errors import CheckpointError, EngineError, NumericError, TargetError
+from vindex.errors import CheckpointError, EngineError, NumericError, QueryError, TargetError
 from vindex.format import GATE, SIGMA
 from vindex.options import BuildOptions
 from vindex.writer import Claim, open_writer
@@ -230,10 +231,12 @@ def test_usage_of_the_options(checkpoint, tmp_path, monkeypatch):
     def build(*options):
         return CliRunner().invoke(app, ["build", str(checkpoint), "-o", str(tmp_path / "v"), *options])
 
-    assert "needs --engine dask" in build("--workers", "2").output
-    assert "needs --engine dask" in build("--scheduler", "tcp://a:1").output
+    assert "--workers needs --engine dask" in str(build("--workers", "2").exception)
+    assert "--scheduler needs --engine dask" in str(build("--scheduler", "tcp://a:1").exception)
     both = build("--engine", "dask", "--workers", "2", "--scheduler", "tcp://a:1")
-    assert both.exit_code == 2 and "leave one of the two out" in both.output
+    assert "leave one of the two out" in str(both.exception)
+    with pytest.raises(QueryError, match="--engine spark: expected in-process or dask"):
+        extract.build(checkpoint, tmp_path / "v", engine="spark")
     monkeypatch.delitem(sys.modules, "extract.cluster")
     monkeypatch.setitem(sys.modules, "distributed", None)
     missing = build("--engine", "dask").exception

@@ -94,9 +94,15 @@ def test_nearest_features_leave_out_the_feature_itself(built):
         (lambda v: v.cosines(np.ones(16, complex)), "token id .*: expected an integer, got complex128"),
         (
             lambda v: v.cosines(None),
-            "expected a token, a token id, a list of ids, or float vectors of 16 numbers, got None",
+            "expected a token, a token id, a list of them, or float vectors of 16 numbers, got None",
         ),
         (lambda v: v.cosines(np.float32(1)), "got float32"),
+        (lambda v: v.score([]), "expected a token or more, got none"),
+        (
+            lambda v: v.norms["layers.0.input_layernrm"],
+            r"no norm is called .*; there are \d+, such as 'layers.0.input",
+        ),
+        (lambda v: v.certificate(0, "up"), "tiny.vindex has no certificate of up of layer 0"),
         (lambda v: v.cosines(np.array(1.0)), r"expected a vector of 16 numbers, got shape \(\)"),
         (lambda v: v.cosines(np.full(16, np.nan)), "a vector of length nan has no cosine here"),
         (lambda v: v.cosines(np.full(16, np.inf, np.float16)), "a vector of length inf has no cosine here"),
