@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -67,9 +67,10 @@ class Commands(TyperGroup):
         command.epilog = command.epilog or (example and f"Example: {example}")
         for parameter in command.params:
             if not parameter.metavar and not getattr(parameter, "is_flag", False):
-                kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+                kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", object)
+                kind = (*get_args(kind), kind)[0]
                 argument = parameter.param_type_name == "argument"
-                parameter.metavar = (parameter.name or "").upper() if argument else METAVARS.get(kind or object)
+                parameter.metavar = (parameter.name or "").upper() if argument else METAVARS.get(kind)
         return command
 
 
