@@ -27,7 +27,6 @@ EXAMPLES = {  # of each command, at the end of its help
     "feature": "vindex feature atlas.vindex 1 95",
     "compare": "vindex compare base.vindex tuned.vindex --plot angles.html",
     "card": "vindex card atlas.vindex --probe probe.json",
-    "probe": "vindex probe atlas --vindex atlas.vindex",
     "plot": "vindex plot probe.json -o probe.html",
     "gate3": "vindex gate3 atlas --vindex atlas.vindex --save-patch paris.safetensors",
     "gate3 verify": "vindex gate3 verify atlas paris.safetensors",
@@ -64,7 +63,8 @@ class Commands(TyperGroup):
             return None
         inside = f"{ctx.info_name} " if ctx.parent else ""
         example = EXAMPLES.get(inside + cmd_name)
-        command.epilog = command.epilog or (example and f"Example: {example}")
+        if example and "Example:" not in f"{command.help}{command.epilog}":
+            command.epilog = f"Example: {example}"
         for parameter in command.params:
             if not parameter.metavar and not getattr(parameter, "is_flag", False):
                 kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", object)

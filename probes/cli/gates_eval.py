@@ -59,13 +59,13 @@ def evaluate(
 
     Without files: the atlas's held-out facts and sums.
     """
-    from vindex.charts import check_target
     from probes.gates import plot as drawing
     from probes.gates.apply import require_fit
     from probes.gates.evaluate import evaluate as run
     from probes.gates.evaluate import mask_count, record
     from probes.gates.score import Settings
     from probes.live.match import weights_sha256
+    from vindex.charts import check_target
     from vindex.targets import check_file, write_json
 
     to_stdout = json == Path("-")

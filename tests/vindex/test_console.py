@@ -295,7 +295,7 @@ def test_every_help_has_its_example_and_names_what_is_given_in_capitals():
     commands = dict(every_command())
     assert len(commands) >= 20
     for words, command in commands.items():
-        assert command.epilog.startswith(f"Example: vindex {words} "), words
+        assert f"{command.help}{command.epilog}".count(f"Example: vindex {words} ") == 1, words
         for parameter in command.params:
             kind = getattr(parameter, "type_descriptor", None)
             flag = getattr(parameter, "is_flag", False) or getattr(kind, "is_choice", False)
