@@ -84,3 +84,12 @@ def named(asked: Sequence[str]) -> tuple[str, ...]:
     if unknown or not wanted:
         raise ProbeError(f"method {unknown[0] if unknown else ''!r}: expected {', '.join(METHODS)}, both or all")
     return tuple(name for name in METHODS if name in wanted)
+
+
+def require_patch(methods: Sequence[str]) -> None:
+    """Raise ProbeError where none of the methods makes a change that a patch file can hold."""
+    if not set(methods) & set(DEFAULT):
+        raise ProbeError(
+            f"no patch to save: a patch is a rank-1 change of a gate_proj, which {' and '.join(methods)} make none of; "
+            "add --method forward"
+        )
