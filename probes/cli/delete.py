@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory or Hub id, or atlas.")]
 Facts = Annotated[Path | None, typer.Option(metavar="FILE", help="JSON-lines file of your own facts.")]
+Attacked = Annotated[
+    bool, typer.Option("--certificate/--no-certificate", help="Attack what was deleted (verdict `robust`).")
+]
 Dtype = Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16, float16 or auto (as stored).")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record instead of the tables.")]
@@ -52,9 +55,7 @@ def gate3(
     seed: Annotated[int, typer.Option(help="Seed of the fit/held-out split and the controls.")] = 0,
     known_from: Annotated[float, typer.Option(help="With --all: smallest P of the answer before.")] = 0.2,
     limit: Annotated[int | None, typer.Option(help="With --all: at most so many facts of each relation.")] = None,
-    certificate: Annotated[
-        bool, typer.Option("--certificate/--no-certificate", help="Attack what was deleted (verdict `robust`).")
-    ] = True,
+    certificate: Attacked = True,
     dtype: Dtype = "float32",
     device: Device = "auto",
     save_patch: Annotated[
@@ -75,7 +76,7 @@ def gate3(
     from probes.deletion.methods import named, require_patch
     from probes.deletion.results import Deletion
 
-    methods = named([name.strip() for names in method or ["both"] for name in names.split(",")])
+    methods = named(method or "both")
     if all_facts and save_patch:
         raise ProbeError("--save-patch writes one patch; leave --all out")
     if resume and not (all_facts and output):
@@ -121,6 +122,7 @@ def verify(
     facts: Facts = None,
     chat: Annotated[bool | None, typer.Option("--chat/--plain", help="How to ask; default: as the patch says.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split; default: as the patch says.")] = None,
+    certificate: Attacked = True,
     dtype: Dtype = "float32",
     device: Device = "auto",
     json: Json = False,
@@ -140,7 +142,9 @@ def verify(
     with progress() as stages, _stopped(lambda: "nothing was written"):
         loaded, panel = _load(model, facts, dtype, device, stages)
         name = None if fact is None else typed(fact)
-        done = verify_patch(loaded, found, fact=name, facts=panel, chat=chat, seed=seed, progress=stages)
+        done = verify_patch(
+            loaded, found, fact=name, facts=panel, chat=chat, seed=seed, certificate=certificate, progress=stages
+        )
     _show(done, json, output)
     wrong = [one for one in done.claims if not one.holds]
     if wrong:
@@ -204,9 +208,10 @@ def _stopped(kept: Callable[[], str]) -> Iterator[None]:
 def _kept(finished: Sequence[str], output: Path | None) -> str:
     if not finished:
         return "no fact is finished, nothing was written"
+    several = f"{len(finished)} facts are finished" if len(finished) > 1 else "1 fact is finished"
     if output is None:
-        return f"{len(finished)} facts were finished; with -o FILE their record would have been kept"
-    return f"{len(finished)} facts are finished and stand in {output}: repeat with --resume to go on"
+        return f"{several} and not kept, for want of -o FILE"
+    return f"{several} and stand{'s' * (len(finished) == 1)} in {output}: repeat with --resume to go on"
 
 
 def _check_targets(output: Path | None, save_patch: Path | None, plot: Path | None) -> None:

@@ -111,19 +111,21 @@ def verify_patch(
     facts: Panel | str | Path | None = None,
     chat: bool | None = None,
     seed: int | None = None,
+    certificate: bool = True,
     progress: Progress = silent,
 ) -> Verification:
     """Measure a patch again from the unpatched model and the patch alone, beside the verdicts that it records.
 
-    What is not given is as the patch says. Raises PatchError when the patch was made for other weights, or does not say
-    which fact it deletes.
+    What is not given is as the patch says; without a certificate, `robust` is not confirmed.
+    Raises PatchError when the patch was made for other weights, or does not say which fact it deletes.
     """
     found = patch if isinstance(patch, Patch) else patches.read(Path(patch))
     said = claimed(found)
     name = fact or said.fact
     if name is None:
         raise PatchError("the patch does not say which fact it deletes; give --fact SUBJECT/RELATION (fact=…)")
-    options = Options((), said.seed if seed is None else seed, said.chat if chat is None else chat)
+    seed, chat = said.seed if seed is None else seed, said.chat if chat is None else chat
+    options = Options((), seed, chat, certificate=certificate)
     bench = Bench.of(model, facts, options, progress=progress)
     return Verification(bench, *_told(bench, name, progress, lambda fact: verify(bench, found, fact)))
 

@@ -157,7 +157,7 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
     assert all(torch.isfinite(found.delta.gate_write).all() for found in result.methods.values())
-    assert record.one(bench, result, {})["methods"]["forward"]["layer"] == 1
+    assert record.one(bench, result)["methods"]["forward"]["layer"] == 1
 
 
 def emptied(target, layers, sides):
