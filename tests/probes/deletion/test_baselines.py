@@ -16,7 +16,7 @@ from probes.live.sites import layers, weight
 from probes.weights.delta import Wide, relative_norm
 from vindex.errors import ProbeError
 
-OPTIONS = BaselineOptions(trial=(4, 2))
+OPTIONS = BaselineOptions(trial=(4, 2), whole=(12, 16))
 ENOUGH = OPTIONS.enough
 
 
