@@ -1,7 +1,7 @@
 """Published ways to change a fact, turned to erasing one, under the same trial, measurements and verdicts.
 
 Each begins with the fit set's phrasings at the subject's last token, in one layer, and makes a change ΔW of one
-projection (docs/gate3.md has formulas and sources):
+projection (docs/gate3-method.md has formulas and sources):
 
 - `rome`, `rome_plain`: ΔW = δ uᵀ on down_proj; u answers to the subject's key, δ takes the answer's probability away.
 - `gradient`: descent on log P(answer) by gate_proj, no entry of ΔW larger than a bound.

@@ -16,7 +16,7 @@ from probes.deletion.certificate import Attacks
 from probes.deletion.options import ForwardOptions, TrialOptions
 from probes.records import plain
 
-DOCS = Path(__file__).parents[3] / "docs" / "gate3.md"
+DOCS = Path(__file__).parents[3] / "docs" / "gate3-method.md"
 CLASSES = (ForwardOptions, TrialOptions, BaselineOptions, Attacks)
 
 
