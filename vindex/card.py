@@ -160,7 +160,7 @@ def _over(constant: Constant) -> str:
 def _gate3(gate3: Gate3 | None) -> str:
     title = "## Gate 3 Status (DELETE Patch Test)"
     if gate3 is None:
-        return f"{title}\nNot evaluated yet: `vindex gate3 MODEL --json G`, then `vindex card DIR --gate3 G`."
+        return f"{title}\nNot evaluated yet: `vindex gate3 MODEL -o G`, then `vindex card DIR --gate3 G`."
     verdicts = "\n".join(
         f"- **{_cell(verdict.standard)}**: {_cell(verdict.result)} — {_cell(verdict.reason)}"
         for verdict in gate3.verdicts

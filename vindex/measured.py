@@ -92,7 +92,7 @@ def read_probe(path: Path, source: Source) -> Probe:
 
 def read_gate3(path: Path, source: Source) -> Gate3:
     """Raises as `read_probe`."""
-    fields = _open(path, "vindex-gate3/1", "vindex gate3 MODEL --json FILE", source)
+    fields = _open(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", source)
     fact = fields.record("fact")
     found = Gate3(
         fact=fact.text("name"),

@@ -31,3 +31,19 @@ def panel():
     from probes.facts import bundled
 
     return bundled()
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """The atlas, in float32."""
+    import probes
+
+    return probes.load("atlas", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def deleted(loaded):
+    """France/capital deleted from the atlas by both methods, with a certificate: the one whole run of Gate 3."""
+    import probes
+
+    return probes.delete(loaded, "France/capital")
