@@ -9,9 +9,12 @@ from importlib import import_module
 from typing import Any
 
 FACE = {  # public name -> the module it stands in and its name there; nothing is imported before it is used
+    "Gates": ("probes.gates.gates", "Gates"),
     "Loaded": ("probes.live.load", "Loaded"),
     "constants": ("probes.suite.run", "constants"),
+    "evaluate_gates": ("probes.gates.evaluate", "evaluate_gates"),
     "load": ("probes.live.load", "load"),
+    "train_gates": ("probes.gates.learn", "train_gates"),
 }
 __all__ = list(FACE)
 

@@ -148,7 +148,7 @@ def card(
     path: VindexPath,
     probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe -o`, for the constants.")] = None,
     gate3: Annotated[Path | None, typer.Option(help="Record of `vindex gate3 --json`, for the Gate 3 section.")] = None,
-    gates: Annotated[Path | None, typer.Option(help="Record of `vindex gates eval --json`, for the λ gates.")] = None,
+    gates: Annotated[Path | None, typer.Option(help="Record of `vindex gates eval -o`, for the λ gates.")] = None,
 ) -> None:
     """Write a vindex's model card (README.md).
 
