@@ -14,10 +14,13 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "constants": ("probes.suite.run", "constants"),
     "delete": ("probes.deletion.delete", "delete"),
     "delete_all": ("probes.deletion.delete", "delete_all"),
+    "evaluate_gates": ("probes.gates.evaluate", "evaluate_gates"),
+    "Gates": ("probes.gates.gates", "Gates"),
     "load": ("probes.live.load", "load"),
     "Loaded": ("probes.live.load", "Loaded"),
     "read_patch": ("probes.weights.patches", "read"),
     "revert_patch": ("probes.weights.patches", "revert"),
+    "train_gates": ("probes.gates.learn", "train_gates"),
     "verify_patch": ("probes.deletion.delete", "verify_patch"),
 }
 __all__ = list(FACE)

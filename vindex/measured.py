@@ -114,7 +114,7 @@ def read_gate3(path: Path, source: Source) -> Gate3:
 
 def read_gates(path: Path, source: Source) -> GatesEvaluation:
     """Raises as `read_probe`."""
-    fields = _open(path, "vindex-gates-evaluation/1", "vindex gates eval MODEL DIR --json FILE", source)
+    fields = _open(path, "vindex-gates-evaluation/1", "vindex gates eval MODEL DIR -o FILE", source)
     found = GatesEvaluation(
         fields.text("gates"),
         fields.record("panels").text("source"),

@@ -216,7 +216,7 @@ def _kept(finished: Sequence[str], output: Path | None) -> str:
 
 def _check_targets(output: Path | None, save_patch: Path | None, plot: Path | None) -> None:
     """An hour of work must not end at a place that cannot be written to."""
-    from probes.charts import check_target
+    from vindex.charts import check_target
     from vindex.targets import check_file
 
     for path in (output, save_patch):

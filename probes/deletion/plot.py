@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from probes.charts import COLOURS, QUIET, check_target
 from probes.deletion.record import ALL
 from vindex import targets
+from vindex.charts import COLOURS, QUIET, check_target
 from vindex.errors import ProbeError
 
 NAMES = {

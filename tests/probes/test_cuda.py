@@ -10,9 +10,9 @@ from probes.atlas import panel as facts
 from probes.deletion.bench import Bench, Options
 from probes.deletion.experiment import run
 from probes.deletion.generic import own_text
-from probes.gates.apply import gated, hard
+from probes.gates.apply import gated
 from probes.gates.data import read_forget, read_retain
-from probes.gates.masks import Gates
+from probes.gates.gates import Gates
 from probes.gates.options import TrainOptions
 from probes.gates.train import encode, train
 from probes.live.hooks import capture, edited, patched, same_bits
@@ -123,7 +123,7 @@ def test_gates_train_and_apply(here, there, tmp_path):
     assert len(curves[0]) == 3
     np.testing.assert_allclose(curves[0], curves[1], rtol=LOSS)
     assert not gates[0].logits.is_cuda
-    off = hard(Gates(gates[1].logits), gates[1].threshold_at(0.25))
+    off = Gates(gates[1].logits).below(gates[1].threshold_at(0.25)).factors()
     with torch.no_grad():
         said = []
         for loaded in (there, here):

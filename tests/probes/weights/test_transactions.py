@@ -11,8 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from probes.gates.files import write_gates
-from probes.gates.masks import Gates
+from probes.gates.files import write_logits
 from probes.weights import patches
 from probes.weights import tensors as shards
 from probes.weights.bake import bake
@@ -153,7 +152,7 @@ def test_what_is_not_of_this_tool_stays_beside_a_checkpoint(tiny_checkpoint, tmp
 
 def test_neither_the_checkpoint_nor_the_gates_are_baked_over(tiny_checkpoint, tmp_path):
     bake(tiny_checkpoint, ON, tmp_path / "baked")
-    write_gates(Gates(torch.zeros(3, 48)), tmp_path / "baked" / "vindex_patches")
+    write_logits(torch.zeros(3, 48), tmp_path / "baked" / "vindex_patches")
     with pytest.raises(TargetError, match="baked is, or holds, .*vindex_patches, which is being read"):
         bake(tiny_checkpoint, ON, tmp_path / "baked", force=True, reads=[tmp_path / "baked" / "vindex_patches"])
 
