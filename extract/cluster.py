@@ -33,9 +33,9 @@ from extract.blocks import Method
 from extract.checkpoint import Checkpoint, open_checkpoint
 from extract.job import Job
 from extract.provenance import library_versions
+from vindex.claims import Claim, ClaimedFiles, Written
 from vindex.errors import EngineError
 from vindex.options import BuildOptions
-from vindex.writer import Claim, ClaimedFiles, Written
 
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long a running cluster may take to have a worker

@@ -76,7 +76,8 @@ def convert(
 ) -> None:
     """Write gates again in the published layout, as .pt and as .safetensors."""
     from probes.gates.files import read_gates, write_gates
-    from vindex.targets import GATE_FILES, new_directory
+    from vindex.kinds import GATE_FILES
+    from vindex.places import new_directory
 
     gates = read_gates(source)
     with new_directory(output, GATE_FILES, making="directory of gates", reads=[source]) as partial:
@@ -140,7 +141,7 @@ def bake(
     """Write an ordinary checkpoint in which the masked neurons are zero."""
     from probes.live.load import find
     from probes.weights.bake import bake as bake_checkpoint
-    from vindex.targets import check_directory
+    from vindex.places import check_directory
 
     check_directory(output, force=force, reads=[directory])
     gates = gates_in(directory)

@@ -166,8 +166,8 @@ def _panels(
 
 def _trained_scale(directory: Path) -> str:
     """The scale mode that the run record beside the gates states, or none."""
+    from vindex.kinds import TRAINING
     from vindex.schema import load_record
-    from vindex.targets import TRAINING
 
     path = directory / TRAINING
     options = load_record(path).get("options") if os.path.lexists(path) else None

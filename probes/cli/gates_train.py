@@ -59,7 +59,8 @@ def train(
     from probes.gates import resume as state
     from probes.gates.data import read_forget, read_retain
     from probes.gates.options import from_preset
-    from vindex.targets import TRAINED_GATES, check_directory
+    from vindex.kinds import TRAINED_GATES
+    from vindex.places import check_directory
 
     options = from_preset(
         preset, scale_mode=scale_mode, chat=chat, beta=beta, lambda_f=lambda_f, lambda_r=lambda_r,
@@ -100,7 +101,9 @@ def run_training(
     from probes.gates.files import write_gates
     from probes.gates.train import encode, record, train
     from probes.live.match import weights_sha256
-    from vindex.targets import GATE_FILES, TRAINED_GATES, TRAINING, new_directory, write_json
+    from vindex.kinds import GATE_FILES, TRAINED_GATES, TRAINING
+    from vindex.places import new_directory
+    from vindex.targets import write_json
 
     data = encode(loaded, forget, retain, options, weights_sha256(loaded))
     first = _is_first_process()

@@ -31,7 +31,7 @@ from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json, read_bytes, read_text
 from vindex.files import read_json as read_any_json
 from vindex.format import MOST_LAYERS, MOST_NEURONS
-from vindex.targets import GATE_FILES
+from vindex.kinds import GATE_FILES
 
 LOGITS_PT, LOGITS_SAFETENSORS, INDICES, STATS, _ = GATE_FILES
 THRESHOLDS = (GATE_FILES[-1], "thresholds.txt")  # the first is written

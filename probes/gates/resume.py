@@ -14,7 +14,7 @@ from safetensors.torch import save as to_bytes
 from probes.gates.options import TrainOptions, differences
 from vindex import targets
 from vindex.errors import ProbeError
-from vindex.targets import STATE
+from vindex.kinds import STATE
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")
 

@@ -30,10 +30,11 @@ from tests.conftest import build_quietly
 from tests.extract.test_build import contents, poison
 from tests.vindex.test_commands import start
 from vindex.__main__ import app
+from vindex.claims import Claim
 from vindex.errors import CheckpointError, EngineError, NumericError, TargetError
 from vindex.format import GATE, SIGMA
 from vindex.options import BuildOptions
-from vindex.writer import Claim, open_writer
+from vindex.writer import open_writer
 
 OPTIONS = BuildOptions(features=8)
 
