@@ -18,9 +18,9 @@ from extract.device import wide
 from extract.planning import DirectionBlock
 from extract.svd import Directions, top_directions
 from vindex import format as form
+from vindex.claims import Piece
 from vindex.manifest import CastReport, Certificate
 from vindex.options import BuildOptions
-from vindex.writer import Piece
 
 
 class BlockFiles(Protocol):

@@ -9,10 +9,11 @@ from typing import Any
 from extract.checkpoint import Checkpoint
 from extract.layouts import Layout
 from extract.watch import SourceWatch
+from vindex.claims import Written
 from vindex.index import Index
 from vindex.options import BuildOptions
 from vindex.tokens import Vocabulary
-from vindex.writer import Writer, Written
+from vindex.writer import Writer
 
 
 @dataclass(frozen=True)

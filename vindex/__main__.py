@@ -115,8 +115,8 @@ def _build(atlas: str, output: Path) -> None:
 def _require_own(output: Path) -> None:
     """Raise TargetError when the demo would replace something else than a vindex, begun or whole, of its own model."""
     from vindex.checksums import sha256_of
+    from vindex.places import check_directory, unfinished
     from vindex.reader import open_vindex
-    from vindex.targets import check_directory, unfinished
 
     check_directory(output, force=True)
     own = {sha256_of(file) for file in CHECKPOINT.glob("*.safetensors")}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vindex import scoring, targets
+from vindex import places, scoring
 from vindex.checksums import load_sums, settle, vindex_id
 from vindex.errors import FormatError, QueryError
 from vindex.files import opened
@@ -379,7 +379,7 @@ def open_vindex(path: str | Path) -> Vindex:
     """
     directory = Path(path)
     if not os.path.isdir(directory):  # which, unlike Path.is_dir, says no to a name that is too long
-        found = targets.whereabouts(directory) or "; give the path of a vindex, as built by `vindex build`"
+        found = places.whereabouts(directory) or "; give the path of a vindex, as built by `vindex build`"
         raise FormatError(f"{directory} is not a directory{found}")
     settle(directory)
     return Vindex(directory)

@@ -145,7 +145,7 @@ def bake(
 ) -> None:
     """Write an ordinary checkpoint in which the masked neurons are zero."""
     from probes.gates.gates import Gates
-    from vindex.targets import check_directory
+    from vindex.places import check_directory
 
     check_directory(output, force=force, reads=[directory])
     mask = mask_of(Gates.read(directory), directory, threshold, off, indices)

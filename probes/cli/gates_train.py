@@ -37,7 +37,7 @@ def train(
     """
     from probes.gates.learn import check_output, is_first_process, own_device, train_gates
     from probes.gates.options import from_preset
-    from vindex.targets import STATE
+    from vindex.kinds import STATE
 
     from_preset(preset, **options)  # what is out of range is told before the model is loaded
     check_output(output, [Path(or_bundled(model)), forget, retain], resume=resume, force=force)

@@ -34,12 +34,12 @@ from probes.gates.masks import (
     point,
     selected_thresholds,
 )
-from vindex import targets
+from vindex import kinds, targets
 from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json, read_bytes, read_text
 from vindex.files import read_json as read_any_json
 from vindex.format import MOST_LAYERS, MOST_NEURONS
-from vindex.targets import GATE_FILES, TRAINED_GATES
+from vindex.kinds import GATE_FILES, TRAINED_GATES
 
 LOGITS_PT, LOGITS_SAFETENSORS, INDICES, STATS, _ = GATE_FILES
 THRESHOLDS = (GATE_FILES[-1], "thresholds.txt")  # the first is written
@@ -48,7 +48,7 @@ KEY = re.compile(r"(?:.*\.)?layers\.(0|[1-9][0-9]{0,4})\.mlp\.lambda_logits")
 LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
 MOST_THRESHOLDS = 100
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MADE = (*TRAINED_GATES, targets.Kind("gates", GATE_FILES, TRAINED_GATES[0].files))  # what --force replaces
+MADE = (*TRAINED_GATES, kinds.Kind("gates", GATE_FILES, TRAINED_GATES[0].files))  # what --force replaces
 OF_LOGITS = Kind(PatchError, "download it again", limit=1 << 28)
 OF_TEXTS = Kind(PatchError, "download it again")
 

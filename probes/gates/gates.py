@@ -27,11 +27,11 @@ from probes.gates.options import ScaleMode, scale_of
 from probes.live.load import Loaded, find
 from probes.records import Result
 from probes.weights.bake import bake
-from vindex import targets
+from vindex import places, targets
 from vindex.errors import NumericError, PatchError
+from vindex.kinds import GATE_FILES, TRAINING
 from vindex.progress import Progress, silent
 from vindex.schema import load_record
-from vindex.targets import GATE_FILES, TRAINING
 
 
 class Factors(ABC):
@@ -182,7 +182,7 @@ class Gates(Result, Factors):
         force: whether gates that this tool made may be replaced; reads: what `path` may not hold.
         """
         path, more = Path(path), [TRAINING] if self.training else []
-        with targets.new_directory(
+        with places.new_directory(
             path, [*GATE_FILES, *more], making="directory of gates", force=force, reads=[reads] if reads else [],
             kinds=MADE,
         ) as partial:  # fmt: skip

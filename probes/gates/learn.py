@@ -16,8 +16,9 @@ from probes.gates.train import encode, record, train
 from probes.live.load import Loaded, require_head
 from probes.live.match import weights_sha256
 from vindex.errors import TargetError
+from vindex.kinds import STATE
+from vindex.places import check_directory
 from vindex.progress import Progress, silent
-from vindex.targets import STATE, check_directory
 
 
 def train_gates(

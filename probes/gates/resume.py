@@ -15,7 +15,7 @@ from torch import Tensor
 from probes.gates.options import TrainOptions, differences
 from vindex import targets
 from vindex.errors import ProbeError
-from vindex.targets import STATE
+from vindex.kinds import STATE
 
 LOGITS, ADAM = "logits", ("step", "exp_avg", "exp_avg_sq")
 

@@ -41,13 +41,13 @@ from probes.weights.tensors import (
     sha256,
     tensor_bytes,
 )
-from vindex import targets
+from vindex import places, targets
 from vindex.demo import or_bundled
 from vindex.directory import WEIGHTS, LocalFiles
 from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json
 from vindex.format import MOST_LAYERS
-from vindex.targets import HISTORY
+from vindex.kinds import HISTORY
 from vindex.weights import read_header
 
 FORMAT = "vindex-patch"
@@ -195,7 +195,7 @@ def _carried(checkpoint: Path, out: Path, making: str, more: Sequence[str] = (),
     """
     files = {file.name: file for file in plain_files(checkpoint)}
     files |= {f"{HISTORY}/{file.name}": file for file in _applied(checkpoint)}
-    with targets.new_directory(out, [*files, *more], making=making, reads=[checkpoint]) as partial:
+    with places.new_directory(out, [*files, *more], making=making, reads=[checkpoint]) as partial:
         (partial / HISTORY).mkdir()
         for name, file in files.items():
             if name != without:

@@ -17,7 +17,7 @@ from probes.weights import tensors as shards
 from probes.weights.bake import bake
 from probes.weights.delta import Delta
 from tests.kills import each_way, steps_of, tree
-from vindex import targets
+from vindex import kinds, places, targets
 from vindex.errors import PatchError, TargetError
 
 ON = torch.ones(3, 48, dtype=torch.bool)
@@ -98,9 +98,10 @@ def revert_beside(source: Path, place: Path) -> Work:
 
 def train_over(source: Path, place: Path) -> Work:
     def write(value: float) -> None:
-        files = [*targets.GATE_FILES, targets.TRAINING]
-        kinds = targets.TRAINED_GATES
-        with targets.new_directory(place, files, making="directory of gates", force=True, kinds=kinds) as partial:
+        files = [*kinds.GATE_FILES, kinds.TRAINING]
+        with places.new_directory(
+            place, files, making="directory of gates", force=True, kinds=kinds.TRAINED_GATES
+        ) as partial:
             for name in files:
                 targets.write_json(partial / name, {name: value})
 
@@ -120,7 +121,7 @@ def test_old_or_new_stands_whole_and_the_next_run_works(tiny_checkpoint, tmp_pat
     assert old != new
     before()
     for what in each_way(count, stopped, monkeypatch):
-        targets.recover(place)  # the first thing that the next run does
+        places.recover(place)  # the first thing that the next run does
         if make is revert_patch:  # the weights change in one step, and the patch goes after them or with the next run
             assert state(place)["model.safetensors"] in (old["model.safetensors"], new["model.safetensors"]), what
         else:
