@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from extract.cli import build, plan
 from extract.cli import verify as verifying
-from probes.cli import constants, delete, gates, patch
+from probes.cli import constants, delete, gates, patch, trace
 from vindex import cli, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
@@ -88,6 +88,7 @@ HANDLERS = (
     cli.compare,
     cli.card,
     constants.probe,
+    trace.trace,
     delete.gate3,
     demo,
 )
