@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[dict[str, Any]]
 POLE_SHOWN = 3
-LONGEST_PIECE = 12
+LONGEST_PIECE = 10
 
 
 def trace(
@@ -135,8 +135,8 @@ def _print_trajectory(found: Trace) -> None:
         stage = name if row["layer"] is None else f"{row['layer']} {name}"
         cells.append((stage, *seen, *([] if found.patch else [f"{row['adds']:+.3f}"])))
     sums = ", ".join(f"{what} {gap:.0e}" for what, gap in found.sums.items())
-    adds = "" if found.patch else (
-        f"adds: to the {'difference of ' * bool(found.against)}target's logit, the final norm's scale frozen. ")  # fmt: skip
+    whose = "the difference in the target's logit" if found.against else "the target's logit"
+    adds = "" if found.patch else f"adds: to {whose}, the final norm's scale frozen. "
     print_table(
         f"Trajectory of {_piece(found.vocabulary.piece(found.target))}, id {found.target}, by the logit lens",
         columns,
@@ -146,6 +146,8 @@ def _print_trajectory(found: Trace) -> None:
 
 
 def _print_reads(found: Trace, layer: int | None, k: int) -> None:
+    from probes.tracing.page import number
+
     shares = found.layers()
     every = range(len(shares)) if layer is None else (layer,)
     rows = [row for at in every for row in found.reads(at, 1 if layer is None else k)]
@@ -153,24 +155,34 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
     count, generic = found.directions.vindex.gate.shape[1], found.directions.generic
     print_table(
         "Reads: the strongest gate direction of each layer" if layer is None else f"Reads of layer {layer}",
-        [">layer", ">x inside", ">feature", ">READ", "tokens"],
+        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95 %"]), "tokens"],
         [
-            (row["layer"], f"{shares[row['layer']]['read_share']:.0%}", row["feature"], f"{row['z']:+.1f}", _pole(row))
+            (
+                row["layer"],
+                number(shares[row["layer"]]["read_share"], ".0%"),
+                row["feature"],
+                number(row["z"], "+.1f"),
+                *([] if found.against else [number(shares[row["layer"]]["usual_z"], ".1f")]),
+                _pole(row),
+            )
             for row in rows
         ],
-        f"READ: z of v·x against {generic.tokens} tokens of generic text. x inside: share of ‖x‖² in the {count} "
-        f"directions; by chance {found.chance:.0%}",
+        f"READ: z of v·x{' of the difference' * bool(found.against)} against {generic.tokens} tokens of generic text"
+        + ("; 95 %: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
+        + f". x inside: share of ‖x‖² in the {count} directions; by chance {found.chance:.0%}",
     )
 
 
 def _print_writes(found: Trace, layer: int | None, k: int) -> None:
+    from probes.tracing.page import number
+
     rows = found.writes(layer, k)
     cells = [
         (
             "" if row["layer"] is None else row["layer"],
             row["what"] if row["feature"] is None else f"feature {row['feature']}",
             f"{row['adds']:+.3f}",
-            _measured(row["causal"]),
+            number(row["causal"]),
             _pole(row),
         )
         for row in rows
@@ -185,22 +197,24 @@ def _print_writes(found: Trace, layer: int | None, k: int) -> None:
 
 
 def _print_checks(found: Trace) -> None:
+    from probes.tracing.page import number
+
     print_table(
         "Taken out of the live model, one by one",
-        ["side", ">layer", ">feature", ">READ", ">WRITTEN", ">CAUSAL", "tokens"],
+        ["side", ">layer", ">feature", ">READ", ">WRITTEN", ">CAUSAL", ">log p", "tokens"],
         [
             (
                 row["side"],
                 row["layer"],
                 row["feature"],
-                "–" if row["read"] is None else f"{row['read']:+.1f}",
-                f"{row['written']:+.3f}",
-                f"{row['causal']:+.3f}",
-                _pole(row),
+                number(row["read"], "+.1f"),
+                *(number(row[name]) for name in ("written", "causal", "log_prob")),
+                _pole(row, 1),
             )
             for row in found.checks()
         ],
-        "CAUSAL: the target's logit with the direction less that without, measured. A down direction reads nothing: –",
+        "CAUSAL: the target's logit with the direction less that without, measured; log p: the same of its "
+        "log-probability. A down direction reads nothing: –",
     )
 
 
@@ -230,8 +244,8 @@ def _next(found: Trace, model: str, vindex: Path | None, output: Path | None) ->
     return f"vindex feature {vindex} {strongest['layer']} {strongest['feature']}"
 
 
-def _pole(row: dict[str, Any]) -> str:
-    return " ".join(map(_piece, row["tokens"][:POLE_SHOWN]))
+def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:
+    return " ".join(map(_piece, row["tokens"][:count]))
 
 
 def _piece(piece: str) -> str:
@@ -239,7 +253,3 @@ def _piece(piece: str) -> str:
 
     found = visible(piece)
     return found if len(found) <= LONGEST_PIECE else f"{found[: LONGEST_PIECE - 1]}…"
-
-
-def _measured(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"

@@ -4,7 +4,8 @@
 2. `along`: z of v · x at the position against these; coefficients d · y of what the FFN writes (y) along the down
    directions d; and what each adds to the target's logit, (d · y)(u · d). What of y lies outside all of them is a
    remainder with its own effect, so that the rows add up to what the FFN added.
-3. Of two prompts it is the same with the differences of x and of y, and z is the difference over the spread.
+3. Of two prompts it is the same with the differences of x and of y, and z is the difference over √2 times the spread,
+   which is that of two tokens of generic text.
 
 A gate and a down direction of the same rank have nothing to do with each other: the rows of the two never share a line.
 Looking at FFNs through their singular directions: Millidge & Black 2022; NaNA ("SVD as a Fast Interpretability Method
@@ -31,6 +32,8 @@ from vindex.reader import Vindex
 TOKENS = 48
 """Of each generic text: a few hundred tokens in all tell a mean and a spread to a few per cent, in a second or two."""
 
+USUAL = 0.95
+
 
 class Generic(NamedTuple):
     """v · x over generic text; L layers, F directions."""
@@ -39,6 +42,8 @@ class Generic(NamedTuple):
     """(L, F)"""
     spread: np.ndarray
     """(L, F) standard deviation."""
+    usual: np.ndarray
+    """(L,) the largest |z| over the F directions stays below this at 95 % of the tokens."""
     tokens: int
     """How many were read; in a layer its sinks are left out."""
     names: tuple[str, ...]
@@ -49,10 +54,10 @@ class Along(NamedTuple):
 
     read: np.ndarray
     """(L, F) v · x."""
-    z: np.ndarray
-    """(L, F) what of it is not generic, in spreads; NaN where a direction reads nothing."""
     excess: np.ndarray
-    """(L, F) what of it is not generic, as it is: z times the spread."""
+    """(L, F) what of it is not generic: less the mean, or all of a difference."""
+    z: np.ndarray
+    """(L, F) that in spreads of generic text; NaN where a direction reads nothing."""
     read_share: np.ndarray
     """(L,) share of ‖x‖² inside the F gate directions."""
     coefficient: np.ndarray
@@ -77,7 +82,7 @@ def generic(
     frames = [torch.from_numpy(gate.astype(np.float32)).to(model.device) for gate in vindex.gate]  # (F, H) each
     advance = progress("generic text", len(frames))
     pending: list[Tensor] = []
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def see(site: Site, value: Tensor) -> None:
         if site.role == "mlp_in":
@@ -85,14 +90,16 @@ def generic(
             return
         kept = ~torch.stack([sinks(norms) for norms in value.float().norm(dim=2)])
         read = pending.pop()[kept].double()
-        found.append((read.mean(0), read.std(0)))
+        mean, spread = read.mean(0), read.std(0)
+        largest_z = ((read - mean) / spread).nan_to_num(0, 0, 0).abs().amax(1)
+        found.append((mean, spread, largest_z.quantile(USUAL)))
         advance(1)
 
     ids = torch.tensor([text.token_ids for text in given], device=model.device)
     with torch.inference_mode(), capture(model, sites(model, "mlp_in", "residual"), observe=see):
         model.get_decoder()(input_ids=ids, use_cache=False)
-    mean, spread = (torch.stack(each).cpu().numpy() for each in zip(*found, strict=True))
-    return Generic(mean, spread, ids.numel(), tuple(names))
+    mean, spread, usual = (torch.stack(each).cpu().numpy() for each in zip(*found, strict=True))
+    return Generic(mean, spread, usual, ids.numel(), tuple(names))
 
 
 def along(
@@ -103,15 +110,12 @@ def along(
     u: (H,) of `probes.tracing.stream.Frozen`, by which what is written becomes what is added to the target's logit.
     """
     read = _products(vindex.gate, x)
-    excess = read if difference else read - about.mean
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(about.spread > 0, excess / about.spread, np.nan)
+    excess, spread = (read, about.spread * 2**0.5) if difference else (read - about.mean, about.spread)
+    z = np.divide(excess, spread, out=np.full_like(excess, np.nan), where=spread > 0)
     coefficient = _products(vindex.down, y)
     adds = coefficient * _products(vindex.down, np.broadcast_to(u, y.shape))
     inside = np.stack([down.astype(np.float64).T @ row for down, row in zip(vindex.down, coefficient, strict=True)])
-    return Along(
-        read, z, excess, _share(read, x), coefficient, adds, (y - inside) @ u, _share(coefficient, y)
-    )
+    return Along(read, excess, z, _share(read, x), coefficient, adds, (y - inside) @ u, _share(coefficient, y))
 
 
 def largest(values: np.ndarray, k: int) -> Iterator[tuple[int, int]]:

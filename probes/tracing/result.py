@@ -112,7 +112,7 @@ class Trace(Result):
         Two rows follow, the other directions and what lies outside them: `adds` sums to what the FFN added.
         """
         along = self._directions().along
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "layer": at,
                 "feature": feature,
@@ -126,16 +126,20 @@ class Trace(Result):
         ]
         whole = slice(None) if layer is None else layer
         others = float(along.adds[whole].sum()) - sum(row["adds"] for row in rows)
-        rest = (f"other {along.adds[whole].size - len(rows):,} directions", others), (
-            f"outside the {along.adds.shape[1]} directions", float(along.outside[whole].sum()))  # fmt: skip
-        blank = {"layer": layer, "feature": None, "coefficient": None, "tokens": [], "causal": None}
-        return rows + [blank | {"what": what, "adds": adds} for what, adds in rest]
+        rest = {
+            f"other {along.adds[whole].size - len(rows):,} directions": others,
+            f"outside the {along.adds.shape[1]} directions": float(along.outside[whole].sum()),
+        }
+        blank: dict[str, Any] = {"layer": layer, "feature": None, "coefficient": None, "tokens": [], "causal": None}
+        return rows + [blank | {"what": what, "adds": adds} for what, adds in rest.items()]
 
     def layers(self) -> list[dict[str, Any]]:
-        """Of each layer: shares of ‖x‖² and ‖y‖² inside the F directions, and what the FFN adds inside and outside."""
-        along = self._directions().along
-        columns = along.read_share, along.write_share, along.adds.sum(1), along.outside
-        names = "read_share", "write_share", "adds_inside", "adds_outside"
+        """Of each layer: shares of ‖x‖² and ‖y‖² inside the F directions, what the FFN adds inside and outside, and
+        below what the largest |z| stays at 95 % of generic tokens (of pairs of them it is not known)."""
+        along, about = self._directions().along, self._directions().generic
+        usual = np.full(len(about.usual), np.nan) if self.against else about.usual
+        columns = along.read_share, along.write_share, along.adds.sum(1), along.outside, usual
+        names = "read_share", "write_share", "adds_inside", "adds_outside", "usual_z"
         return [
             {"layer": layer} | dict(zip(names, map(float, row), strict=True))
             for layer, row in enumerate(zip(*columns, strict=True))

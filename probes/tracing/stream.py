@@ -91,7 +91,7 @@ class Frozen(NamedTuple):
     |r| of a layer."""
 
     def require_sum(self, parts: np.ndarray, whole: np.ndarray, what: str) -> float:
-        """How far the sums of `parts` (n, parts) are from `whole` (n,) at most. Raises ProbeError where it is too far."""
+        """How far the sums of `parts` (n, parts) are from `whole` (n,) at most. Raises ProbeError if too far."""
         gaps = np.abs(parts.sum(-1) - whole)
         if not (gaps <= self.tolerance).all():
             raise ProbeError(
@@ -128,7 +128,8 @@ def run(model: Any, ids: Sequence[int], position: int) -> Stream:
             "bit for bit: trace does not know this head"
         )
     start = seen[Site("stream", 0)][0, position].double().cpu().numpy()
-    return Stream(position, tuple(found), start, *map(at, ROLES[1:]), lens.float().cpu())
+    attended, x, y, after = map(at, ROLES[1:])
+    return Stream(position, tuple(found), start, attended, x, y, after, lens.float().cpu())
 
 
 def less(one: Stream, other: Stream) -> Stream:

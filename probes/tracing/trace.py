@@ -61,7 +61,7 @@ def trace(
     digests = match.weights_sha256(model, progress("hashing", size))
     if vindex is not None:
         match.require_match(model, vindex, digests)
-    vocabulary = _vocabulary(model.tokenizer)
+    vocabulary = _vocabulary(model.tokenizer) if vindex is None else vindex.vocabulary
     ids = prompt_ids(model.tokenizer, prompt)
     at = _place(position, len(ids))
     main = stream.run(model.model, ids, at)
