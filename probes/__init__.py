@@ -12,6 +12,7 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "Loaded": ("probes.live.load", "Loaded"),
     "constants": ("probes.suite.run", "constants"),
     "load": ("probes.live.load", "load"),
+    "trace": ("probes.tracing.trace", "trace"),
 }
 __all__ = list(FACE)
 
