@@ -228,7 +228,7 @@ def _print_fate(found: Trace) -> None:
         say(f"the patch hides the target nowhere: where the lens had it among {SHOWN} tokens, it still has")
     else:
         later = ", ".join(stage(rows[at]) for at in fate.later) or "nowhere"
-        say(f"the answer dies at {stage(rows[fate.dies])}: the lens had it among {SHOWN} tokens there, and has no longer")
+        say(f"the answer dies at {stage(rows[fate.dies])}: the lens had it among {SHOWN} tokens there, no longer")
         say(f"later the lens still shows it at: {later}")
     say(f"in the end its rank is {rows[-1]['rank']:,} before and {rows[-1]['rank_patched']:,} after the patch")
 

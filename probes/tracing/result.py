@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from probes.records import Result, libraries, plain
+from probes.records import Result, head, plain
 from probes.tracing.causal import Tested
 from probes.tracing.directions import Along, Generic, largest
 from probes.tracing.stream import Seen
@@ -174,9 +173,7 @@ class Trace(Result):
         generic = found and {"texts": found.generic.names, "tokens": found.generic.tokens}
         return plain(
             {
-                "record": RECORD,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "libraries": libraries(),
+                **head(RECORD),
                 "model": self.model,
                 "vindex": found and found.vindex.id,
                 "prompt": self.prompt,

@@ -85,25 +85,11 @@ def trace(
         found = Directions(vindex, about, along, tested)
     other = beside or after
     return Trace(
-        _described(model, digests), prompt, against, None if patch is None else Path(patch).name,
+        match.describe(model, digests), prompt, against, None if patch is None else Path(patch).name,
         tuple(Token(place, each, vocabulary.piece(each), place in main.sinks) for place, each in enumerate(ids)),
         at, vocabulary, wanted, adds, stream.look(main, wanted),
         None if other is None else stream.look(other, wanted), sums, found,
     )  # fmt: skip
-
-
-def _described(model: Loaded, digests: dict[str, str]) -> dict[str, Any]:
-    live = model.model
-    return {
-        "name": model.name,
-        "revision": model.revision,
-        "weights_sha256": digests,
-        "architecture": type(live).__name__,
-        "num_layers": len(ffns(live)),
-        "hidden_size": live.get_input_embeddings().weight.shape[1],
-        "dtype": str(live.dtype).removeprefix("torch."),
-        "device": live.device.type,
-    }
 
 
 def _require_sense(
