@@ -54,7 +54,6 @@ def build(bench: Bench) -> None:
 def _build(bench: Bench, source: Path, name: str) -> dict[str, float]:
     """Build, and seconds by stage."""
     from extract.pipeline import build as build_vindex
-
     from vindex.options import BuildOptions
 
     marks: list[tuple[str, float]] = [("opening", time.perf_counter())]

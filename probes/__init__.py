@@ -20,6 +20,7 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "Loaded": ("probes.live.load", "Loaded"),
     "read_patch": ("probes.weights.patches", "read"),
     "revert_patch": ("probes.weights.patches", "revert"),
+    "trace": ("probes.tracing.trace", "trace"),
     "train_gates": ("probes.gates.learn", "train_gates"),
     "verify_patch": ("probes.deletion.delete", "verify_patch"),
 }

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from extract.cli import build, plan
 from extract.cli import verify as verifying
-from probes.cli import constants, delete, gates, patch, plot
+from probes.cli import constants, delete, gates, patch, plot, trace
 from vindex import cli, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
@@ -139,6 +139,7 @@ HANDLERS = (
     cli.card,
     constants.probe,
     plot.plot,
+    trace.trace,
     delete.gate3,
     demo,
 )

@@ -5,11 +5,13 @@ Changing any of these makes another definition and needs another VERSION.
 
 from __future__ import annotations
 
+from probes.live import sinks
+
 VERSION = "v1"
 
 TOKENS = 256
 """Length of a probe text in tokens."""
-SINK_RATIO = 10.0
+SINK_RATIO = sinks.SINK_RATIO
 """`no_sink` drops token 0 and every token whose residual norm exceeds this multiple of the layer's median norm."""
 
 SPARSITY_HEADLINE = 1e-2
