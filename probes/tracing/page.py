@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from probes.charts import COLOURS, QUIET
+from vindex.charts import COLOURS, QUIET
 
 WIDTH, HEIGHT, LEFT, FOOT = 720, 180, 64, 22
 

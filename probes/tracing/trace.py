@@ -57,8 +57,7 @@ def trace(
     """
     require_head(model)
     _require_sense(model, vindex, against, patch, check)
-    size = sum(file.stat().st_size for file in match.weight_files(model))
-    digests = match.weights_sha256(model, progress("hashing", size))
+    digests = match.weights_sha256(model, progress)
     if vindex is not None:
         match.require_match(model, vindex, digests)
     vocabulary = _vocabulary(model.tokenizer) if vindex is None else vindex.vocabulary
