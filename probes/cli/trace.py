@@ -160,7 +160,7 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
     count, generic = found.directions.vindex.gate.shape[1], found.directions.generic
     print_table(
         "Reads: the strongest gate direction of each layer" if layer is None else f"Reads of layer {layer}",
-        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95 %"]), "tokens"],
+        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95%"]), "tokens"],
         [
             (
                 row["layer"],
@@ -173,7 +173,7 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
             for row in rows
         ],
         f"READ: z of v·x{' of the difference' * bool(found.against)} against {generic.tokens} tokens of generic text"
-        + ("; 95 %: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
+        + ("; 95%: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
         + f". x inside: share of ‖x‖² in the {count} directions; by chance {found.chance:.0%}",
     )
 
