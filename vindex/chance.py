@@ -37,6 +37,17 @@ def sampled_tokens(tokens: int) -> np.ndarray:
     return np.arange(SAMPLE) * tokens // SAMPLE
 
 
+class Statistics(NamedTuple):
+    """What scores are judged by, as arrays of the files: GATE_STATS (2, R), GATE_PEAKS (L, SAMPLE), MEAN_EMBEDDING (H,)
+    and RANDOM_POLES (2, RANDOM_DIRECTIONS, META_TOP_K).
+    """
+
+    gate: np.ndarray
+    peaks: np.ndarray
+    centre: np.ndarray
+    random_poles: np.ndarray
+
+
 class Judged(NamedTuple):
     """What the scores of one token or vector are judged by.
 
@@ -57,12 +68,12 @@ class Judged(NamedTuple):
         return chance_of(z, self.scale, self.directions)
 
 
-def judge(cosines: np.ndarray, vector: np.ndarray, stats: np.ndarray, peaks: np.ndarray, centre: np.ndarray) -> Judged:
-    """Cosines (R,) of a vector (H,), beside what GATE_STATS (2, R), GATE_PEAKS (L, SAMPLE), MEAN_EMBEDDING (H,) say."""
-    mean, deviation = stats
+def judge(cosines: np.ndarray, vector: np.ndarray, statistics: Statistics) -> Judged:
+    """Cosines (R,) of a vector (H,) with every gate direction, beside what a vindex's statistics say."""
+    mean, deviation = statistics.gate
     z = np.divide(cosines - mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
-    scale, directions, reached = scale_of(vector, centre), int((deviation > 0).sum()), float(np.abs(z).max())
-    share = float((peaks.max(axis=0) >= reached).mean())
+    scale, directions, reached = scale_of(vector, statistics.centre), int((deviation > 0).sum()), float(np.abs(z).max())
+    share = float((statistics.peaks.max(axis=0) >= reached).mean())
     return Judged(z, scale, directions, reached, share, reach_of(scale, directions))
 
 

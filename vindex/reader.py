@@ -5,6 +5,7 @@ v.gate.shape                     # (L, F, H) float16, read-only memory map
 v.layer(3).gate.shape            # (groups, F, H): groups are a mixture's experts, else 1
 v.score(" Paris").shape          # (L, F) cosines
 v.top_features(" Paris", k=5)
+v.best(" Paris", k=5)            # beside chance; vindex/beside.py has this and more
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vindex import scoring, targets
+from vindex.beside import BesideChance
 from vindex.checksums import load_sums, settle, vindex_id
 from vindex.errors import FormatError, QueryError
 from vindex.files import TEXT_LIMIT, opened
@@ -54,7 +56,7 @@ OF_NUMBERS = OF_A_VINDEX._replace(limit=None)
 LENGTHS = (1e-4, 1e18)  # of a vector: what float32 can square, and what EPSILON does not change
 
 
-class Vindex:
+class Vindex(BesideChance):
     """A vindex on disk, as read-only memory maps. Use `vindex.open(path)`."""
 
     def __init__(self, path: Path) -> None:
@@ -158,7 +160,7 @@ class Vindex:
 
         Raises QueryError when the text is not one token or the id is out of range.
         """
-        token_id = self.vocabulary.id_of(token) if isinstance(token, str) else _whole("token id", token)
+        token_id = self.vocabulary.id_of(token) if isinstance(token, str) else scoring.whole("token id", token)
         if not 0 <= token_id < self.index.vocab_size:
             raise QueryError(
                 f"token id {token_id} is out of range: this model has ids 0 to {self.index.vocab_size - 1}"
@@ -206,7 +208,7 @@ class Vindex:
 
     def top_features(self, query: Query, k: int = 10) -> list[FeatureHit]:
         """The k features whose gate direction lies closest to the query, largest cosine first."""
-        k = _positive("k", k)
+        k = scoring.positive("k", k)
         vector = self.vector(query)
         if vector.ndim != 1:
             raise QueryError("top_features takes one token or vector at a time; use score() for a batch")
@@ -214,7 +216,7 @@ class Vindex:
 
     def nearest_features(self, layer: int, feature: int, k: int = 10, *, expert: int | None = None) -> list[FeatureHit]:
         """The k other features, of any layer and expert, whose gate directions lie closest to this one by |cosine|."""
-        k, row = _positive("k", k), self._row(layer, feature, expert)
+        k, row = scoring.positive("k", k), self.row(layer, feature, expert)
         directions = self.gate.reshape(-1, self.index.hidden_size)
         scores = scoring.cosines(directions, directions[row].astype(np.float32))
         scores[row] = 0.0
@@ -226,29 +228,29 @@ class Vindex:
         expert: which one, in a layer that is a mixture; E for its shared expert.
         Raises QueryError when one of them is out of range, or the layer needs an expert and none is given.
         """
-        row = self._row(layer, feature, expert)
+        row = self.row(layer, feature, expert)
         layer, feature = int(layer), int(feature)
         poles = (*self._poles(GATE_META, layer, row), *self._poles(DOWN_META, layer, row))
         gate_sigma, down_sigma = (float(sigma) for sigma in self.singular_values.reshape(2, -1)[:, row])
         return Feature(layer, feature, gate_sigma, down_sigma, *poles, None if expert is None else int(expert))
 
     def _hits(self, scores: np.ndarray, k: int, key: np.ndarray | None = None) -> list[FeatureHit]:
-        sigma = self.singular_values[0].reshape(-1)
         found = scoring.largest(scores if key is None else key, k)
-        return [self._hit(row, float(scores.flat[row]), float(sigma[row])) for row in found]
+        return [self.hit(row, float(scores.flat[row])) for row in found]
 
-    def _hit(self, row: int, cosine: float, sigma: float) -> FeatureHit:
-        """Row `row` of all R as layer, expert and rank."""
+    def hit(self, row: int, cosine: float) -> FeatureHit:
+        """Row `row` of all R as layer, expert and rank, with a query's cosine."""
         layer = bisect_right(self._first_rows, row) - 1
         entry = self.index.layers[layer]
         group, feature = divmod(row - self._first_rows[layer], entry.features)
+        sigma = float(self.singular_values.reshape(2, -1)[0, row])
         return FeatureHit(layer, feature, cosine, sigma, group if entry.num_experts else None)
 
     @cached_property
     def _first_rows(self) -> list[int]:
         return [self.index.first_row(layer) for layer in range(self.index.num_layers)]
 
-    def _row(self, layer: int, feature: int, expert: int | None) -> int:
+    def row(self, layer: int, feature: int, expert: int | None) -> int:
         """Which of the R rows a feature is."""
         layer = self._in_range("layer", layer, self.index.num_layers)
         entry = self.index.layers[layer]
@@ -264,7 +266,7 @@ class Vindex:
         return self._first_rows[layer] + (expert or 0) * entry.features + feature
 
     def _in_range(self, what: str, value: Any, count: int) -> int:
-        number = _whole(what, value)
+        number = scoring.whole(what, value)
         if not 0 <= number < count:
             raise QueryError(f"{what} {number} is out of range: {self.path.name} has {what}s 0 to {count - 1}")
         return number
@@ -316,20 +318,6 @@ class Vindex:
                 return np.memmap(file, dtype=dtype, mode="r", shape=shape)
             except ValueError as error:  # it was cut after it was opened
                 raise OF_NUMBERS.refusal(path, f"cannot be mapped ({error})") from error
-
-
-def _whole(what: str, value: Any) -> int:
-    """An int or NumPy integer as an int; bool, float and what only looks like a number is none."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return int(value)
-    raise QueryError(f"{what} {str(value)[:40]}: expected an integer, got {type(value).__name__}")
-
-
-def _positive(what: str, value: Any) -> int:
-    number = _whole(what, value)
-    if number < 1:
-        raise QueryError(f"{what} {number}: expected a positive integer")
-    return number
 
 
 def _check_files(path: Path, index: Index, digests: dict[str, str]) -> int:

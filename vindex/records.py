@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from vindex.chance import CHANCE, Judged
 
 
 class TokenScore(NamedTuple):
@@ -48,6 +51,8 @@ class FeatureHit(NamedTuple):
     """A feature found by a query: cosine with the query, and its gate singular value.
 
     expert: None in a dense layer; in a mixture of E experts 0 … E − 1, and E for the shared expert.
+    z: the cosine beside those of the vocabulary. chance: how often as many random directions reach that |z| or more for
+    this query. Both are None where they were not asked for, or the vindex has no statistics.
     """
 
     layer: int
@@ -55,10 +60,87 @@ class FeatureHit(NamedTuple):
     cosine: float
     gate_sigma: float
     expert: int | None = None
+    z: float | None = None
+    chance: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Best:
+    """The gate directions that read a token or vector most, beside what random directions reach.
+
+    by: "z", largest |z| first, or "cosine", largest cosine first. judged: None for a vindex without statistics.
+    """
+
+    hits: tuple[FeatureHit, ...]
+    by: str
+    judged: Judged | None
+
+    def __repr__(self) -> str:
+        return f"<the best {len(self.hits)} by {self.by}: {self.summary()}>"
+
+    def summary(self) -> str:
+        """The largest |z|, how many tokens reach it, and what random directions reach; in words."""
+        if self.judged is None:
+            return "no z: the vindex has no statistics"
+        said = f"largest |z| {self.judged.reached:.1f}: {self.judged.token_share:.1%} of tokens reach that; "
+        return (
+            said + f"{self.judged.directions:,} random directions reach {self.judged.chance_reach:.1f} in {CHANCE:.0%}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        figures = self.judged and {name: value for name, value in self.judged._asdict().items() if name != "z"}
+        return {"by": self.by, "judged": figures, "hits": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The hits, a dict each."""
+        return [hit._asdict() for hit in self.hits]
+
+
+class Found(NamedTuple):
+    """A direction that holds a token at one of its poles.
+
+    side: "reads" or "writes". pole: "+" or "−". place: from 1, its rank there. score: see TokenScore.
+    """
+
+    side: str
+    layer: int
+    feature: int
+    pole: str
+    place: int
+    token_id: int
+    piece: str
+    score: float
+    expert: int | None = None
+
+
+class Alike(NamedTuple):
+    """How alike the ten tokens of a pole are: the mean cosine between them, and its z among poles by chance."""
+
+    cosine: float
+    z: float
+
+
+class Coherence(NamedTuple):
+    """That of the four poles of a feature, named as in Feature."""
+
+    reads: Alike
+    reads_against: Alike
+    writes: Alike
+    writes_against: Alike
+
+
+class Clusters(NamedTuple):
+    """The directions with nearly the same singular value as a feature's, itself among them, on either side."""
+
+    gate: range
+    down: range
 
 
 def to_json(record: Any) -> Any:
-    """NamedTuples, nested, as plain dicts and lists, ready for orjson."""
+    """NamedTuples, nested, as plain dicts and lists, ready for orjson; a range as its first and last."""
+    if isinstance(record, range):
+        return [record.start, record.stop - 1]
     if hasattr(record, "_asdict"):
         return {key: to_json(value) for key, value in record._asdict().items()}
     if isinstance(record, list | tuple):
