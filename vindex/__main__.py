@@ -84,6 +84,7 @@ HANDLERS = (
     cli.info,
     verifying.verify,
     cli.score,
+    cli.search,
     cli.feature,
     cli.compare,
     cli.card,
