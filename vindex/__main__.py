@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from extract.cli import build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, patch
-from vindex import cli, console
+from vindex import cli, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
@@ -51,7 +51,7 @@ def demo(
             lambda: build.run_build(atlas, output, BuildOptions(threads=1), resume=False, force=True),
         ),
         (f"verify {output} --source {model}", lambda: verifying.verify(output, source=atlas)),
-        (f'score {output} " Paris"', lambda: cli.score(output, [" Paris"], k=8)),
+        (f'score {output} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8)),
         (f"gate3 {model} --vindex {output}", lambda: delete.gate3(atlas, vindex=output)),
     )
     _require_own(output)
@@ -83,9 +83,9 @@ HANDLERS = (
     plan.plan,
     cli.info,
     verifying.verify,
-    cli.score,
-    cli.search,
-    cli.feature,
+    cli_scores.score,
+    cli_scores.search,
+    cli_scores.feature,
     cli.compare,
     cli.card,
     constants.probe,

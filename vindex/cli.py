@@ -1,24 +1,19 @@
-"""Commands that look at a vindex: info, verify, score, feature, compare, card. None of them loads torch."""
+"""Commands that look at a vindex: info, compare, card. None of them loads torch."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.console import print_json, print_table, progress, say, styled, typed
+from vindex.console import print_json, print_table, progress, say
 
 if TYPE_CHECKING:
     from vindex.index import Index, Projection
-    from vindex.reader import Vindex
-    from vindex.records import Best, FeatureHit, TokenScore
 
 VindexPath = Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-POLE_SHOWN = 4
 
 
 def info(path: VindexPath, json: Json = False) -> None:
@@ -50,152 +45,6 @@ def info(path: VindexPath, json: Json = False) -> None:
         print_json(facts)
     else:
         print_table(str(path), ["", ""], [(name.replace("_", " "), value) for name, value in facts.items()])
-
-
-def score(
-    path: VindexPath,
-    tokens: Annotated[
-        list[str] | None, typer.Argument(help='Words to score, quoted with their leading space: " Paris".')
-    ] = None,
-    ids: Annotated[list[int] | None, typer.Option("--id", help="A token's id; may be repeated.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Words, one a line, spaces kept; - reads standard input.")
-    ] = None,
-    by: Annotated[str | None, typer.Option(help="Order: z (largest |z|) or cosine (largest; as published).")] = None,
-    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Features to show for each token.")] = 10,
-    json: Json = False,
-) -> None:
-    """Which gate directions read a token, beside what random directions reach.
-
-    The cosine of the token's embedding with a direction; z is the cosine beside all tokens' on that direction. A word
-    of several tokens is taken apart. Definitions: docs/scores.md.
-
-    Example: vindex score qwen.vindex " Paris" " Berlin" --by cosine
-    """
-    from vindex.reader import open_vindex
-
-    words = [*map(typed, tokens or ()), *(_lines_of(file) if file else ())]
-    if not words and not ids:
-        raise typer.BadParameter("give a word, --id or --file")
-    v = open_vindex(path)
-    asked = [(word, v.vocabulary.take_apart(word)) for word in words]
-    asked += [(v.vocabulary.piece(token_id), [v.token_id(token_id)]) for token_id in ids or ()]
-    results = [(word, pieces, [v.best(piece, k, by=by) for piece in pieces]) for word, pieces in asked]
-    if json:
-        scored = [
-            (word, piece, best) for word, pieces, all_of in results for piece, best in zip(pieces, all_of, strict=True)
-        ]
-        print_json([_score_record(v, *one) for one in scored])
-        return
-    for word, pieces, all_of in results:
-        if len(pieces) > 1:
-            shown = " ".join(repr(v.vocabulary.piece(piece)) for piece in pieces)
-            say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}", "bold"))
-        for piece, best in zip(pieces, all_of, strict=True):
-            text = word if len(pieces) == 1 else v.vocabulary.piece(piece)
-            other = v.vocabulary.hint(text)
-            say(f"token {text!r}, id {piece}", styled(f" ({other.removeprefix(', but ')})" if other else "", "dim"))
-            _print_best(v, best)
-
-
-def search(
-    path: VindexPath,
-    text: Annotated[str, typer.Argument(help="A token; with and without its leading space.")],
-    reads: Annotated[bool, typer.Option("--reads", help="Only gate directions.")] = False,
-    writes: Annotated[bool, typer.Option("--writes", help="Only down directions.")] = False,
-    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions of each side to show.")] = 10,
-    json: Json = False,
-) -> None:
-    """Directions that hold a token among the ten of a pole.
-
-    Gate directions by cosine, down directions by logit-lens score, the largest first. --json has all of them.
-
-    Example: vindex search qwen.vindex Paris --reads
-    """
-    from vindex.reader import open_vindex
-    from vindex.records import to_json
-
-    v, text = open_vindex(path), typed(text)
-    found = v.search(text, reads=reads or not writes, writes=writes or not reads)
-    if json:
-        print_json(to_json(found))
-        return
-    shown = [one for side in ("reads", "writes") for one in [of for of in found if of.side == side][:k]]
-    mixture = bool(v.index.num_experts)
-    rows = [
-        (
-            one.side,
-            one.layer,
-            *([_expert_name(v, one.layer, one.expert)] if mixture else []),
-            one.feature,
-            f"{one.pole}{one.place}",
-            f"{one.score:+.3f}",
-            _visible(one.piece),
-        )
-        for one in shown
-    ]
-    if rows:
-        columns = ["side", ">layer", *([">expert"] if mixture else []), ">feature", ">pole", ">score", "token"]
-        more = f"; {len(found) - len(shown)} more in --json or with -k" if len(found) > len(shown) else ""
-        print_table("", columns, rows, f"pole: its sign and the token's place there; ␣ is a space{more}")
-    else:
-        say(f"no direction holds {text!r}, with or without a leading space, among the ten tokens of a pole")
-
-
-def feature(
-    path: VindexPath,
-    layer: Annotated[int, typer.Argument(help="Layer, from 0.")],
-    number: Annotated[int, typer.Argument(metavar="FEATURE", help="Feature, from 0: rank in the spectrum.")],
-    expert: Annotated[
-        int | None, typer.Option(help="Expert, from 0, where the layer has them; the shared one comes last.")
-    ] = None,
-    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
-    json: Json = False,
-) -> None:
-    """What one feature reads and writes, how alike these tokens are, and its neighbours.
-
-    Coherence is the mean cosine between the tokens of a pole, as z among the poles of random directions.
-
-    Example: vindex feature qwen.vindex 12 3
-    """
-    from vindex.errors import QueryError
-    from vindex.reader import open_vindex
-    from vindex.records import to_json
-
-    v = open_vindex(path)
-    found = v.feature(layer, number, expert=expert)
-    nearest, clusters = v.nearest_features(layer, number, k, expert=expert), v.clusters(layer, number, expert=expert)
-    try:
-        coherence, missing = v.coherence(layer, number, expert=expert), ""
-    except QueryError as error:  # no statistics, or no embeddings
-        coherence, missing = None, str(error)
-    if json:
-        more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
-        print_json(to_json(found) | more)
-        return
-    poles = (found.reads, found.reads_against, found.writes, found.writes_against)
-    names, likeness = ("reads +", "reads −", "writes +", "writes −"), coherence or (None,) * len(poles)
-    place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
-    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
-    caption = (
-        "reads: cosine of embedding and gate direction; writes: logit lens of the down direction of the same rank, "
-    )
-    caption += "which is another direction; alike: z of the coherence of the tokens; ␣ is a space"
-    rows = [
-        (name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens))
-        for name, alike, tokens in zip(names, likeness, poles, strict=True)
-    ]
-    print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
-    if missing:
-        say(styled(f"no coherence: {missing}", "dim"))
-    for side, together in clusters._asdict().items():
-        if len(together) > 1:
-            first, last = together[0], together[-1]
-            say(
-                f"{side} features {first} to {last} have nearly equal σ: they span a space, and single ones are arbitrary"
-            )
-    say("nearest gate directions")
-    _print_hits(v, nearest)
 
 
 def compare(
@@ -248,71 +97,6 @@ def card(
     say(f"wrote {path / 'README.md'}")
 
 
-def _lines_of(file: Path) -> list[str]:
-    """The lines of a file or, of `-`, of standard input that are not empty."""
-    from vindex.errors import QueryError
-    from vindex.files import Kind, read_text
-
-    if str(file) == "-":
-        try:
-            text = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError as error:
-            raise QueryError(f"standard input is not text: byte {error.start} is not UTF-8") from error
-    else:
-        text = read_text(file, Kind(QueryError, "give a text file with a word on each line"))
-    return [word for word in (line.removesuffix("\r") for line in text.split("\n")) if word]
-
-
-def _print_best(v: Vindex, best: Best) -> None:
-    """The hits, those that chance explains dim, and what it all amounts to in words."""
-    from vindex.chance import CHANCE
-
-    _print_hits(v, best.hits)
-    if best.judged is None:
-        say(styled(f"no z: {v.path.name} has no statistics; build it again with this version", "dim"))
-        return
-    say(best.summary())
-    beyond = sum(hit.chance is not None and hit.chance < CHANCE for hit in best.hits)
-    if beyond:
-        say(f"{beyond} of these {len(best.hits)} are more than chance")
-    else:
-        say("chance explains all of these: random directions would read this token as much")
-
-
-def _print_hits(v: Vindex, hits: Sequence[FeatureHit]) -> None:
-    from vindex.chance import CHANCE
-
-    judged, mixture = any(hit.z is not None for hit in hits), bool(v.index.num_experts)
-    rows = []
-    for hit in hits:
-        found = v.feature(hit.layer, hit.feature, expert=hit.expert)
-        reads = found.reads if (hit.cosine if hit.z is None else hit.z) >= 0 else found.reads_against
-        expert = (_expert_name(v, hit.layer, hit.expert),) if mixture else ()
-        worth = (f"{hit.z:+.1f}", _percent(hit.chance)) if hit.z is not None and hit.chance is not None else ()
-        cells = (hit.layer, *expert, hit.feature, f"{hit.cosine:+.3f}", *worth, _pieces(reads))
-        dim = hit.chance is not None and hit.chance >= CHANCE
-        rows.append([styled(cell, "dim") for cell in cells] if dim else cells)
-    columns = [
-        ">layer",
-        *([">expert"] if mixture else []),
-        ">feature",
-        ">cosine",
-        *([">z", ">chance"] if judged else []),
-    ]
-    caption = "the sign of z is the pole; chance: how often random directions reach that |z|; " if judged else ""
-    print_table("", [*columns, "what it reads"], rows, f"{caption}␣ is a space")
-
-
-def _percent(share: float) -> str:
-    return "<0.1%" if share < 0.001 else f"{share:.1%}"
-
-
-def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
-    if expert is None:
-        return "dense"
-    return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
-
-
 def _projection(projection: Projection) -> str:
     """The matrix that unembeds down directions, and whether it is the model's head."""
     if projection.down_meta != "embed_tokens":
@@ -331,32 +115,6 @@ def _experts_of(index: Index) -> dict[str, str | int]:
         "features_per_expert": index.num_features_per_expert or 0,
         "dense_layers": ", ".join(dense) or "none",
     }
-
-
-def _score_record(v: Vindex, word: str, token_id: int, best: Best) -> dict:
-    from vindex.records import to_json
-
-    features = [
-        to_json(v.feature(hit.layer, hit.feature, expert=hit.expert))
-        | {"cosine": hit.cosine, "z": hit.z, "chance": hit.chance}
-        for hit in best.hits
-    ]
-    token = {"token": word, "token_id": token_id, "piece": v.vocabulary.piece(token_id)}
-    judged = {key: of for key, of in best.record().items() if key != "hits"}
-    return token | judged | {"features": features}
-
-
-def _pieces(tokens: list[TokenScore]) -> str:
-    return "  ".join(_visible(token.piece) for token in tokens[:POLE_SHOWN])
-
-
-def _scored(tokens: list[TokenScore]) -> str:
-    return "  ".join(f"{_visible(token.piece)}\u00a0{token.score:+.2f}" for token in tokens)
-
-
-def _visible(piece: str) -> str:
-    """The piece with its spaces made visible, so that a table neither hides them nor breaks there."""
-    return repr(piece)[1:-1].replace(" ", "␣")
 
 
 def _difference_cells(side) -> tuple[str, ...]:

@@ -3,14 +3,15 @@
 1. The directory: the files of the format and no others; checksums.
 2. Every number: finite, and what its file says it is (unit directions at right angles, falling singular values, scores
    in order). Rows are taken some at a time, so that memory does not grow with what a file claims to hold.
-3. index.json and manifest.json say the same of the model, the options and every weight.
+3. What scores are judged by, recomputed from the embeddings (vindex/recomputed.py).
+4. index.json and manifest.json say the same of the model, the options and every weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +30,14 @@ from vindex.format import (
     ROUTER,
     SHARED_GATES,
     SIGMA,
+    STATISTICS,
     SUMS,
     FileSpec,
     files_of,
 )
 from vindex.index import LayerEntry
 from vindex.reader import Vindex
+from vindex.recomputed import Check, statistics
 from vindex.schema import listed
 from vindex.targets import is_left_over
 
@@ -43,14 +46,6 @@ COSINE_LIMIT = 1 + 1e-3  # of a score in gate_meta.bin
 ROWS = 1 << 10  # rows at a time
 NUMBERS = 1 << 22  # numbers at a time
 OF_THE_HUB = (".gitattributes", ".cache")  # what the Hub and its client leave in a download
-
-
-class Check(NamedTuple):
-    """One thing checked: what, whether it holds, and the figure or the offending place."""
-
-    what: str
-    holds: bool
-    detail: str
 
 
 def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> Iterator[Check]:
@@ -71,6 +66,8 @@ def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> 
         yield _biases(v)
     for spec in (GATE_META, DOWN_META):
         yield _tokens(v, spec)
+    if v.index.has_gate_stats:
+        yield from statistics(v)
     yield _manifest(v)
 
 
@@ -113,7 +110,7 @@ def _checksums(v: Vindex, advance: Callable[[int], object]) -> Iterator[Check]:
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
-    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES):
+    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, *STATISTICS):
         if spec.present(v.index):
             yield spec, v.array(spec)
 

@@ -197,7 +197,7 @@ def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp
     with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another -o"):
         demo(tmp_path / "w")
     assert (mine / "thesis.txt").exists() and (tmp_path / "w.partial" / "journal.jsonl").exists()
-    for step in ("extract.cli.verify.verify", "vindex.cli.score", "probes.cli.delete.gate3"):
+    for step in ("extract.cli.verify.verify", "vindex.cli_scores.score", "probes.cli.delete.gate3"):
         monkeypatch.setattr(step, lambda *arguments, **options: None)
     demo(tmp_path / "demo.vindex")
     before = (tmp_path / "demo.vindex").stat().st_ino
