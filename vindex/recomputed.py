@@ -32,8 +32,9 @@ class Check(NamedTuple):
 def statistics(v: Vindex) -> Iterator[Check]:
     """Checks of the optional files; of a vindex without embeddings only what needs none."""
     tokens, found = min(v.index.vocab_size, len(v.vocabulary)), v.statistics
-    yield _in_range(found, tokens)
-    if not v.index.has_embeddings:
+    sane = _in_range(found, tokens)
+    yield sane
+    if not sane.holds or not v.index.has_embeddings:
         return
     gate = v.gate.reshape(-1, v.index.hidden_size)
     rows = np.unique(np.linspace(0, len(gate) - 1, DIRECTIONS).astype(int))
