@@ -14,7 +14,7 @@ import vindex
 from tests.vindex.test_commands import run
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/commands.md", "docs/probes.md"]
+PAGES = ["README.md", "docs/commands.md", "docs/probes.md", "docs/scores.md"]
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -43,7 +43,7 @@ def test_every_command_has_an_example():
     assert len(listed) >= 8 and set(listed) <= shown
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/probes.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/probes.md", "docs/scores.md"])
 def test_python_blocks_run(page, tmp_path):
     run("build", "atlas", "-o", "atlas.vindex", cwd=tmp_path)
     code = "\n".join(blocks(page, "python"))
