@@ -25,14 +25,14 @@ LIMIT = 1.1
 def times(model_name: str, dtype: str) -> None:
     import torch
 
-    from probes.gates.apply import gate_shape, gated, hard, soft
-    from probes.gates.masks import Gates
+    from probes.gates.apply import gate_shape, gated
+    from probes.gates.gates import Gates
     from probes.live.load import load
 
     model = load(model_name, dtype=dtype, device="cpu").model
     gates = Gates(torch.randn(gate_shape(model)) * 0.1)
     ids = torch.arange(TOKENS)[None]
-    masks = {"soft": soft(gates, "energy"), "hard": hard(gates, 0.5)}
+    masks = {"soft": gates.factors("energy"), "hard": gates.below(0.5).factors()}
 
     def plain() -> None:
         with torch.inference_mode():

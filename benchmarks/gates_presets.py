@@ -27,7 +27,6 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 def run(loaded: Any, preset: str, changes: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train one variant and score it."""
-    from probes.gates.apply import hard, soft
     from probes.gates.data import read_forget, read_retain
     from probes.gates.masks import SCALE_MODES, random_keep
     from probes.gates.options import from_preset
@@ -48,10 +47,10 @@ def run(loaded: Any, preset: str, changes: dict[str, Any], steps: int) -> dict[s
         return [round(score, 3) for score in scores]
 
     found: dict[str, Any] = {"preset": preset, "changes": changes, "plain": kept(None)}
-    found["soft"] = kept(soft(gates, options.scale_mode))
+    found["soft"] = kept(gates.factors(options.scale_mode))
     for off in OFFS:
         threshold = gates.threshold_at(off)
-        masks = {mode: hard(gates, threshold, mode) for mode in SCALE_MODES}
+        masks = {mode: gates.below(threshold).factors(mode) for mode in SCALE_MODES}
         masks["random"] = random_keep(gates.keep(threshold), 0).float()
         found[f"{off:.0%}"] = {name: kept(factors) for name, factors in masks.items()}
     last = {name: round(trained.curves[name][-1], 3) for name in ("forget", "retain", "nke", "lambda_std")}

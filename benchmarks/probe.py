@@ -41,14 +41,14 @@ def times(model_name: str, dtype: str) -> None:
     from probes.live.load import load
     from probes.live.sites import layers, sites
     from probes.suite import constants, readings
-    from probes.suite import run as suite
     from probes.suite.activity import Activations
     from probes.suite.cka import compare, gram
+    from probes.suite.run import encode, read_texts
 
     loaded = load(model_name, dtype=dtype, device="cpu")
     model, count = loaded.model, len(layers(loaded.model))
     own = [readings.own_activations(model, layer) for layer in layers(model)]
-    (text,) = suite.encode(loaded, ["factual"])
+    (text,) = encode(loaded, ["factual"])
     ids = torch.tensor([text.token_ids])
     with torch.inference_mode(), capture(model, sites(model, "gate", "up", "hidden", "residual")) as seen:
         logits = model(ids, use_cache=False).logits[0]
@@ -73,7 +73,7 @@ def times(model_name: str, dtype: str) -> None:
             compare(grams, list(range(1, len(text.token_ids))))
 
     def whole() -> None:
-        taken = suite.read_texts(model, suite.encode(loaded, ["factual"]))
+        taken = read_texts(loaded, encode(loaded, ["factual"]))
         for measure in (constants.ffn_sparsity, constants.layer_temperature, constants.circuit_stages):
             measure(taken)
 
@@ -92,14 +92,14 @@ def peak(model_name: str, dtype: str, count: int, what: str) -> None:
 
     from probes import texts
     from probes.live.load import load
-    from probes.suite import run as suite
+    from probes.suite.run import encode, read_texts
 
     loaded = load(model_name, dtype=dtype, device="cpu")
-    probe_texts = suite.encode(loaded, texts.BUNDLED[:count])
+    probe_texts = encode(loaded, texts.BUNDLED[:count])
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = resident("VmRSS")
     if what == "suite":
-        suite.read_texts(loaded.model, probe_texts)
+        read_texts(loaded, probe_texts)
     else:
         with torch.inference_mode():
             for text in probe_texts:

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.synthetic import QWEN3_8B, real_looking_weight
 from extract.svd import top_directions
-from vindex.compare import principal_angles
+from vindex.differences import principal_angles
 
 FEATURES = 128
 

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from benchmarks.synthetic import Shapes, write_checkpoint
-from extract.build import build
 from extract.checkpoint import open_checkpoint
 from extract.cluster import dask_engine
+from extract.pipeline import build
 from vindex.options import BuildOptions
 
 SHAPES = Shapes(2048, 6144, 32768)

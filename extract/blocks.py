@@ -15,12 +15,12 @@ import torch
 from extract.cast import HalfCast, to_half
 from extract.checkpoint import Checkpoint
 from extract.device import wide
-from extract.plan import DirectionBlock
+from extract.planning import DirectionBlock
 from extract.svd import Directions, top_directions
 from vindex import format as form
+from vindex.claims import Piece
 from vindex.manifest import CastReport, Certificate
 from vindex.options import BuildOptions
-from vindex.writer import Piece
 
 
 class BlockFiles(Protocol):

@@ -33,9 +33,9 @@ from extract.blocks import Method
 from extract.checkpoint import Checkpoint, open_checkpoint
 from extract.job import Job
 from extract.provenance import library_versions
+from vindex.claims import Claim, ClaimedFiles, Written
 from vindex.errors import EngineError
 from vindex.options import BuildOptions
-from vindex.writer import Claim, ClaimedFiles, Written
 
 CONNECT_SECONDS = 10
 WORKER_SECONDS = 30  # how long a running cluster may take to have a worker
@@ -91,19 +91,19 @@ class DaskEngine:
 
     def __call__(self, job: Job, method: Method, blocks: Sequence[Any], advance: Callable[[int], object]) -> None:
         revision = job.checkpoint.revision or self._revision  # the commit, though the user may have named a branch
-        errand = Errand(_same_everywhere(self._name), revision, job.options, job.writer.claim)
+        errand = Errand(same_everywhere(self._name), revision, job.options, job.writer.claim)
         job.writer.flush()  # what earlier blocks wrote, workers may read
         futures = {self._client.submit(run_block, errand, method, block, pure=False): block for block in blocks}
         try:
             for future in as_completed(futures, loop=self._client.loop):
                 block = futures[future]
-                job.finish(block.name, *_result(future, block.name))
+                job.finish(block.name, *result_of(future, block.name))
                 advance(method.steps(block))
         finally:
             self._client.cancel(list(futures), force=True)
 
 
-def _same_everywhere(name: str) -> str:
+def same_everywhere(name: str) -> str:
     """A checkpoint's name without what only means something here: the working directory, or a branch after `@`."""
     if name.startswith("hf://"):
         return name.partition("@")[0]
@@ -111,7 +111,7 @@ def _same_everywhere(name: str) -> str:
     return str(local.resolve()) if local.exists() else name
 
 
-def _result(future: Any, block: str) -> Done:
+def result_of(future: Any, block: str) -> Done:
     """What the worker returned, or raise what went wrong there."""
     try:
         return future.result()
@@ -133,7 +133,7 @@ def dask_engine(name: str, revision: str | None, *, scheduler: str | None, worke
     """
     for library in ("distributed", "tornado", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    with _connected(scheduler) if scheduler else _local_cluster(workers) as client:
+    with _connected(scheduler) if scheduler else local_cluster(workers) as client:
         yield DaskEngine(client, name, revision)
 
 
@@ -159,7 +159,7 @@ def _connected(scheduler: str) -> Iterator[Client]:
 
 
 @contextmanager
-def _local_cluster(workers: int) -> Iterator[Client]:
+def local_cluster(workers: int) -> Iterator[Client]:
     """Processes of one thread each, replaced when they die and gone when this is left."""
     settings = {"distributed.scheduler.allowed-failures": DEATHS - 1}
     with ExitStack() as stack, dask.config.set(settings):

@@ -1,4 +1,4 @@
-"""What a build will take, from config.json alone: blocks, bytes to read and write, operations, hours.
+"""What a build will take, from config.json (or a GGUF's header) alone: blocks, bytes, operations, hours.
 
 Operations are floating-point, a multiplication with its addition being two:
 1. Directions of an (I, H) weight, n its shorter side and m the longer: the Gram matrix's upper panels m n² (1 + 1/16);
@@ -9,20 +9,30 @@ Operations are floating-point, a multiplication with its addition being two:
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from extract.plan import DENSE_FEATURES, EXPERT_FEATURES
+from extract.checkpoint import Checkpoint, open_checkpoint
+from extract.planning import DENSE_FEATURES, EXPERT_FEATURES
 from extract.svd import FIRST_CHECK, GRAM_PANELS, top_directions
 from extract.vocab import RUN, STEP, down_scores
-from vindex.errors import NumericError
+from vindex.demo import or_bundled
+from vindex.errors import CheckpointError, NumericError
+from vindex.files import Kind, read_json
 from vindex.format import HALF, META_TOP_K
 from vindex.model_config import checked, mixture_of, positive, towers
+from vindex.progress import Progress, silent
+from vindex.results import Result
 
+CONFIG = Kind(CheckpointError, "give a checkpoint, its config.json or a GGUF file")
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}  # of one weight, by config.json's dtype
 MEASURED_ROWS = 4096  # of the vocabulary, in a timed product
 
@@ -50,7 +60,94 @@ class Shapes(NamedTuple):
     layers: int
     experts: int
     ffns: Counter[int]
-    weight_bytes: int
+    weight_bytes: float
+
+
+@dataclass(frozen=True, repr=False)
+class Plan(Result):
+    """What a build of one checkpoint will take. seconds: of one block of each kind, where they were timed."""
+
+    checkpoint: str
+    threads: int
+    work: tuple[Work, ...]
+    seconds: tuple[float, ...] | None = None
+
+    def __repr__(self) -> str:
+        blocks, read = sum(of.blocks for of in self.work), sum(of.read for of in self.work)
+        return f"<plan of {Path(self.checkpoint).name}: {blocks:,} blocks, {read / 1e9:.3g} GB to read>"
+
+    @property
+    def hours(self) -> dict[int, float]:
+        """{workers: wall time in hours}; empty where no block was timed."""
+        return {count: hours(self.work, self.seconds, count) for count in WORKERS} if self.seconds else {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        seconds: Sequence[float | None] = self.seconds or [None] * len(self.work)
+        timed = [{} if each is None else {"seconds_per_block": each} for each in seconds]
+        return [kind._asdict() | more for kind, more in zip(self.work, timed, strict=True)]
+
+    def record(self) -> dict[str, Any]:
+        return {"threads": self.threads, "work": self.rows(), "hours": {str(n): of for n, of in self.hours.items()}}
+
+
+def plan(
+    checkpoint: str | Path,
+    *,
+    features: int | None = None,
+    measure: bool = False,
+    threads: int = 1,
+    progress: Progress = silent,
+) -> Plan:
+    """What a build of a checkpoint will take. No weight is read, and of a Hub model only config.json is downloaded.
+
+    checkpoint: a directory, its config.json, a GGUF file, a Hub id, or "atlas". features: see BuildOptions. measure:
+    time one block of each kind here, with so many threads. Raises CheckpointError or NumericError.
+    """
+    name = str(checkpoint)
+    work = tuple(work_of(_shapes(or_bundled(name)), features))
+    if not measure:
+        return Plan(name, threads, work)
+    advance, seconds = progress("measure", len(work)), []
+    for kind in work:
+        seconds.append(seconds_of(kind, threads))
+        advance(1, kind.kind)
+    return Plan(name, threads, work, tuple(seconds))
+
+
+def _shapes(name: str) -> Shapes:
+    """The sizes of what `name` stands for: from a GGUF's header, or from config.json here or on the Hub."""
+    path = Path(name).expanduser()
+    bare = path.is_dir() and not os.path.lexists(path / "config.json")
+    if path.suffix == ".gguf" or (bare and any(path.glob("*.gguf"))):
+        opened = open_checkpoint(name)
+        return shapes_of(opened.config, name)._replace(weight_bytes=_bytes_of_a_weight(opened))
+    if path.is_dir():
+        path /= "config.json"
+    elif not os.path.lexists(path):
+        path = _download(name)
+    config = read_json(path, CONFIG)
+    if not isinstance(config, dict):
+        raise CONFIG.refusal(path, "does not hold a JSON object")
+    return shapes_of(config, name)
+
+
+def _bytes_of_a_weight(checkpoint: Checkpoint) -> float:
+    """Over all tensors: quantised ones take less than a byte."""
+    size = sum(checkpoint.files.sizes[name] for name in checkpoint.weight_files)
+    return size / sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import hf_hub_download, logging
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    logging.set_verbosity_error()
+    try:
+        return Path(hf_hub_download(repo.removeprefix("hf://"), "config.json"))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{repo}: no such directory or file here, and no config.json of that name can be had from the Hub"
+        ) from error
 
 
 def shapes_of(config: dict[str, Any], name: str) -> Shapes:
@@ -83,7 +180,8 @@ def work_of(shapes: Shapes, features: int | None) -> list[Work]:
         raise NumericError(f"a weight has at most {most} directions, and {kept} were asked for; use --features {most}")
     work = []
     for neurons, count in shapes.ffns.most_common():
-        read, written = count * neurons * shapes.hidden * shapes.weight_bytes, count * kept * (shapes.hidden * HALF + 4)
+        read = round(count * neurons * shapes.hidden * shapes.weight_bytes)
+        written = count * kept * (shapes.hidden * HALF + 4)
         flop = count * direction_flop(neurons, shapes.hidden, kept)
         for kind, shape in (("gate_proj", (neurons, shapes.hidden)), ("down_proj", (shapes.hidden, neurons))):
             work.append(Work(kind, shape, kept, count, read, flop, written))

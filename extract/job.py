@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from extract.checkpoint import Checkpoint
 from extract.layouts import Layout
 from extract.watch import SourceWatch
+from vindex.claims import Written
 from vindex.index import Index
 from vindex.options import BuildOptions
 from vindex.tokens import Vocabulary
-from vindex.writer import Writer, Written
-
-# Called with a stage's name and its number of steps; gives back what is called with each step done.
-Stages = Callable[[str, int], Callable[[int], object]]
+from vindex.writer import Writer
 
 
 @dataclass(frozen=True)

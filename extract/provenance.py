@@ -7,7 +7,6 @@ import platform
 import re
 import resource
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 from extract.checkpoint import Checkpoint
 from vindex.errors import QueryError
 from vindex.manifest import Manifest, Source
+from vindex.progress import Progress
 
 LAST_SECOND = 253402300799  # of the year 9999
 
 
-def hash_source(checkpoint: Checkpoint, threads: int, stages: Callable[[str, int], Callable[[int], object]]) -> Source:
+def hash_source(checkpoint: Checkpoint, threads: int, progress: Progress) -> Source:
     """Size and SHA-256 of every file that the build reads; those of large files on the Hub are the Hub's word."""
-    files = checkpoint.fingerprint(threads, stages("hash source", checkpoint.source_bytes))
+    files = checkpoint.fingerprint(threads, progress("hash source", checkpoint.source_bytes))
     return Source(checkpoint.model, checkpoint.revision, checkpoint.licence, files)
 
 

@@ -9,7 +9,8 @@ where no gap separates them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,15 +18,18 @@ import numpy as np
 import torch
 
 from extract.cast import to_half
-from extract.checkpoint import Checkpoint
+from extract.checkpoint import Checkpoint, open_checkpoint
 from extract.layouts import Layout, find_layout
-from extract.plan import DirectionBlock, direction_blocks
+from extract.planning import DirectionBlock, direction_blocks
 from extract.svd import top_directions
-from vindex.compare import principal_angles
+from vindex import checks
+from vindex.demo import or_bundled
+from vindex.differences import HALF_ANGLE, TINY, principal_angles
 from vindex.errors import QueryError
+from vindex.progress import Progress, silent
 from vindex.reader import Vindex
+from vindex.verification import Check, Verification
 
-HALF_ANGLE = 2e-3  # radians: what float16 rounding of the rows may turn a subspace by
 GAP = 1e-2  # relative distance between neighbours that separates two clusters
 SIGMA_TOLERANCE = 1e-4
 ROWS, RUNS = 64, 16  # of the embeddings: rows to a run, and runs
@@ -51,24 +55,58 @@ class Embeddings(NamedTuple):
     first_other: int | None
 
 
-def require_same_weights(
-    v: Vindex, checkpoint: Checkpoint, threads: int = 1, advance: Callable[[int], object] = lambda count: None
-) -> None:
-    """Raise QueryError, naming the file, unless the checkpoint's weight files are those in the vindex's manifest."""
-    read = {file.name: file.sha256 for file in v.manifest.source.files}
+def verify(
+    v: Vindex, source: str | Path, *, layers: int = 3, experts: int = 4, progress: Progress = silent
+) -> Verification:
+    """All that `vindex.verify` checks, and a sample of directions and embeddings derived again from the weights.
+
+    source: the checkpoint that v was built from; another one is refused before anything else is done. layers, experts:
+    so many layers, and experts of each, evenly spread. Raises QueryError or CheckpointError.
+    """
+    checkpoint = open_checkpoint(or_bundled(str(source)))
+    require_same_weights(v, checkpoint, progress)
+    found = checks.verify(v, progress)
+    return replace(found, checks=(*found.checks, *_derived_again(v, checkpoint, layers, experts, progress)))
+
+
+def require_same_weights(v: Vindex, checkpoint: Checkpoint, progress: Progress = silent) -> None:
+    """Raise QueryError at the first weight file of the checkpoint that is not the one in the vindex's manifest."""
+    read = {file.name: file for file in v.manifest.source.files}
     missing = [name for name in checkpoint.weight_files if name not in read]
     if missing:
         weights = [name for name in read if Path(name).suffix == Path(missing[0]).suffix]
-        raise QueryError(
-            f"{v.path.name} was not built from {missing[0]} of {checkpoint.model} but from "
-            f"{', '.join(weights) or 'other files'}; give the checkpoint it was built from"
-        )
-    for file in checkpoint.files.fingerprint(checkpoint.weight_files, threads, advance):
-        if file.sha256 != read[file.name]:
-            raise QueryError(
-                f"{file.name} of {checkpoint.model} has SHA-256 {file.sha256[:12]}…, and {v.path.name} was built from "
-                f"{read[file.name][:12]}…; give the checkpoint it was built from"
-            )
+        raise _another(v, checkpoint, f"there is {missing[0]}", ", ".join(weights) or "other files")
+    sizes = {name: checkpoint.files.sizes[name] for name in checkpoint.weight_files}
+    for name, size in sizes.items():
+        if size != read[name].size:
+            raise _another(v, checkpoint, f"{name} has {size:,} bytes", f"one of {read[name].size:,} bytes")
+    advance = progress("hash source", sum(sizes.values()))
+    for name in sizes:
+        (file,) = checkpoint.files.fingerprint([name], 1, advance)
+        if file.sha256 != read[name].sha256:
+            what, ours = (f"SHA-256 {digest[:12]}…" for digest in (file.sha256, read[name].sha256))
+            raise _another(v, checkpoint, f"{name} has {what}", f"one with {ours}")
+
+
+def _another(v: Vindex, checkpoint: Checkpoint, what: str, ours: str) -> QueryError:
+    return QueryError(
+        f"{checkpoint.model} is not the checkpoint that {v.path.name} was built from: {what}, and the vindex was built "
+        f"from {ours}; give that one"
+    )
+
+
+def _derived_again(v: Vindex, checkpoint: Checkpoint, layers: int, experts: int, progress: Progress) -> Iterator[Check]:
+    blocks = sample_blocks(v, checkpoint, evenly(v.index.num_layers, layers), experts)
+    advance = progress("re-derive", len(blocks))
+    for found in rederive(v, checkpoint, blocks):
+        detail = f"angle {found.largest_angle:.0e} (limit {found.angle_limit:.0e}), σ error {found.sigma_error:.0e}"
+        yield Check(found.tensor[found.tensor.index("layers.") :].removesuffix(".weight"), found.holds, detail)
+        advance(1)
+    if v.index.has_embeddings:
+        compared = compare_embeddings(v, checkpoint)
+        other = compared.first_other
+        detail = f"{compared.rows:,} rows, bit by bit" if other is None else f"row {other} is not the source's"
+        yield Check("embeddings", other is None, detail)
 
 
 def compare_embeddings(v: Vindex, checkpoint: Checkpoint) -> Embeddings:
@@ -110,19 +148,18 @@ def rederive(v: Vindex, checkpoint: Checkpoint, blocks: list[DirectionBlock]) ->
     The limit on an angle is float16 rounding plus residual / gap: what lies beside a nearly closed gap is only as
     certain as the certificate makes it.
     """
-    certificates = {(c.projection, c.layer, c.expert): c for c in v.manifest.certificates}
     for block in blocks:
         by_neuron = block.weight.by_neuron(checkpoint).to(torch.float32)
         fresh = top_directions(by_neuron, block.features, v.manifest.options.tolerance, block.weight.name)
         frames, group = v.layer(block.layer), block.expert or 0
         stored = (frames.gate if block.side == "gate" else frames.down)[group]
         sigma = (frames.gate_sigma if block.side == "gate" else frames.down_sigma)[group]
-        certificate = certificates[block.side, block.layer, block.expert]
+        certificate = v.certificate(block.layer, block.side, block.expert)
         narrowest = min(GAP, certificate.gap_at_cut or GAP)
         yield Rederived(
             block.weight.name,
             _largest_angle(stored[: fresh.rank], fresh.rows[: fresh.rank].numpy(), fresh.sigma[: fresh.rank].numpy()),
-            HALF_ANGLE + (certificate.max_residual or 0.0) / max(narrowest, 1e-12),
+            HALF_ANGLE + (certificate.max_residual or 0.0) / max(narrowest, TINY),
             float((np.abs(sigma - fresh.sigma.numpy()) / np.maximum(sigma, 1e-30)).max()) if sigma.any() else 0.0,
         )
 

@@ -3,14 +3,26 @@
 model = probes.load("Qwen/Qwen3-0.6B")
 model.generate("The capital of France is")
 probes.constants(model).C1.value
+probes.delete(model, "France/capital").strict.passed
 """
 
 from importlib import import_module
 from typing import Any
 
 FACE = {  # public name -> the module it stands in and its name there; nothing is imported before it is used
-    "Loaded": ("probes.live.load", "Loaded"),
+    "apply_patch": ("probes.weights.patches", "apply"),
+    "constants": ("probes.suite.run", "constants"),
+    "delete": ("probes.deletion.delete", "delete"),
+    "delete_all": ("probes.deletion.delete", "delete_all"),
+    "evaluate_gates": ("probes.gates.evaluate", "evaluate_gates"),
+    "Gates": ("probes.gates.gates", "Gates"),
     "load": ("probes.live.load", "load"),
+    "Loaded": ("probes.live.load", "Loaded"),
+    "read_patch": ("probes.weights.patches", "read"),
+    "revert_patch": ("probes.weights.patches", "revert"),
+    "trace": ("probes.tracing.trace", "trace"),
+    "train_gates": ("probes.gates.learn", "train_gates"),
+    "verify_patch": ("probes.deletion.delete", "verify_patch"),
 }
 __all__ = list(FACE)
 

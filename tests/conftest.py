@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from extract.build import build
 from extract.checkpoint import open_checkpoint
 from extract.engines import in_process
+from extract.pipeline import build
 from tests.checkpoints import write_checkpoint, write_mixture
 from vindex.options import BuildOptions
 from vindex.progress import silent

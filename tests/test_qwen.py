@@ -13,8 +13,8 @@ from extract.checkpoint import open_checkpoint
 from probes.live.load import load
 from tests.conftest import build_quietly
 from tests.vindex.test_commands import run
-from vindex.compare import compare
-from vindex.verify import verify
+from vindex.checks import verify
+from vindex.differences import compare
 
 pytestmark = pytest.mark.qwen
 
@@ -59,7 +59,7 @@ def test_the_live_model_knows_its_capitals_and_is_probed(qwen_model, tmp_path):
     with torch.no_grad():
         said = loaded.model(ids).logits[0, -1].softmax(-1)
     assert float(said[loaded.tokenizer(" Paris").input_ids[0]]) > 0.8
-    done = run("probe", qwen_model, "--text", "factual", "--json", tmp_path / "p.json", cwd=tmp_path)
+    done = run("probe", qwen_model, "--text", "factual", "-o", tmp_path / "p.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "p.json").read_text())
     assert all(constant["value"] is not None for constant in record["constants"].values())

@@ -12,7 +12,7 @@ from extract.checkpoint import open_checkpoint
 from tests.conftest import build_quietly
 from tests.vindex.test_commands import run
 from tests.vindex.test_published_readers import load_like_larql, run_published
-from vindex.compare import principal_angles
+from vindex.differences import principal_angles
 
 pytestmark = pytest.mark.real
 

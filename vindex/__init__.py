@@ -2,32 +2,68 @@
 
 import vindex
 v = vindex.open("qwen3-0.6b.vindex")
-v.top_features(" Paris", k=5)
+v.score([" Paris", " Berlin"])                  # which features read them: .rows(), .record(), .cosines
+vindex.verify(v)                                # every check, and the verdict
+vindex.compare(v, vindex.open("other.vindex"))  # how far apart they are, by layer
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vindex.errors import VindexError
 
 if TYPE_CHECKING:
+    from vindex.card import write_card
+    from vindex.checks import verify
+    from vindex.differences import Comparison, compare
     from vindex.reader import Vindex
     from vindex.reader import open_vindex as open
     from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
+    from vindex.scores import Scores
+    from vindex.verification import Verification
 
     __version__: str
 
-__all__ = ["Feature", "FeatureHit", "LayerFrames", "TokenScore", "Vindex", "VindexError", "__version__", "open"]
+FACE = {
+    "open": ("vindex.reader", "open_vindex"),
+    "verify": ("vindex.checks", "verify"),
+    "compare": ("vindex.differences", "compare"),
+    "write_card": ("vindex.card", "write_card"),
+    "Vindex": ("vindex.reader", "Vindex"),
+    "Scores": ("vindex.scores", "Scores"),
+    "Verification": ("vindex.verification", "Verification"),
+    "Comparison": ("vindex.differences", "Comparison"),
+    "Feature": ("vindex.records", "Feature"),
+    "FeatureHit": ("vindex.records", "FeatureHit"),
+    "LayerFrames": ("vindex.records", "LayerFrames"),
+    "TokenScore": ("vindex.records", "TokenScore"),
+}
+__all__ = [
+    "Comparison",
+    "Feature",
+    "FeatureHit",
+    "LayerFrames",
+    "Scores",
+    "TokenScore",
+    "Verification",
+    "Vindex",
+    "VindexError",
+    "__version__",
+    "compare",
+    "open",
+    "verify",
+    "write_card",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the reader, and numpy with it, on first use: `vindex --help` needs neither."""
+    """Load what is asked for, and numpy with it, on first use: `vindex --help` needs neither."""
     if name == "__version__":
         return _version()
-    if name not in __all__:
+    if name not in FACE:
         raise AttributeError(f"module 'vindex' has no attribute {name!r}")
-    from vindex import reader
-
-    return reader.open_vindex if name == "open" else getattr(reader, name)
+    module, attribute = FACE[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -5,26 +5,74 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from shlex import quote
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from extract.cli import build, plan
 from extract.cli import verify as verifying
-from probes.cli import constants, delete, gates, patch
+from probes.cli import constants, delete, gates, patch, plot, trace
 from vindex import cli, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
+EXAMPLES = {  # of each command, at the end of its help
+    "build": "vindex build Qwen/Qwen3-0.6B -o qwen3-0.6b.vindex",
+    "plan": "vindex plan Qwen/Qwen3-0.6B --measure",
+    "info": "vindex info atlas.vindex",
+    "verify": "vindex verify atlas.vindex --source atlas",
+    "score": 'vindex score atlas.vindex " Paris" " Berlin" -k 5',
+    "search": "vindex search atlas.vindex Paris --reads",
+    "feature": "vindex feature atlas.vindex 1 95",
+    "compare": "vindex compare base.vindex tuned.vindex --plot angles.html",
+    "card": "vindex card atlas.vindex --probe probe.json",
+    "plot": "vindex plot probe.json -o probe.html",
+    "gate3": "vindex gate3 atlas --vindex atlas.vindex --save-patch paris.safetensors",
+    "gate3 verify": "vindex gate3 verify atlas paris.safetensors",
+    "demo": "vindex demo -o atlas.vindex",
+    "patch show": "vindex patch show paris.safetensors",
+    "patch apply": "vindex patch apply atlas paris.safetensors -o atlas-without-paris",
+    "patch revert": "vindex patch revert atlas-without-paris",
+    "gates train": "vindex gates train atlas -o gates",
+    "gates eval": "vindex gates eval atlas gates --plot gates.html",
+    "gates stats": "vindex gates stats gates",
+    "gates apply": 'vindex gates apply atlas gates --off 25% --prompt "The capital of France is"',
+    "gates bake": "vindex gates bake atlas gates --off 25% -o atlas-gated",
+    "gates compare": "vindex gates compare gates other-gates",
+    "gates convert": "vindex gates convert lambda_logits.pt -o gates",
+}
+METAVARS = {Path: "FILE", int: "N", float: "X", str: "TEXT"}  # of what has none of its own
+
 
 class Commands(TyperGroup):
-    """Commands of one word, or of two where the second asks for another one: `gate3 verify` beside `gate3`."""
+    """Commands of one word, or of two where the second asks for another one: `gate3 verify` beside `gate3`.
+
+    Help speaks one language: what is given stands in capitals, and an example comes last.
+    """
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As click does, the longer name first."""
         two = " ".join(args[:2])
         return super().resolve_command(ctx, [two, *args[2:]] if two in self.commands else args)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, its parameters named and with its example."""
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            return None
+        inside = f"{ctx.info_name} " if ctx.parent else ""
+        example = EXAMPLES.get(inside + cmd_name)
+        if example and "Example:" not in f"{command.help}{command.epilog}":
+            command.epilog = f"Example: {example}"
+        for parameter in command.params:
+            if not parameter.metavar and not getattr(parameter, "is_flag", False):
+                kind = getattr(getattr(parameter, "type_descriptor", None), "annotation", object)
+                kind = (*get_args(kind), kind)[0]
+                argument = parameter.param_type_name == "argument"
+                parameter.metavar = (parameter.name or "").upper() if argument else METAVARS.get(kind)
+        return command
 
 
 app = typer.Typer(
@@ -32,7 +80,6 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -42,17 +89,12 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
 ) -> None:
     """Build, verify, score and edit the bundled checkpoint."""
-    from vindex.options import BuildOptions
-
-    atlas, model = str(CHECKPOINT), CHECKPOINT.name
+    atlas, model, there = str(CHECKPOINT), CHECKPOINT.name, quote(str(output))
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
-        (
-            f"build {model} -o {output}",
-            lambda: build.run_build(atlas, output, BuildOptions(threads=1), resume=False, force=True),
-        ),
-        (f"verify {output} --source {model}", lambda: verifying.verify(output, source=atlas)),
-        (f'score {output} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8)),
-        (f"gate3 {model} --vindex {output}", lambda: delete.gate3(atlas, vindex=output)),
+        (f"build {model} -o {there}", lambda: _build(atlas, output)),
+        (f"verify {there} --source {model}", lambda: verifying.verify(output, source=atlas)),
+        (f'score {there} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8)),
+        (f"gate3 {model} --vindex {there}", lambda: delete.gate3(atlas, vindex=output)),
     )
     _require_own(output)
     for number, (command, run) in enumerate(steps, start=1):
@@ -60,13 +102,22 @@ def demo(
             console.say()
         console.say(console.styled(f"{number}. vindex {command}", "bold"))
         run()
+    console.say(f"next: vindex probe {model} --vindex {there}, or vindex feature {there} 1 95")
+
+
+def _build(atlas: str, output: Path) -> None:
+    import extract
+
+    with console.progress() as stage:
+        v = extract.build(atlas, output, threads=1, force=True, progress=stage)
+    build.print_built(v, output)
 
 
 def _require_own(output: Path) -> None:
     """Raise TargetError when the demo would replace something else than a vindex, begun or whole, of its own model."""
     from vindex.checksums import sha256_of
+    from vindex.places import check_directory, unfinished
     from vindex.reader import open_vindex
-    from vindex.targets import check_directory, unfinished
 
     check_directory(output, force=True)
     own = {sha256_of(file) for file in CHECKPOINT.glob("*.safetensors")}
@@ -89,14 +140,16 @@ HANDLERS = (
     cli.compare,
     cli.card,
     constants.probe,
+    plot.plot,
+    trace.trace,
     delete.gate3,
     demo,
 )
 for handler in HANDLERS:
     app.command()(handler)
 app.command("gate3 verify")(delete.verify)
-app.add_typer(patch.app, name="patch")
-app.add_typer(gates.app, name="gates")
+app.add_typer(patch.app, name="patch", cls=Commands)
+app.add_typer(gates.app, name="gates", cls=Commands)
 
 
 def _show_version(wanted: bool) -> None:
@@ -130,7 +183,7 @@ def _run() -> int:
     except VindexError as error:
         console.warn(f"vindex: {error}")
     except KeyboardInterrupt:
-        console.warn("vindex: interrupted")
+        console.warn("vindex: interrupted; nothing is left half-written")
         return 130
     except OSError as error:
         where = "reading or writing" if error.filename is None else error.filename

@@ -1,6 +1,6 @@
 """Questions to a vindex whose answers stand beside chance; `Vindex` answers them (vindex/reader.py).
 
-v.best(" Paris")             # gate directions by |z|, and what random directions reach
+v.score(" Paris")            # gate directions by |z|, and what random directions reach
 v.search("Paris")            # directions that hold the token at a pole
 v.coherence(12, 3)           # how alike the tokens of its poles are
 v.clusters(12, 3)            # directions that share its singular value
@@ -19,10 +19,11 @@ from vindex.chance import POLE, Statistics, alike, cluster_of, judge
 from vindex.errors import QueryError
 from vindex.format import DOWN_META, GATE_META, GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, FileSpec
 from vindex.index import Index
-from vindex.records import Alike, Best, Clusters, Coherence, FeatureHit, Found
+from vindex.records import Alike, Clusters, Coherence, Feature, FeatureHit, Found
+from vindex.scores import Best, Scores
 
 if TYPE_CHECKING:
-    from vindex.manifest import Manifest
+    from vindex.manifest import Certificate
     from vindex.tokens import Vocabulary
 
 SIDES = {"reads": GATE_META, "writes": DOWN_META}
@@ -36,8 +37,7 @@ class BesideChance:
 
     if TYPE_CHECKING:
 
-        @cached_property
-        def manifest(self) -> Manifest: ...
+        def certificate(self, layer: int, side: str, expert: int | None = None) -> Certificate: ...
         @cached_property
         def gate(self) -> np.ndarray: ...
         @cached_property
@@ -47,7 +47,11 @@ class BesideChance:
         @cached_property
         def vocabulary(self) -> Vocabulary: ...
         def array(self, spec: FileSpec) -> np.ndarray: ...
+        @property
+        def id(self) -> str: ...
         def vector(self, query: Any) -> np.ndarray: ...
+        def token_id(self, token: str | int) -> int: ...
+        def feature(self, layer: int, feature: int, *, expert: int | None = None) -> Feature: ...
         def meta_records(self, spec: FileSpec, layer: int) -> tuple[int, np.ndarray]: ...
         def row(self, layer: int, feature: int, expert: int | None) -> int: ...
         def hit(self, row: int, cosine: float) -> FeatureHit: ...
@@ -63,30 +67,35 @@ class BesideChance:
         stats, peaks, centre, poles = map(self.array, (GATE_STATS, GATE_PEAKS, MEAN_EMBEDDING, RANDOM_POLES))
         return Statistics(stats.reshape(2, -1), peaks, centre, poles)
 
-    def best(self, query: Any, k: int = 10, *, by: str | None = None) -> Best:
-        """The k gate directions that read a token, or a vector, most, beside chance (docs/scores.md).
+    def score(self, query: Any, k: int = 10, *, by: str | None = None) -> Scores:
+        """Which gate directions read a token or a vector, or each of several, beside chance (docs/scores.md).
 
-        query: as in `score`, one at a time. by: "z", largest |z| first, or "cosine", the published order;
-        by default z, or cosine for a vindex without statistics, where hits have no z. Raises QueryError.
+        query: as for `cosines`. by: "z", largest |z| first, or "cosine", largest first, the published order; by default
+        z, or cosine for a vindex without statistics, where hits have no z. Raises QueryError.
         """
-        k = scoring.positive("k", k)
+        k, vectors = scoring.positive("k", k), self.vector(query)
         if by not in ("z", "cosine", None):
             raise QueryError(f"by {by!r}: expected 'z' or 'cosine'")
-        vector = self.vector(query)
-        if vector.ndim != 1:
-            raise QueryError("best takes one token or vector at a time; use score() for a batch")
-        cosines = scoring.cosines(self.gate, vector).reshape(-1)
-        if not self.index.has_gate_stats and by != "z":
-            return Best(
-                tuple(self.hit(row, float(cosines[row])) for row in scoring.largest(cosines, k)), "cosine", None
-            )
-        judged = judge(cosines, vector, self.statistics)
-        rows = scoring.largest(cosines if by == "cosine" else np.abs(judged.z), k)
-        hits = [
-            self.hit(row, float(cosines[row]))._replace(z=(z := float(judged.z[row])), chance=judged.chance(z))
-            for row in rows
-        ]
-        return Best(tuple(hits), by or "z", judged)
+        one, batch = vectors.ndim == 1, np.atleast_2d(vectors)
+        cosines = scoring.cosines(self.gate, batch)
+        each = zip([query] if one else query, batch, cosines.reshape(len(batch), -1), strict=True)
+        return Scores(self.id, cosines, tuple(self._best(*of, k, by) for of in each))
+
+    def _best(self, query: Any, vector: np.ndarray, cosines: np.ndarray, k: int, by: str | None) -> Best:
+        """Of one query: a token, its id, or the vector (H,) itself. cosines: (R,)."""
+        judged = judge(cosines, vector, self.statistics) if self.index.has_gate_stats or by == "z" else None
+        by = by or ("z" if judged else "cosine")
+        rows = scoring.largest(np.abs(judged.z) if judged and by == "z" else cosines, k)
+        hits = [self.hit(row, float(cosines[row])) for row in rows]
+        if judged:
+            z = [float(judged.z[row]) for row in rows]
+            hits = [hit._replace(z=of, chance=judged.chance(of)) for hit, of in zip(hits, z, strict=True)]
+        features = tuple((self.feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in hits)
+        if isinstance(query, np.ndarray):
+            return Best(None, None, None, features, by, judged)
+        token_id = self.token_id(query)
+        token = query if isinstance(query, str) else None
+        return Best(token, token_id, self.vocabulary.piece(token_id), features, by, judged)
 
     def search(self, text: str, *, reads: bool = True, writes: bool = True) -> list[Found]:
         """Directions that hold a token at a pole: the text with a leading space and without, as far as each is a token.
@@ -116,14 +125,10 @@ class BesideChance:
     def clusters(self, layer: int, feature: int, *, expert: int | None = None) -> Clusters:
         """The directions whose singular values are nearly this one's, on either side: single ones are arbitrary."""
         row, entry = self.row(layer, feature, expert), self.index.layers[layer]
-        residuals = {
-            one.projection: one.max_residual
-            for one in self.manifest.certificates
-            if (one.layer, one.expert) == (entry.layer, expert)
-        }
         sigma = self.singular_values.reshape(2, -1)[:, row - feature : row - feature + entry.features]
+        sides = zip(("gate", "down"), sigma, strict=True)
         return Clusters(
-            *(cluster_of(of, feature, residuals.get(s)) for of, s in zip(sigma, ("gate", "down"), strict=True))
+            *(cluster_of(of, feature, self.certificate(layer, side, expert).max_residual) for side, of in sides)
         )
 
     def coherence(self, layer: int, feature: int, *, expert: int | None = None) -> Coherence:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vindex.checksums import load_sums, renew_card, vindex_id
-from vindex.format import files_of
+from vindex.format import CARD, files_of
 from vindex.index import Index
 from vindex.manifest import Manifest
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe
@@ -44,8 +44,8 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 ```"""
 
 
-def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path | None = None) -> None:
-    """Write v's README.md anew, with the given records, and its line in SHA256SUMS.
+def write_card(v: Vindex, probe: Path | None = None, gate3: Path | None = None, gates: Path | None = None) -> Path:
+    """Write v's README.md anew, with the given records, and its line in SHA256SUMS. Returns its path.
 
     Raises QueryError on a record of another kind or of other weights, FormatError on one that is damaged.
     """
@@ -57,6 +57,7 @@ def rewrite_card(v: Vindex, probe: Path | None, gate3: Path | None, gates: Path 
     )
     text = render_card(v.index, v.manifest, load_sums(v.path), v.vocabulary, *records)
     renew_card(v.path, text.encode())
+    return v.path / CARD.name
 
 
 def render_card(
@@ -134,7 +135,7 @@ def _what_it_is(index: Index) -> str:
 def _constants(probe: Probe | None) -> str:
     title = "## Universal Constants"
     if probe is None:
-        return f"{title}\nNot measured yet: `vindex probe MODEL --json P`, then `vindex card DIR --probe P`."
+        return f"{title}\nNot measured yet: `vindex probe MODEL -o P`, then `vindex card DIR --probe P`."
     made = (
         f"Measured by forward hooks in {_cell(probe.dtype)}, definition set `{_cell(probe.definition)}`. In brackets "
         "the mean's 95 % interval; the null is what the same procedure gives where there is nothing to find."
@@ -159,7 +160,7 @@ def _over(constant: Constant) -> str:
 def _gate3(gate3: Gate3 | None) -> str:
     title = "## Gate 3 Status (DELETE Patch Test)"
     if gate3 is None:
-        return f"{title}\nNot evaluated yet: `vindex gate3 MODEL --json G`, then `vindex card DIR --gate3 G`."
+        return f"{title}\nNot evaluated yet: `vindex gate3 MODEL -o G`, then `vindex card DIR --gate3 G`."
     verdicts = "\n".join(
         f"- **{_cell(verdict.standard)}**: {_cell(verdict.result)} — {_cell(verdict.reason)}"
         for verdict in gate3.verdicts

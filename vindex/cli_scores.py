@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.cli import Json, VindexPath
-from vindex.console import print_json, print_table, say, styled, typed
+from vindex.cli import Json, Output, VindexPath
+from vindex.console import check_places, print_table, put, say, styled, typed
 
 if TYPE_CHECKING:
     from vindex.reader import Vindex
-    from vindex.records import Best, FeatureHit, TokenScore
+    from vindex.records import Feature, FeatureHit, TokenScore
+    from vindex.scores import Best
 
 POLE_SHOWN = 4
 
@@ -31,37 +34,35 @@ def score(
     by: Annotated[str | None, typer.Option(help="Order: z (largest |z|) or cosine (largest; as published).")] = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Features to show for each token.")] = 10,
     json: Json = False,
+    output: Output = None,
 ) -> None:
     """Which gate directions read a token, beside what random directions reach.
 
     The cosine of the token's embedding with a direction; z is the cosine beside all tokens' on that direction. A word
     of several tokens is taken apart. Definitions: docs/scores.md.
-
-    Example: vindex score qwen.vindex " Paris" " Berlin" --by cosine
     """
     from vindex.reader import open_vindex
 
+    check_places(output)
     words = [*map(typed, tokens or ()), *(_lines_of(file) if file else ())]
     if not words and not ids:
         raise typer.BadParameter("give a word, --id or --file")
     v = open_vindex(path)
-    asked = [(word, v.vocabulary.take_apart(word)) for word in words]
-    asked += [(v.vocabulary.piece(token_id), [v.token_id(token_id)]) for token_id in ids or ()]
-    results = [(word, pieces, [v.best(piece, k, by=by) for piece in pieces]) for word, pieces in asked]
-    if json:
-        scored = [
-            (word, piece, best) for word, pieces, all_of in results for piece, best in zip(pieces, all_of, strict=True)
-        ]
-        print_json([_score_record(v, *one) for one in scored])
+    apart = [(word, v.vocabulary.take_apart(word)) for word in words] + [(None, [token_id]) for token_id in ids or ()]
+    found = v.score([piece for _, pieces in apart for piece in pieces], k, by=by)
+    named = [word for word, pieces in apart for _ in pieces]
+    found = replace(found, top=tuple(replace(of, token=word) for word, of in zip(named, found.top, strict=True)))
+    if put(found.record(), json, output):
         return
-    for word, pieces, all_of in results:
+    left = iter(found.top)
+    for word, pieces in apart:
         if len(pieces) > 1:
             shown = " ".join(repr(v.vocabulary.piece(piece)) for piece in pieces)
             say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}", "bold"))
-        for piece, best in zip(pieces, all_of, strict=True):
-            text = word if len(pieces) == 1 else v.vocabulary.piece(piece)
-            other = v.vocabulary.hint(text)
-            say(f"token {text!r}, id {piece}", styled(f" ({other.removeprefix(', but ')})" if other else "", "dim"))
+        for best in islice(left, len(pieces)):
+            other = v.vocabulary.hint(best.piece or "")
+            hint = styled(f" ({other.removeprefix(', but ')})" if other else "", "dim")
+            say(f"token {best.piece!r}, id {best.token_id}", hint)
             _print_best(v, best)
 
 
@@ -72,20 +73,19 @@ def search(
     writes: Annotated[bool, typer.Option("--writes", help="Only down directions.")] = False,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions of each side to show.")] = 10,
     json: Json = False,
+    output: Output = None,
 ) -> None:
     """Directions that hold a token among the ten of a pole.
 
     Gate directions by cosine, down directions by logit-lens score, the largest first. --json has all of them.
-
-    Example: vindex search qwen.vindex Paris --reads
     """
     from vindex.reader import open_vindex
     from vindex.records import to_json
 
+    check_places(output)
     v, text = open_vindex(path), typed(text)
     found = v.search(text, reads=reads or not writes, writes=writes or not reads)
-    if json:
-        print_json(to_json(found))
+    if put(to_json(found), json, output):
         return
     shown = [one for side in ("reads", "writes") for one in [of for of in found if of.side == side][:k]]
     mixture = bool(v.index.num_experts)
@@ -118,17 +118,17 @@ def feature(
     ] = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
     json: Json = False,
+    output: Output = None,
 ) -> None:
     """What one feature reads and writes, how alike these tokens are, and its neighbours.
 
     Coherence is the mean cosine between the tokens of a pole, as z among the poles of random directions.
-
-    Example: vindex feature qwen.vindex 12 3
     """
     from vindex.errors import QueryError
     from vindex.reader import open_vindex
     from vindex.records import to_json
 
+    check_places(output)
     v = open_vindex(path)
     found = v.feature(layer, number, expert=expert)
     nearest, clusters = v.nearest_features(layer, number, k, expert=expert), v.clusters(layer, number, expert=expert)
@@ -136,9 +136,8 @@ def feature(
         coherence, missing = v.coherence(layer, number, expert=expert), ""
     except QueryError as error:  # no statistics, or no embeddings
         coherence, missing = None, str(error)
-    if json:
-        more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
-        print_json(to_json(found) | more)
+    more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
+    if put(to_json(found) | more, json, output):
         return
     poles = (found.reads, found.reads_against, found.writes, found.writes_against)
     names, likeness = ("reads +", "reads −", "writes +", "writes −"), coherence or (None,) * len(poles)
@@ -160,7 +159,7 @@ def feature(
             first, last = together[0], together[-1]
             say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
     say("nearest gate directions")
-    _print_hits(v, nearest)
+    _print_hits(v, [(v.feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
 
 
 def _lines_of(file: Path) -> list[str]:
@@ -182,11 +181,11 @@ def _print_best(v: Vindex, best: Best) -> None:
     """The hits, those that chance explains dim, and what it all amounts to in words."""
     from vindex.chance import CHANCE
 
-    _print_hits(v, best.hits)
+    _print_hits(v, best.features)
     if best.judged is None:
         say(styled(f"no z: {v.path.name} has no statistics; build it again with this version", "dim"))
         return
-    say(best.summary())
+    say(best.summary)
     beyond = sum(hit.chance is not None and hit.chance < CHANCE for hit in best.hits)
     if beyond:
         say(f"{beyond} of these {len(best.hits)} are more than chance")
@@ -194,17 +193,16 @@ def _print_best(v: Vindex, best: Best) -> None:
         say("chance explains all of these: random directions would read this token as much")
 
 
-def _print_hits(v: Vindex, hits: Sequence[FeatureHit]) -> None:
+def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> None:
     from vindex.chance import CHANCE
+    from vindex.scores import read
 
-    judged, mixture = any(hit.z is not None for hit in hits), bool(v.index.num_experts)
+    judged, mixture = any(hit.z is not None for _, hit in features), bool(v.index.num_experts)
     rows = []
-    for hit in hits:
-        found = v.feature(hit.layer, hit.feature, expert=hit.expert)
-        reads = found.reads if (hit.cosine if hit.z is None else hit.z) >= 0 else found.reads_against
+    for found, hit in features:
         expert = (_expert_name(v, hit.layer, hit.expert),) if mixture else ()
         worth = (f"{hit.z:+.1f}", _percent(hit.chance)) if hit.z is not None and hit.chance is not None else ()
-        cells = (hit.layer, *expert, hit.feature, f"{hit.cosine:+.3f}", *worth, _pieces(reads))
+        cells = (hit.layer, *expert, hit.feature, f"{hit.cosine:+.3f}", *worth, _pieces(read(found, hit)))
         dim = hit.chance is not None and hit.chance >= CHANCE
         rows.append([styled(cell, "dim") for cell in cells] if dim else cells)
     columns = [
@@ -226,19 +224,6 @@ def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
     if expert is None:
         return "dense"
     return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
-
-
-def _score_record(v: Vindex, word: str, token_id: int, best: Best) -> dict:
-    from vindex.records import to_json
-
-    features = [
-        to_json(v.feature(hit.layer, hit.feature, expert=hit.expert))
-        | {"cosine": hit.cosine, "z": hit.z, "chance": hit.chance}
-        for hit in best.hits
-    ]
-    token = {"token": word, "token_id": token_id, "piece": v.vocabulary.piece(token_id)}
-    judged = {key: of for key, of in best.record().items() if key != "hits"}
-    return token | judged | {"features": features}
 
 
 def _pieces(tokens: list[TokenScore]) -> str:

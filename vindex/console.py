@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -91,6 +93,36 @@ def print_json(record: Any) -> None:
     if not (sys.stdout.encoding or "").lower().startswith("utf"):
         text = NOT_ASCII.sub(_json_escape, text)
     sys.stdout.write(text + "\n")
+
+
+def check_places(output: Path | None, plot: Path | None = None) -> None:
+    """Before the work: raise TargetError where --output or --plot could not be written after it."""
+    from vindex.charts import check_target
+    from vindex.targets import check_file
+
+    if output:
+        check_file(output)
+    if plot:
+        check_target(plot)
+
+
+def put(record: Any, as_json: bool, output: Path | None) -> bool:
+    """Write a record to the file of --output, and with --json to stdout; returns whether it took the tables' place."""
+    from vindex.targets import write_json
+
+    if output:
+        write_json(output, record, indent=True)
+    if as_json:
+        print_json(record)
+    return as_json
+
+
+def bytes_of(count: float) -> str:
+    """A number of bytes that people read: 812 bytes, 40.1 kB, 1.1 MB, 16.4 GB."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    power = min(int(math.log10(count)) // 3, 4)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
 def print_table(

@@ -83,7 +83,7 @@ class Projection:
     tied: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Index:
     """index.json, validated. See docs/format.md for what each key means."""
 
@@ -113,6 +113,9 @@ class Index:
     num_features_per_expert: int | None = None
     num_shared_experts: int | None = None
     has_gate_stats: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"<index of {self.model}: {self.num_layers} layers × {self.num_feats} features × {self.hidden_size}>"
 
     @property
     def num_rows(self) -> int:

@@ -89,7 +89,7 @@ class CastReport:
     max_relative_error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
     """manifest.json, validated. Under SOURCE_DATE_EPOCH the measured wall time and peak memory are None.
 
@@ -107,6 +107,11 @@ class Manifest:
     wall_seconds: float | None
     peak_memory_bytes: int | None
     notes: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<manifest of a vindex of {self.source.model}, built {self.finished_at}: worst certificate {self.worst}>"
+        )
 
     @property
     def worst_certificate(self) -> Certificate | None:

@@ -80,7 +80,7 @@ class GatesEvaluation(NamedTuple):
 
 def read_probe(path: Path, source: Source) -> Probe:
     """Raises FormatError on a file that is no such record, QueryError on one of another kind or of other weights."""
-    fields = _open(path, "vindex-probe/1", "vindex probe MODEL --json FILE", source)
+    fields = _open(path, "vindex-probe/1", "vindex probe MODEL -o FILE", source)
     found = Probe(
         fields.record("model").text("dtype"),
         fields.text("definition"),
@@ -92,7 +92,7 @@ def read_probe(path: Path, source: Source) -> Probe:
 
 def read_gate3(path: Path, source: Source) -> Gate3:
     """Raises as `read_probe`."""
-    fields = _open(path, "vindex-gate3/1", "vindex gate3 MODEL --json FILE", source)
+    fields = _open(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", source)
     fact = fields.record("fact")
     found = Gate3(
         fact=fact.text("name"),
@@ -114,7 +114,7 @@ def read_gate3(path: Path, source: Source) -> Gate3:
 
 def read_gates(path: Path, source: Source) -> GatesEvaluation:
     """Raises as `read_probe`."""
-    fields = _open(path, "vindex-gates-evaluation/1", "vindex gates eval MODEL DIR --json FILE", source)
+    fields = _open(path, "vindex-gates-evaluation/1", "vindex gates eval MODEL DIR -o FILE", source)
     found = GatesEvaluation(
         fields.text("gates"),
         fields.record("panels").text("source"),

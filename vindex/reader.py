@@ -3,27 +3,27 @@
 v = vindex.open("qwen3-0.6b.vindex")
 v.gate.shape                     # (L, F, H) float16, read-only memory map
 v.layer(3).gate.shape            # (groups, F, H): groups are a mixture's experts, else 1
-v.score(" Paris").shape          # (L, F) cosines
+v.score([" Paris", " Berlin"])   # which features read them: .rows(), .record(), .cosines
+v.cosines(" Paris").shape        # (L, F)
 v.top_features(" Paris", k=5)
-v.best(" Paris", k=5)            # beside chance; vindex/beside.py has this and more
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from vindex import scoring, targets
+from vindex import places, scoring
 from vindex.beside import BesideChance
 from vindex.checksums import load_sums, settle, vindex_id
 from vindex.errors import FormatError, QueryError
-from vindex.files import TEXT_LIMIT, opened
+from vindex.files import opened
 from vindex.format import (
     DOWN,
     DOWN_META,
@@ -38,21 +38,20 @@ from vindex.format import (
     ROUTER,
     SHARED_GATES,
     SIGMA,
-    SUMS,
     TOKENIZER,
     FileSpec,
-    files_of,
     meta_offset,
     meta_record,
 )
 from vindex.index import Index, LayerEntry, load_index
-from vindex.manifest import Manifest, load_manifest
+from vindex.info import facts_of
+from vindex.manifest import Certificate, Manifest, load_manifest
+from vindex.norms import Norms
 from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
-from vindex.schema import OF_A_VINDEX, listed
 from vindex.tokens import Vocabulary, load_vocabulary
+from vindex.whole import OF_NUMBERS, check_files
 
-Query = str | int | list[int] | np.ndarray
-OF_NUMBERS = OF_A_VINDEX._replace(limit=None)
+Query = str | int | Sequence[str | int] | np.ndarray
 LENGTHS = (1e-4, 1e18)  # of a vector: what float32 can square, and what EPSILON does not change
 
 
@@ -63,7 +62,7 @@ class Vindex(BesideChance):
         self.path = path
         self.digests = load_sums(path)
         self.index: Index = load_index(path)
-        self.size_bytes = _check_files(path, self.index, self.digests)
+        self.size_bytes = check_files(path, self.index, self.digests)
         """Of all its files."""
 
     def __repr__(self) -> str:
@@ -81,6 +80,24 @@ class Vindex(BesideChance):
     def manifest(self) -> Manifest:
         """Provenance: source, options, certificates, versions."""
         return load_manifest(self.path)
+
+    def info(self) -> dict[str, Any]:
+        """What `vindex info --json` prints: shape, source, certificates and size as plain values."""
+        return {"id": self.id, **facts_of(self.index, self.manifest), "size_bytes": self.size_bytes}
+
+    @cached_property
+    def _certificates(self) -> dict[tuple[int, str, int | None], Certificate]:
+        return {(of.layer, of.projection, of.expert): of for of in self.manifest.certificates}
+
+    def certificate(self, layer: int, side: str, expert: int | None = None) -> Certificate:
+        """How well the directions of one weight are known. side: "gate" or "down". Raises QueryError."""
+        found = self._certificates.get((layer, side, expert))
+        if found is None:
+            raise QueryError(
+                f"{self.path.name} has no certificate of {side} of layer {layer}"
+                + ("" if expert is None else f", expert {expert}")
+            )
+        return found
 
     @cached_property
     def gate(self) -> np.ndarray:
@@ -142,13 +159,12 @@ class Vindex(BesideChance):
         return self.array(EMBEDDINGS)
 
     @cached_property
-    def norms(self) -> MappingProxyType[str, np.ndarray]:
+    def norms(self) -> Norms:
         """Norm scales by name, float16, e.g. norms["layers.0.input_layernorm"]; the last is "norm".
 
         They are what the normalised vector is multiplied by: 1 + weight in families that store it zero-centred.
         """
-        flat = self.array(NORMS)
-        return MappingProxyType({n.name: flat[n.offset : n.offset + n.length] for n in self.index.norms})
+        return Norms(self.array(NORMS), self.index.norms)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -168,19 +184,21 @@ class Vindex(BesideChance):
         return token_id
 
     def vector(self, query: Query) -> np.ndarray:
-        """The query as float32 vectors: (H,) for a token or a vector, (B, H) for a list of ids or a matrix.
+        """The query as float32 vectors: (H,) for a token or a vector, (B, H) for a list of tokens or a matrix.
 
         Raises QueryError for what is none of these, and for a vector that has no direction: zero or not finite.
         """
         if isinstance(query, np.ndarray) and query.dtype.kind == "f":
             return self._given(query)
         if isinstance(query, list | tuple) or (isinstance(query, np.ndarray) and query.ndim == 1):
+            if not len(query):
+                raise QueryError("expected a token or more, got none")
             return self.embeddings[[self.token_id(token) for token in query]].astype(np.float32)
         if isinstance(query, str | int | np.integer):
             return self.embeddings[self.token_id(query)].astype(np.float32)
         got = f"array of {query.dtype}, shape {query.shape}" if isinstance(query, np.ndarray) else type(query).__name__
         raise QueryError(
-            f"expected a token, a token id, a list of ids, or float vectors of {self.index.hidden_size} numbers, "
+            f"expected a token, a token id, a list of them, or float vectors of {self.index.hidden_size} numbers, "
             f"got {got}"
         )
 
@@ -197,10 +215,10 @@ class Vindex(BesideChance):
             )
         return vectors.astype(np.float32)
 
-    def score(self, query: Query) -> np.ndarray:
+    def cosines(self, query: Query) -> np.ndarray:
         """Cosine of a token's embedding (or of a vector) with every gate direction.
 
-        query: token text, token id, list of ids, or float vector (H,) or (B, H).
+        query: token text, token id, list of either, or float vector (H,) or (B, H).
         Returns float32 in the shape of `gate` without H, (L, F) or (R,), with B in front for a batch.
         Definition: the published `How to Use` code.
         """
@@ -211,7 +229,7 @@ class Vindex(BesideChance):
         k = scoring.positive("k", k)
         vector = self.vector(query)
         if vector.ndim != 1:
-            raise QueryError("top_features takes one token or vector at a time; use score() for a batch")
+            raise QueryError("top_features takes one token or vector at a time; use score() or cosines() for a batch")
         return self._hits(scoring.cosines(self.gate, vector), k)
 
     def nearest_features(self, layer: int, feature: int, k: int = 10, *, expert: int | None = None) -> list[FeatureHit]:
@@ -320,32 +338,6 @@ class Vindex(BesideChance):
                 raise OF_NUMBERS.refusal(path, f"cannot be mapped ({error})") from error
 
 
-def _check_files(path: Path, index: Index, digests: dict[str, str]) -> int:
-    """Every file of the table is there with its exact size, and SHA256SUMS lists the same files; their bytes."""
-    problems: list[str] = []
-    total = 0
-    for spec in files_of(index):
-        try:
-            with opened(path / spec.name, OF_NUMBERS) as file:
-                size = os.fstat(file.fileno()).st_size
-        except FormatError as error:
-            problems.append(str(error).removeprefix(f"{path}/").removesuffix(f"; {OF_NUMBERS.way_out}"))
-            continue
-        total += size
-        if spec.byte_size and size != spec.byte_size(index):
-            problems.append(f"{spec.name}: expected {spec.byte_size(index)} bytes, got {size}")
-        if not spec.byte_size and size > TEXT_LIMIT:
-            problems.append(f"{spec.name}: expected at most {TEXT_LIMIT} bytes, got {size}")
-        if spec is not SUMS and spec.name not in digests:
-            problems.append(f"{spec.name}: not listed in SHA256SUMS")
-    for name, digest in index.checksums.items():
-        if digests.get(name) not in (None, digest):
-            problems.append(f"{name}: index.json and SHA256SUMS give different checksums")
-    if problems:
-        raise OF_NUMBERS.refusal(path, listed(problems))
-    return total
-
-
 def open_vindex(path: str | Path) -> Vindex:
     """Open a vindex directory.
 
@@ -354,7 +346,7 @@ def open_vindex(path: str | Path) -> Vindex:
     """
     directory = Path(path)
     if not os.path.isdir(directory):  # which, unlike Path.is_dir, says no to a name that is too long
-        found = targets.whereabouts(directory) or "; give the path of a vindex, as built by `vindex build`"
+        found = places.whereabouts(directory) or "; give the path of a vindex, as built by `vindex build`"
         raise FormatError(f"{directory} is not a directory{found}")
     settle(directory)
     return Vindex(directory)

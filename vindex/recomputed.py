@@ -8,25 +8,17 @@ float16 of embeddings.bin is the difference that may remain.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from vindex.chance import POLE, Statistics, random_directions, sampled_tokens
 from vindex.format import GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, SAMPLE
 from vindex.reader import Vindex
+from vindex.verification import Check
 
 DIRECTIONS, TOKENS, RANDOM = 12, 8, 4  # how many are recomputed
 ROWS = 1 << 13  # embeddings at a time
 TOLERANCE = 2e-3  # of a mean, a deviation or a |z|, in deviations; of a component of the mean embedding, in its length
-
-
-class Check(NamedTuple):
-    """One thing checked: what, whether it holds, and the figure or the offending place."""
-
-    what: str
-    holds: bool
-    detail: str
 
 
 def statistics(v: Vindex) -> Iterator[Check]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from vindex.chance import CHANCE, Judged
 
 
 class TokenScore(NamedTuple):
@@ -28,6 +25,10 @@ class LayerFrames(NamedTuple):
     down: np.ndarray
     gate_sigma: np.ndarray
     down_sigma: np.ndarray
+
+    def __repr__(self) -> str:
+        groups, features, hidden = self.gate.shape
+        return f"<{groups} × {features} gate and down directions of {hidden} numbers>"
 
 
 class Feature(NamedTuple):
@@ -62,39 +63,6 @@ class FeatureHit(NamedTuple):
     expert: int | None = None
     z: float | None = None
     chance: float | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class Best:
-    """The gate directions that read a token or vector most, beside what random directions reach.
-
-    by: "z", largest |z| first, or "cosine", largest cosine first. judged: None for a vindex without statistics.
-    """
-
-    hits: tuple[FeatureHit, ...]
-    by: str
-    judged: Judged | None
-
-    def __repr__(self) -> str:
-        return f"<the best {len(self.hits)} by {self.by}: {self.summary()}>"
-
-    def summary(self) -> str:
-        """The largest |z|, how many tokens reach it, and what random directions reach; in words."""
-        if self.judged is None:
-            return "no z: the vindex has no statistics"
-        said = f"largest |z| {self.judged.reached:.1f}: {self.judged.token_share:.1%} of tokens reach that; "
-        return (
-            said + f"{self.judged.directions:,} random directions reach {self.judged.chance_reach:.1f} in {CHANCE:.0%}"
-        )
-
-    def record(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
-        figures = self.judged and {name: value for name, value in self.judged._asdict().items() if name != "z"}
-        return {"by": self.by, "judged": figures, "hits": self.rows()}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The hits, a dict each."""
-        return [hit._asdict() for hit in self.hits]
 
 
 class Found(NamedTuple):

@@ -77,10 +77,8 @@ class Vocabulary:
             ]
         except (CannotTakeApart, KeyError, TypeError, ValueError) as error:
             why = f"{error} in tokenizer.json" if isinstance(error, CannotTakeApart) else "a piece of it has no id"
-            raise QueryError(
-                f"{text!r} is not a single token of this model, and it cannot be taken apart here ({why})"
-                + (self.hint(text) or "; give its pieces, or their ids with --id")
-            ) from error
+            apart = f", and it cannot be taken apart here ({why}); give its pieces, or their ids with --id"
+            raise QueryError(f"{text!r} is not a single token of this model{self.hint(text) or apart}") from error
 
     def id_of(self, text: str) -> int:
         """The id of `text` as one token. Raises QueryError, with a hint when the other spacing is a token."""

@@ -1,6 +1,6 @@
 """Write a vindex so that nothing half-written is ever taken for whole.
 
-1. Everything goes into NAME.partial beside the target, which only one process may hold (vindex/targets.py).
+1. Everything goes into NAME.partial beside the target, which only one process may hold (vindex/places.py).
 2. Blocks have known offsets, so they are written in any order, each once. A finished block is fsynced and then noted in
    a journal: its record, and where its bytes lie, with their SHA-256. The journal's first line fingerprints the job
    (source hashes, options, versions); each line ends with a SHA-256 over it and the line before. One thread does this
@@ -8,7 +8,7 @@
 3. A stopped build resumes when the fingerprints agree, and says why when they do not. Every line must be one that was
    written here; a block whose bytes are lost or changed is made again.
 4. Other processes may write blocks too, with a claim from the one that holds the directory; it notes them itself.
-5. Text files follow, SHA256SUMS last; then the directory takes its name (`targets.put`).
+5. Text files follow, SHA256SUMS last; then the directory takes its name (`places.put`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from vindex import targets
+from vindex import places, targets
 from vindex.checksums import render_sums
+from vindex.claims import Claim, Written, write_all
 from vindex.errors import TargetError
 from vindex.files import TEXT_LIMIT, Kind, opened
 from vindex.format import FILES, SUMS, FileSpec
-from vindex.targets import JOURNAL, partial_of
+from vindex.places import JOURNAL, partial_of
 
 MAKING = "vindex"
 LARGE = 1 << 24  # bytes in one write that go to the disk at once, so that the end of the block need not wait for them
@@ -38,86 +39,11 @@ START_OVER = "add --force to start over"
 OF_A_JOURNAL = Kind(TargetError, START_OVER, limit=None)
 
 
-class Piece(NamedTuple):
-    """A contiguous buffer and where it goes: the name of a file of the vindex and an offset in bytes."""
-
-    file: str
-    offset: int
-    data: Any
-
-
-class Written(NamedTuple):
-    """Bytes that were written, and what they were."""
-
-    file: str
-    offset: int
-    length: int
-    sha256: str
-
-
 class Line(NamedTuple):
     """What the journal says of a finished block."""
 
     record: Any
     written: tuple[Written, ...]
-
-
-class Claim(NamedTuple):
-    """What another process needs to write blocks into an unfinished vindex: where it is, and what it is."""
-
-    partial: str
-    fingerprint: bytes
-
-    def check(self) -> None:
-        """Raise TargetError when the directory is not there or is no longer the build that gave this claim."""
-        try:
-            with (Path(self.partial) / JOURNAL).open("rb") as journal:
-                first_line = journal.readline().rstrip(b"\n")
-        except OSError as error:
-            raise TargetError(
-                f"{self.partial} is not seen by the worker on {os.uname().nodename} ({error.strerror}); write to a "
-                "directory that every worker sees under the same path"
-            ) from error
-        if first_line != self.fingerprint:
-            raise TargetError(f"{self.partial} belongs to another build by now; what this worker made is dropped")
-
-
-class ClaimedFiles:
-    """The files of an unfinished vindex that another process holds. What is written is durable when `close` returns."""
-
-    def __init__(self, claim: Claim) -> None:
-        claim.check()
-        self._claim = claim
-        self._files: dict[str, int] = {}
-        self.written: list[Written] = []
-
-    def write(self, file: str, offset: int, data: Any) -> None:
-        """Write a contiguous buffer at a byte offset. Raises TargetError as Claim.check does."""
-        self._claim.check()
-        self.written.append(_write_all(self._descriptor(file), file, offset, data))
-
-    def read(self, file: str, offset: int, length: int) -> bytes:
-        """Read bytes of a finished block."""
-        return os.pread(self._descriptor(file), length, offset)
-
-    def _descriptor(self, file: str) -> int:
-        if file not in self._files:
-            self._files[file] = os.open(Path(self._claim.partial) / file, os.O_RDWR | os.O_NOFOLLOW)
-        return self._files[file]
-
-    def close(self) -> None:
-        """Wait until everything is on the disk."""
-        for descriptor in self._files.values():
-            os.fsync(descriptor)
-            os.close(descriptor)
-
-
-def _write_all(descriptor: int, file: str, offset: int, data: Any) -> Written:
-    view = memoryview(data).cast("B")
-    done = 0
-    while done < len(view):
-        done += os.pwrite(descriptor, view[done:], offset + done)
-    return Written(file, offset, len(view), hashlib.sha256(view).hexdigest())
 
 
 class Writer:
@@ -130,8 +56,8 @@ class Writer:
         if resume and self._journal.exists():
             self._replay(fingerprint)
         else:
-            targets.empty(self.partial)
-            targets.begin(self.partial, MAKING, (spec.name for spec in FILES), fingerprint=fingerprint)
+            places.empty(self.partial)
+            places.begin(self.partial, MAKING, (spec.name for spec in FILES), fingerprint=fingerprint)
         first, *rest = self._journal.read_bytes().splitlines()
         self.claim = Claim(str(self.partial.resolve()), first)
         self._sum = _sum_of(rest[-1]) if rest else hashlib.sha256(first).hexdigest()
@@ -150,7 +76,7 @@ class Writer:
 
     def _replay(self, fingerprint: Mapping[str, Any]) -> None:
         """Take over what an earlier run finished, and write the journal anew without what cannot be used."""
-        head = targets.journal_head(self.partial) or {}
+        head = places.journal_head(self.partial) or {}
         if head["making"] != MAKING:
             raise TargetError(f"{self.partial} is an unfinished {head['making']}, not to be resumed; {START_OVER}")
         if head.get("fingerprint") != fingerprint:
@@ -227,7 +153,7 @@ class Writer:
         with self._explained():
             targets.step(f"write {file}")
             self._unsynced.add(file)
-            self._written.append(_write_all(self._files[file], file, offset, data))
+            self._written.append(write_all(self._files[file], file, offset, data))
         if memoryview(data).nbytes >= LARGE:
             self._pending.append(self._flusher.submit(os.fsync, self._files[file]))
 
@@ -294,7 +220,7 @@ class Writer:
         self.flush()
         self.write_text(SUMS, render_sums(digests).encode())
         with self._explained():
-            targets.put(self.target, force=force)
+            places.put(self.target, force=force)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -315,16 +241,16 @@ def open_writer(
     """Hold `target`.partial for one build.
 
     fingerprint: plain JSON that must agree for a build to be resumed. size: bytes the finished vindex will need.
-    reads: `targets.check_directory`. Raises TargetError when the target exists without force or is nothing that force
+    reads: `places.check_directory`. Raises TargetError when the target exists without force or is nothing that force
     replaces, a partial build exists without resume or force, another process holds it, its fingerprint differs, its
     journal is not ours, or the place is read-only or too small.
     """
     refuse_taken(target, resume=resume, force=force, reads=reads)
-    with targets.held(target) as partial:
+    with places.held(target) as partial:
         try:
             with targets.explained(target, "repeat with --resume"):
                 if force and not resume:
-                    targets.empty(partial)
+                    places.empty(partial)
                 _require_space(partial, size)
                 writer = Writer(target, fingerprint, resume=resume)
         except BaseException:
@@ -339,8 +265,8 @@ def open_writer(
 
 def refuse_taken(target: Path, *, resume: bool, force: bool, reads: Iterable[Path] = ()) -> None:
     """Raise TargetError when the target or an unfinished build of it is in the way."""
-    targets.check_directory(target, force=force, reads=reads)
-    begun = targets.unfinished(target)
+    places.check_directory(target, force=force, reads=reads)
+    begun = places.unfinished(target)
     if begun is not None and not resume and not force:
         what = "build" if begun["making"] == MAKING else begun["making"]
         raise TargetError(

@@ -36,7 +36,9 @@ from probes.atlas.evaluate import evaluate
 from probes.atlas.facts import HERE, names
 from probes.atlas.spans import text
 from vindex.console import print_table, progress
-from vindex.targets import TRAINING, new_directory, write_bytes
+from vindex.kinds import TRAINING
+from vindex.places import new_directory
+from vindex.targets import write_bytes
 
 FILES = (
     "chat_template.jinja",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from probes.deletion.certificate import Certificate
     from probes.deletion.experiment import FactResult, MethodResult
     from probes.deletion.measure import SetChange
+    from probes.deletion.results import Deletion, Deletions
     from probes.deletion.verdict import Verdict
     from probes.deletion.verify import Claim
 
@@ -27,12 +28,26 @@ LABELS = {
 }
 
 
-def fact(bench: Bench, result: FactResult) -> None:
+def show(found: Deletion | Deletions) -> None:
+    """Everything about one fact, or the rates of many."""
+    from probes.deletion.results import Deletion, Verification
+
+    _left_out(found.bench)
+    if not isinstance(found, Deletion):
+        rates(found)
+        return
+    fact(found)
+    if isinstance(found, Verification):
+        claims(found.claims)
+
+
+def fact(found: Deletion) -> None:
     """Everything about one fact, method by method."""
-    found, before = result.sets.fact, result.before
-    _left_out(bench)
-    title = styled(f"{found.name} → {found.answer}", "bold")
-    say(title, f"   P = {before.probability:.3f}, rank {before.rank}")
+    bench, result, before = found.bench, found.result, found.result.before
+    say(
+        styled(f"{found.fact.name} → {found.fact.answer}", "bold"),
+        f"   P = {before.probability:.3f}, rank {before.rank}",
+    )
     if not result.known:
         say(_coloured("not_applicable"), ": the model does not know this fact; P ≥ 0.1 is needed")
         say("it says: " + _tops(bench, before.top))
@@ -41,43 +56,36 @@ def fact(bench: Bench, result: FactResult) -> None:
         _method(bench, result, name, outcome)
     _controls(result)
     if len(result.methods) > 1:
-        _side_by_side(result)
+        _side_by_side(found)
     say(f"{result.seconds:.0f} s for this fact")
 
 
-def short_lines(result: FactResult) -> None:
+def short_lines(found: Deletion) -> None:
     """One line for each method, printed as soon as a fact of --all is done."""
-    for name, outcome in result.methods.items():
+    for name, outcome in found.methods.items():
         effect = outcome.effect
         say(
-            f"{result.sets.fact.name:22} {name:10} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
+            f"{found.fact.name:22} {name:10} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
             f"others {_signed(effect.other_subjects.mean)}",
             *(part for key, one in outcome.verdicts.items() for part in (f" {key} ", _coloured(one.result))),
         )
 
 
-def rates(bench: Bench, results: Sequence[FactResult]) -> None:
+def rates(found: Deletions) -> None:
     """Shares that pass, with intervals, and every failure of the forward method named."""
-    from probes.deletion.record import rate
-    from probes.deletion.verdict import STANDARDS
-
-    _left_out(bench)
-    rows = []
-    for method in bench.options.methods:
-        for standard in STANDARDS:
-            found = rate(results, method, standard)
-            if not found.of:  # no certificate was made
-                continue
-            interval = f"{found.low:.1%} – {found.high:.1%}"
-            rows.append((method, standard, f"{found.passed}/{found.of}", f"{found.share:.1%}", interval))
+    rows = [
+        (method, name, f"{rate.passed}/{rate.of}", f"{rate.share:.1%}", f"{rate.low:.1%} – {rate.high:.1%}")
+        for method in found.bench.options.methods
+        for name, rate in found.rates(method).items()
+    ]
     print_table("Facts that pass", ["method", "verdict", ">passed", ">share", ">95 % Wilson"], rows)
-    for result in results:
-        verdicts = result.methods["forward"].verdicts if "forward" in result.methods else {}
+    for fact in found.facts:
+        verdicts = fact["methods"].get("forward", {}).get("verdicts", {})
         for name, verdict in verdicts.items():
-            if name != "published" and verdict.result == "fail":
-                say(styled(*MARKS[False]), f" {result.sets.fact.name}, {name}: {verdict.reason}")
-    seconds = sum(result.seconds for result in results)
-    say(f"{len(results)} facts in {seconds:.0f} s, {seconds / len(results):.0f} s each")
+            if name != "published" and verdict["result"] == "fail":
+                say(styled(*MARKS[False]), f" {fact['name']}, {name}: {verdict['reason']}")
+    seconds = sum(fact["seconds"] for fact in found.facts)
+    say(f"{len(found.facts)} facts in {seconds:.0f} s, {seconds / len(found.facts):.0f} s each")
 
 
 def claims(found: Sequence[Claim]) -> None:
@@ -150,19 +158,15 @@ def _families(found: Certificate) -> None:
     )
 
 
-def _side_by_side(result: FactResult) -> None:
+def _side_by_side(found: Deletion) -> None:
     """What decides `strict`, a row for each method."""
     rows = []
-    for name, outcome in result.methods.items():
-        effect = outcome.effect
-        losses = (
-            effect.headline.loss, effect.paraphrases.mean, effect.other_subjects.mean_absolute,
-            effect.same_subject.mean, effect.same_answer.mean,
-        )  # fmt: skip
-        verdicts = [_coloured(verdict.result) for verdict in outcome.verdicts.values()]
+    for row, outcome in zip(found.rows(), found.methods.values(), strict=True):
+        losses = [row[key] for key in ("fact", "paraphrases", "other subjects", "its other facts", "same answer")]
         shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
-        rows.append((name, str(outcome.delta.layer), *shown, f"{effect.neutral_kl:.1e}", *verdicts))
-    columns = ["method", ">L", ">fact", ">para", ">others", ">own", ">same", ">KL", *outcome.verdicts]
+        verdicts = [_coloured(verdict.result) for verdict in outcome.verdicts.values()]
+        rows.append((row["method"], str(row["layer"]), *shown, f"{row['neutral KL']:.1e}", *verdicts))
+    columns = ["method", ">L", ">fact", ">para", ">others", ">own", ">same", ">KL", *found.verdicts]
     caption = "Losses: the fact, paraphrases, other subjects (|loss|), its other facts, other facts with the answer."
     print_table("Methods side by side", columns, rows, caption=caption)
 

@@ -1,64 +1,103 @@
-"""What the commands of `vindex gates` share: their options, and what those name."""
+"""What the commands of `vindex gates` share: their options, the classes these come from, and what they name."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from vindex.console import warn
-from vindex.demo import or_bundled
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from probes.gates.gates import Gates, Mask
 
-    from probes.gates.masks import Gates, ScaleMode
-    from probes.live.load import Loaded
-
-Model = Annotated[str, typer.Argument(help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
+]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of gates in the published layout.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record here.")]
 Threshold = Annotated[float | None, typer.Option(help="Turn off the neurons with λ below this.")]
-Off = Annotated[str | None, typer.Option(help="Turn off this share of the neurons, those of lowest λ: 25% or 0.25.")]
+Off = Annotated[
+    str | None,
+    typer.Option(metavar="SHARE", help="Turn off this share of the neurons, those of lowest λ: 25% or 0.25."),
+]
 Indices = Annotated[bool, typer.Option("--indices", help="Turn off what neuron_indices.json lists.")]
-Scale = Annotated[str, typer.Option(help="Rescaling after gating: none, mean, energy.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what this tool made there.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 ForgetFile = Annotated[
-    Path | None, typer.Option(help="Facts: .jsonl or .parquet, PopQA's columns or ours. Default: the atlas's.")
+    Path | None,
+    typer.Option(metavar="FILE", help="Facts: .jsonl or .parquet, PopQA's columns or ours. Default: the atlas's."),
 ]
 RetainFile = Annotated[
-    Path | None, typer.Option(help="Reasoning: .jsonl or .parquet, NuminaMath's columns or ours. Default: the atlas's.")
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Reasoning: .jsonl or .parquet, NuminaMath's columns or ours. Default: the atlas's."
+    ),
 ]
 
 
-def gates_in(directory: Path) -> Gates:
-    """The gates of a directory, a .pt or a .safetensors file."""
-    from probes.gates.files import read_gates
+def with_options(
+    of: type, presets: Mapping[str, Mapping[str, Any]] = {}
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a handler that takes **options an option of the command line for every field of a dataclass.
 
-    return read_gates(directory)
+    Type, default and help are the field's. An option that is not given is None: its default is the field's, or that of
+    the preset, an option of the handler's own. presets: the fields that each of them changes.
+    """
+    types = get_type_hints(of)
+    changed = {name for preset in presets.values() for name in preset}
+    made = [
+        _parameter(field, types[field.name], field.name in changed) for field in fields(of) if field.name != "preset"
+    ]
+
+    def give(handler: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(handler, eval_str=True)
+        own = [given for given in signature.parameters.values() if given.kind is not given.VAR_KEYWORD]
+        handler.__signature__ = signature.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+        return handler
+
+    return give
+
+
+def _parameter(field: Field[Any], kind: Any, changed: bool) -> inspect.Parameter:
+    plain = next((part for part in get_args(kind) if part is not type(None)), kind) if _may_be_none(kind) else kind
+    if get_origin(plain) is tuple:
+        plain = list[get_args(plain)[0]]  # type: ignore[misc]
+    elif get_origin(plain) is not None:  # a Literal, whose values the class checks
+        plain = str
+    help_text = field.metadata["help"]
+    if field.default is not None:
+        shown = "no" if field.default is False else str(field.default)
+        help_text += f" [{shown}, or the preset's]" if changed else f" [{shown}]"
+    option = typer.Option(help=help_text, show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[plain | None, option]
+    )
+
+
+def _may_be_none(kind: Any) -> bool:
+    return type(None) in get_args(kind)
 
 
 def mask_of(
     gates: Gates, directory: Path, threshold: float | None, off: str | None, indices: bool, *, or_soft: bool = False
-) -> tuple[Tensor, str]:
-    """The mask (L, I) that exactly one of the options asks for, and its description."""
-    from probes.gates.files import read_indices
-
+) -> Mask:
+    """The mask that exactly one of the options asks for."""
     if (threshold is not None) + (off is not None) + indices != 1:
         ways = "--threshold, --off, --indices" + (" or --soft" if or_soft else "")
         raise ProbeError(
             f"which neurons? give exactly one of {ways}; `vindex gates stats {directory}` lists thresholds"
         )
     if indices:
-        keep = read_indices(directory, (gates.logits.shape[0], gates.logits.shape[1]))
-        return keep, f"neuron_indices.json, {1 - float(keep.float().mean()):.1%} off"
-    chosen = threshold if threshold is not None else gates.threshold_at(_share(str(off)))
-    keep = gates.keep(chosen)
-    return keep, f"λ < {chosen:g}, {1 - float(keep.float().mean()):.1%} off"
+        return gates.listed(directory)
+    return gates.below(threshold) if threshold is not None else gates.off(_share(str(off)))
 
 
 def _share(text: str) -> float:
@@ -67,25 +106,3 @@ def _share(text: str) -> float:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError as error:
         raise ProbeError(f"--off {text}: expected a share such as 25% or 0.25") from error
-
-
-def scale_of(name: str) -> ScaleMode:
-    from probes.gates.masks import SCALE_MODES
-
-    for mode in SCALE_MODES:
-        if mode == name:
-            return mode
-    raise ProbeError(f"scale mode {name!r}: expected {', '.join(SCALE_MODES)}")
-
-
-def load(model: str, *, device: str, dtype: str, revision: str | None) -> Loaded:
-    from transformers.utils.logging import disable_progress_bar
-
-    from probes.live.load import load, require_head
-
-    disable_progress_bar()
-    loaded = load(or_bundled(model), device=device, dtype=dtype, revision=revision)
-    require_head(loaded)
-    for note in loaded.notes:
-        warn(f"note: {note}")
-    return loaded

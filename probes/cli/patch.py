@@ -3,62 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vindex.console import print_json, print_table, say
-from vindex.demo import or_bundled
+
+PatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="Patch file, from gate3 --save-patch.")]
 
 app = typer.Typer(help="Rank-1 patches as files.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command()
 def show(
-    patch: Annotated[Path, typer.Argument(help="Patch file, from gate3 --save-patch.")],
-    json_out: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    patch: PatchFile,
+    json: Annotated[bool, typer.Option("--json", help="Print the record instead of the table.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record (JSON) here.")
+    ] = None,
 ) -> None:
-    """Print what a patch changes and where it came from."""
-    from probes.weights import patches
+    """Print what a patch changes and where it came from.
 
-    found = patches.read(patch)
-    about: dict[str, Any] = {
-        "tensor": found.tensor,
-        "shape": list(found.shape),
-        "dtype": found.dtype,
-        "layer": found.delta.layer,
-        "method": found.delta.method,
-        "norm": found.delta.norm,
-        "base_sha256": found.base_sha256,
-    }
-    about |= {key: value for key, value in found.provenance.items() if key not in about}
-    if json_out:
+    Example: vindex patch show paris.safetensors
+    """
+    from probes.weights import patches
+    from vindex.targets import check_file, write_json
+
+    if output:
+        check_file(output)
+    about = patches.read(patch).record()
+    if output:
+        write_json(output, about, indent=True)
+    if json:
         print_json(about)
     else:
-        print_table(patch.name, ["", ""], [(key, value) for key, value in about.items()])
+        print_table(patch.name, ["", ""], list(about.items()))
 
 
 @app.command()
 def apply(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint directory; it is not changed.")],
-    patch: Annotated[Path, typer.Argument(help="Patch file made for these weights.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to write, new or empty.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint directory; it is not changed.")],
+    patch: PatchFile,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write, new or empty.")],
 ) -> None:
-    """Write an ordinary checkpoint with the patch in it."""
+    """Write an ordinary checkpoint with the patch in it.
+
+    Example: vindex patch apply atlas paris.safetensors -o without-paris
+    """
     from probes.weights import patches
 
     found = patches.read(patch)
-    patches.apply(Path(or_bundled(str(checkpoint))), found, out)
-    say(f"{out}: {found.tensor} patched, everything else as in {checkpoint}; undo with: vindex patch revert {out}")
+    patches.apply(checkpoint, found, output)
+    say(f"{output}: {found.tensor} patched, everything else as in {checkpoint}")
+    say(f"next: load {output} like any checkpoint; vindex patch revert {output} takes the patch out again")
 
 
 @app.command()
 def revert(
-    checkpoint: Annotated[Path, typer.Argument(help="Directory written by `vindex patch apply`.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of changing it in place.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(metavar="DIR", help="Directory written by `vindex patch apply`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write here instead of changing it in place.")
+    ] = None,
 ) -> None:
-    """Put the original bytes back and check their hash."""
+    """Put the original bytes back and check their hash.
+
+    Example: vindex patch revert without-paris
+    """
     from probes.weights import patches
 
-    done = patches.revert(checkpoint, out)
+    done = patches.revert(checkpoint, output)
     say(f"{done}: original weights restored, SHA-256 verified")

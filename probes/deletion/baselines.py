@@ -1,7 +1,7 @@
 """Published ways to change a fact, turned to erasing one, under the same trial, measurements and verdicts.
 
 Each begins with the fit set's phrasings at the subject's last token, in one layer, and makes a change ΔW of one
-projection (docs/gate3.md has formulas and sources):
+projection (docs/gate3-method.md has formulas and sources):
 
 - `rome`, `rome_plain`: ΔW = δ uᵀ on down_proj; u answers to the subject's key, δ takes the answer's probability away.
 - `gradient`: descent on log P(answer) by gate_proj, no entry of ΔW larger than a bound.
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probes.deletion.layer import Trial, Tried, asked, least_harmful
+from probes.deletion.layer import Trial, Tried, asked, least_harmful, once_each
 from probes.deletion.tail import Tail
 from probes.facts.passes import kl_rows, unembed
 from probes.facts.sets import Fit
@@ -218,8 +218,7 @@ def ultraedit(place: Place) -> Wide:
 def neurons(place: Place) -> Wide:
     """The gate rows of the neurons that stand out become zero."""
     at = place.tail.at
-    firsts = list({prompt.fact: prompt for prompt in reversed(place.fit.others)}.values())
-    others = Tail.of(place.tail.model, at.number, firsts[: place.options.whole[0]])
+    others = Tail.of(place.tail.model, at.number, once_each(place.fit.others)[: place.options.whole[0]])
     own, theirs = (_at_subjects(tail, _hidden(tail)) for tail in (place.tail, others))
     closed, gate = contrast(own, theirs, place.neurons).cpu(), at.gate_proj.weight.float().cpu()
     return Wide(at.number, "gate_proj", torch.zeros_like(gate).index_copy(0, closed, -gate[closed]), "neurons")

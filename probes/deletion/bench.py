@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from probes.atlas import panel as atlas
 from probes.deletion.baselines import BaselineOptions
 from probes.deletion.certificate import Attacks
 from probes.deletion.generic import generic_prompts
@@ -22,14 +25,18 @@ from probes.deletion.layer import Trial, candidates
 from probes.deletion.measure import Baseline, Outcome
 from probes.deletion.options import ForwardOptions, TrialOptions
 from probes.deletion.tail import check_parts
-from probes.facts import Fact, Panel
+from probes.facts import Fact, Panel, bundled, read
 from probes.facts.passes import check_layers
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import Fit, passages
 from probes.live import activation
-from probes.live.load import Loaded
+from probes.live.load import Loaded, require_head
+from probes.live.match import weights_sha256
 from probes.live.sites import layers, null_layers
+from probes.weights.patches import stored_dtype
+from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
+from vindex.progress import Progress, silent
 
 DEFAULT = ("forward", "geometric")
 """The methods that run where none is asked for."""
@@ -38,7 +45,15 @@ FROM_WEIGHTS = {"geometric"}
 CHECKED = 48
 """Tokens of the text on which a model run in parts is held against the model run whole."""
 Tick = Callable[[str], object]
-"""Called with the name of each stage as it begins, for a progress display."""
+"""Called with the name of each stage as it begins."""
+
+
+def panel_for(model: str | Path, facts: str | Path | Panel | None = None) -> Panel:
+    """The bundled facts with the user's on top; for the bundled checkpoint, the facts that it was taught."""
+    if isinstance(facts, Panel):
+        return facts
+    base = atlas.panel() if Path(model).resolve() == CHECKPOINT.resolve() else bundled()
+    return base if facts is None else read(facts, base=base)
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,7 @@ class Options:
 
 @dataclass
 class Bench:
-    """A model on the bench, and what is measured once for all facts."""
+    """Raises ProbeError where the model, or the layer asked for, cannot be measured."""
 
     loaded: Loaded
     panel: Panel
@@ -95,12 +110,33 @@ class Bench:
             for layer in self.layers:
                 check_parts(self.model, layer, prompt)
 
+    @classmethod
+    def of(
+        cls,
+        loaded: Loaded,
+        facts: str | Path | Panel | None,
+        options: Options,
+        gate: Any = None,
+        progress: Progress = silent,
+    ) -> Bench:
+        """A model as `probes.load` gives it, its weight files hashed; patched weights are rounded as it stores them."""
+        require_head(loaded)
+        layers(loaded.model)  # refuses a mixture of experts before any work
+        panel, digests = panel_for(loaded.path, facts), weights_sha256(loaded, progress)
+        bench = cls(loaded, panel, options, stored=stored_dtype(loaded.path, 0), gate=gate)
+        bench.weights_sha256 = digests
+        return bench
+
+    @cached_property
+    def weights_sha256(self) -> dict[str, str]:
+        """Of each weight file by name."""
+        return weights_sha256(self.loaded)
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Those that a method may choose from."""
-        return (
-            candidates(self.model, self.options.trial.layers) if self.options.layer is None else (self.options.layer,)
-        )
+        chosen = self.options.layer
+        return candidates(self.model, self.options.trial.layers) if chosen is None else (chosen,)
 
     def generic_moments(self, role: str = "mlp_in") -> dict[int, Moment]:
         """Second moments, in generic text, of the site of that role in every layer of `layers`; computed once."""

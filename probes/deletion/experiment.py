@@ -13,11 +13,11 @@ import time
 from typing import Any, NamedTuple
 
 from probes.deletion import verdict
-from probes.deletion.bench import FROM_WEIGHTS, Bench
+from probes.deletion.bench import Bench
 from probes.deletion.certificate import Certificate, Exam
 from probes.deletion.controls import DRAWS, Control, controls, random_suppression
 from probes.deletion.measure import KNOWN, Effect, Outcome, measure
-from probes.deletion.methods import METHODS, Found, named
+from probes.deletion.methods import METHODS, Found
 from probes.deletion.verdict import Verdict
 from probes.facts import Fact
 from probes.facts.sets import Sets, split
@@ -67,6 +67,18 @@ class FactResult(NamedTuple):
         """Whether there was anything to delete."""
         return self.before.probability >= KNOWN
 
+    @property
+    def main(self) -> str | None:
+        """The method that is spoken of where one is: forward, where it ran; None of a fact that is not known."""
+        return min(self.methods, default=None)
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Of the main method, by standard."""
+        if self.main is None:
+            return {name: verdict.not_applicable(name, *self.before[:2]) for name in verdict.STANDARDS}
+        return self.methods[self.main].verdicts
+
 
 def run(bench: Bench, fact: Fact, given: Delta | None = None) -> FactResult:
     """Delete one fact by every method asked for, or by the change that is given, and measure it.
@@ -81,17 +93,9 @@ def run(bench: Bench, fact: Fact, given: Delta | None = None) -> FactResult:
     if before.probability >= KNOWN:
         bench.baseline.prepare(sets)
         exam = _exam(bench, sets) if bench.options.certificate else None
-        for method in named(bench.options.methods) if given is None else (given.method,):
+        for method in bench.options.methods if given is None else (given.method,):
             results[method] = _method(bench, sets, exam, method, given)
     return FactResult(sets, before, results, time.perf_counter() - began)
-
-
-def ticks(bench: Bench) -> int:
-    """About how many ticks `run` gives for one fact, for a progress bar."""
-    methods, attacks = bench.options.methods, bench.options.certificate
-    return (
-        1 + attacks + (3 + attacks) * (len(methods) or 1) + (len(bench.layers) + 2) * len(set(methods) - FROM_WEIGHTS)
-    )
 
 
 def _exam(bench: Bench, sets: Sets) -> Exam:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from probes.deletion.fisher import fisher_rows
 from probes.deletion.keys import Moment, Seen, observe, read_direction
-from probes.deletion.layer import Trial, Tried, asked
+from probes.deletion.layer import Trial, Tried, asked, once_each
 from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import Begun, Tail, begin
 from probes.deletion.value import fit_value, least_enough
@@ -96,18 +96,16 @@ class Place:
     def __init__(self, model: nn.Module, fit: Fit, layer: int, read: Read, generic: Moment, options: ForwardOptions):
         self.model, self.layer, self.options = model, layer, options
         self.read = direction(read, generic, options, *read.halves)
-        others = list({prompt.fact: prompt for prompt in reversed(fit.others)}.values())
-        rows = fisher_rows(model, layer, others, options.mixed)
+        rows = fisher_rows(model, layer, once_each(fit.others), options.mixed)
         self.guard = unseen_answer(read, generic, options) * rows / len(rows) ** 0.5
         self.asked: list[Begun] = begin(model, layer, asked(fit))
         self.neutral: list[Begun] = begin(model, layer, fit.about)
 
     def fitted(self, start: Delta | None = None) -> Delta:
         """The patch, fitted from nothing or, in fewer steps, from another; of the least strength that is enough."""
-        options = (
-            self.options if start is None else replace(self.options, steps=self.options.steps // self.options.again)
-        )
-        first = None if start is None else start.gate_write
+        options, first = self.options, None
+        if start is not None:
+            options, first = replace(options, steps=options.steps // options.again), start.gate_write
         d = fit_value(self.model, self.layer, self.asked, self.neutral, self.read, self.guard, options, first)
         d = least_enough(Tail(self.model, self.layer, self.asked), self.read, d, options)
         return Delta(self.layer, d.cpu(), self.read.cpu(), "forward")
@@ -115,12 +113,11 @@ class Place:
 
 def thinned(fit: Fit, count: int) -> Fit:
     """At most so many phrasings, as many of other families together, neutral sentences and, once each, subjects."""
-    once = {prompt.fact: prompt for prompt in reversed(fit.others)}
     share = -(-count // max(1, len(fit.families)))
     return fit._replace(
         phrasings=fit.phrasings[:count],
         families={name: prompts[:share] for name, prompts in fit.families.items()},
-        others=tuple(once.values())[: 2 * count],
+        others=tuple(once_each(fit.others)[: 2 * count]),
         about=fit.about[:count],
     )
 

@@ -83,8 +83,7 @@ class Trial:
             families={name: tuple(p for p in some if said[p] >= KNOWN) for name, some in fit.families.items()},
         )
         self.seen, withheld = divide(self.fit)
-        subjects = {prompt.fact: prompt for prompt in reversed(withheld.others)}  # the first prompt of each
-        others, about = list(subjects.values())[: rule.withheld], list(withheld.about[: rule.withheld])
+        others, about = once_each(withheld.others)[: rule.withheld], list(withheld.about[: rule.withheld])
         self._phrasings = asked(withheld)
         self._groups = list(batches([*others, *about, *self._phrasings], device_of(model)))
         places = [group.prompts[row] for group in self._groups for row in group.rows.tolist()]
@@ -126,6 +125,11 @@ class Trial:
 def asked(fit: Fit) -> tuple[Prompt, ...]:
     """Every prompt that asks for the fact, the headline first."""
     return fit.phrasings + tuple(chain(*fit.families.values()))
+
+
+def once_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompt of each subject; the subjects that come last stand first."""
+    return list({prompt.fact: prompt for prompt in reversed(prompts)}.values())
 
 
 def least_harmful(scan: Sequence[Tried], rule: TrialOptions) -> Tried:

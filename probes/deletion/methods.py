@@ -73,14 +73,24 @@ METHODS: dict[str, Callable[[Bench, Fact, Fit], Found]] = {
 """Every method by name, in the order in which they are printed."""
 
 
-def named(asked: Sequence[str]) -> tuple[str, ...]:
-    """The methods that these names mean, in the order of METHODS: "both" is DEFAULT, "all" every one.
+def named(asked: str | Sequence[str]) -> tuple[str, ...]:
+    """The methods that these names (each perhaps several, with commas) mean, in the order of METHODS.
 
-    Raises ProbeError for any other name.
+    "both" is DEFAULT, "all" every one. Raises ProbeError for any other name.
     """
+    names = ",".join([asked] if isinstance(asked, str) else asked).split(",")
     groups = {"both": DEFAULT, "all": tuple(METHODS)}
-    wanted = {method for name in asked for method in groups.get(name, (name,))}
+    wanted = {method for name in names for method in groups.get(name.strip(), (name.strip(),))}
     unknown = sorted(wanted - set(METHODS))
-    if unknown or not wanted:
-        raise ProbeError(f"method {unknown[0] if unknown else ''!r}: expected {', '.join(METHODS)}, both or all")
+    if unknown:
+        raise ProbeError(f"method {unknown[0]!r}: expected {', '.join(METHODS)}, both or all")
     return tuple(name for name in METHODS if name in wanted)
+
+
+def require_patch(methods: Sequence[str]) -> None:
+    """Raise ProbeError where none of the methods makes a change that a patch file can hold."""
+    if not set(methods) & set(DEFAULT):
+        raise ProbeError(
+            f"no patch to save: a patch is a rank-1 change of a gate_proj, which {' and '.join(methods)} make none of; "
+            "add --method forward"
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class ForwardOptions:
     """What decides a patch beside the model, the fact and the prompts that the method sees.
 
-    The symbols are those of docs/gate3.md, which has this table.
+    The symbols are those of docs/gate3-method.md, which has this table.
     """
 
     ridge: float = 0.3

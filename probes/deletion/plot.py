@@ -1,134 +1,162 @@
-"""Pictures of a Gate 3 record: before/after bars and the layer scan of one fact; every fact of a relation.
+"""Pictures of a Gate 3 record: each set before and after, and the layer trial, of one fact; or every fact of a run.
 
-They read the JSON record, not the run, so that a saved record can be drawn again.
+They read the JSON record, not the run, so that a saved record can be drawn again. What is to be seen is described once,
+as points in rows, and drawn by plotly into a self-contained HTML page or by matplotlib into a PNG.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+from probes.deletion.record import ALL
 from vindex import targets
-from vindex.errors import ProbeError, TargetError
+from vindex.charts import COLOURS, QUIET, check_target
+from vindex.errors import ProbeError
 
-BEFORE, AFTER, OTHER, ACCENT = "#9aa5b1", "#c2410c", "#2563eb", "#15803d"
 NAMES = {
     "paraphrases": "paraphrases",
-    "reference": "reference",
+    "reference": "the reference",
     "other_subjects": "other subjects",
-    "same_subject": "other facts\nof the subject",
-    "same_answer": "other facts\nwith the answer",
+    "same_subject": "its other facts",
+    "same_answer": "facts with the answer",
 }
-HEADROOM = 1.15
-SUFFIXES = (".png", ".svg", ".pdf")
+SINGLE, MEAN = 4, 11
+"""Sizes of the points of single prompts, and of means."""
 
 
-def check_target(path: Path) -> None:
-    """Raise TargetError now if `path` cannot be drawn to later, ProbeError without matplotlib."""
-    targets.check_file(path)
-    if path.suffix not in SUFFIXES:
-        raise TargetError(f"{path}: pictures are written as {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    _pyplot()
+class Points(NamedTuple):
+    """Points of one kind."""
+
+    label: str
+    colour: str
+    size: int
+    x: Sequence[float]
+    y: Sequence[float]
+    joined: bool = False
 
 
-def one(record: dict[str, Any], path: Path) -> None:
-    """Draw the record of one fact: each set before and after, by method, and the scan that chose the layer."""
-    if not record["methods"]:
-        raise ProbeError(f"{record['fact']['name']}: nothing to draw, the model does not know this fact")
-    plt = _pyplot()
-    methods = record["methods"]
-    scan = methods.get("forward", {}).get("scan", [])
-    figure, axes = plt.subplots(1, len(methods) + bool(scan), figsize=(5.2 * (len(methods) + bool(scan)), 4.2))
-    axes = [axes] if len(methods) + bool(scan) == 1 else list(axes)
-    for axis, (name, found) in zip(axes, methods.items(), strict=False):
-        _bars(axis, name, found, record)
-    if scan:
-        _scan(axes[-1], scan, methods["forward"]["layer"])
-    fact = record["fact"]
-    figure.suptitle(f"{record['model']['name']}: delete {fact['name']} → {fact['answer']}", fontsize=12)
-    _save(figure, path)
+class Panel(NamedTuple):
+    """Points over a common x, in rows that have names (the first at the top) or over a y that has one."""
+
+    title: str
+    x_name: str
+    points: list[Points]
+    rows: list[str]
+    y_name: str = ""
 
 
-def all_facts(record: dict[str, Any], path: Path) -> None:
-    """Draw every fact's suppression, mean paraphrase suppression and worst loss of another subject, by forward."""
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Draw a record of `gate3` to `path`, .html or .png. Raises ProbeError where no fact in it is known."""
+    check_target(path)
+    model = record["model"]["name"]
+    if record["record"] == ALL:
+        panels, title = [_facts(record)], f"{model}: {len(record['facts'])} facts deleted"
+    else:
+        fact = record["fact"]
+        panels = [_sets(record, name) for name in record["methods"]] + _trial(record)
+        title = f"{model}: delete {fact['name']} → {fact['answer']}"
+    if not any(each.y for panel in panels for each in panel.points):
+        raise ProbeError("nothing to draw: the model knows no fact of this record")
+    with targets.written(path) as file:
+        (_draw_html if path.suffix == ".html" else _draw_png)(panels, title, file)
+
+
+def _sets(record: dict[str, Any], method: str) -> Panel:
+    """P of the answers in every held-out set that has known prompts, before and after."""
+    found = record["methods"][method]
+    sets = {"the fact": [found["headline"]]}
+    sets |= {NAMES[key]: group["prompts"] for key, group in found["sets"].items() if group["prompts"]}
+    points = []
+    for side, colour in (("before", QUIET), ("after", COLOURS[1])):
+        values = [[prompt[side] for prompt in prompts] for prompts in sets.values()]
+        singles, rows = list(chain(*values)), [row for row, some in enumerate(values) for _ in some]
+        points.append(Points(f"{side}, each prompt", colour, SINGLE, singles, rows))
+        points.append(
+            Points(f"{side}, mean", colour, MEAN, [sum(some) / len(some) for some in values], range(len(values)))
+        )
+    verdicts = ", ".join(f"{name} {verdict['result']}" for name, verdict in found["verdicts"].items())
+    return Panel(f"{method}, layer {found['layer']}: {verdicts}", "P(answer)", points, list(sets))
+
+
+def _trial(record: dict[str, Any]) -> list[Panel]:
+    """The harm by which forward's layer was chosen, and what a short fit suppressed there; nothing without a trial."""
+    found = record["methods"].get("forward", {"scan": []})
+    layers = [tried["layer"] for tried in found["scan"]]
+    if not layers:
+        return []
+    points = [
+        Points(label, colour, MEAN, layers, [tried[key] for tried in found["scan"]], joined=True)
+        for key, label, colour in (
+            ("harm", "harm to what was withheld", COLOURS[1]),
+            ("suppressed", "suppression of withheld phrasings", COLOURS[0]),
+        )
+    ]
+    return [Panel(f"forward: layer {found['layer']} is chosen", "layer", points, [], "in the trial")]
+
+
+def _facts(record: dict[str, Any]) -> Panel:
+    """What each fact, its paraphrases and other subjects lost, by the run's first method."""
     method = next(iter(record["rates"]))
     facts = [fact for fact in record["facts"] if method in fact["methods"]]
-    if not facts:
-        raise ProbeError("nothing to draw: the record has no fact that the model knows")
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(9, 0.24 * len(facts) + 1.6))
-    for row, fact in enumerate(facts):
-        found = fact["methods"][method]
-        sets = found["sets"]
-        for value, colour, marker, label in (
-            (found["suppression"], AFTER, "o", "the fact"),
-            (sets["paraphrases"]["mean"], ACCENT, "s", "its paraphrases (mean)"),
-            (sets["other_subjects"]["mean"], OTHER, "|", "other subjects (mean)"),
-            (sets["other_subjects"]["max"], OTHER, ">", "other subjects (worst)"),
-        ):
-            if value is not None:
-                axis.plot(value, row, marker, color=colour, label=label if row == 0 else None, markersize=5)
-        strict = found["verdicts"]["strict"]["result"]
-        axis.get_yaxis()
-        axis.text(1.03, row, strict, va="center", fontsize=7, color=ACCENT if strict == "pass" else AFTER)
-    axis.set_yticks(range(len(facts)), [f"{f['subject']} → {f['answer']}" for f in facts], fontsize=7)
-    axis.invert_yaxis()
-    axis.axvline(0, color=BEFORE, linewidth=0.8)
-    axis.set_xlim(-0.35, 1.15)
-    axis.set_xlabel("share of P(answer) lost")
-    axis.set_title(f"{record['model']['name']}: {len(record['facts'])} facts deleted by {method}", fontsize=10)
-    axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -1.1 / (0.24 * len(facts) + 1.6)), ncols=4, fontsize=7, frameon=False
-    )
-    _save(figure, path)
+    points = []
+    for label, colour, size, value in (
+        ("other subjects, worst", COLOURS[0], SINGLE, lambda found: found["sets"]["other_subjects"]["max"]),
+        ("other subjects, mean", COLOURS[0], MEAN - 3, lambda found: found["sets"]["other_subjects"]["mean"]),
+        ("paraphrases, mean", COLOURS[2], MEAN - 3, lambda found: found["sets"]["paraphrases"]["mean"]),
+        ("the fact", COLOURS[1], MEAN - 3, lambda found: found["suppression"]),
+    ):
+        values = [(value(fact["methods"][method]), row) for row, fact in enumerate(facts)]
+        shown = [pair for pair in values if pair[0] is not None]
+        points.append(Points(label, colour, size, [x for x, _ in shown], [row for _, row in shown]))
+    rows = [
+        f"{fact['subject']} → {fact['answer']} (strict {fact['methods'][method]['verdicts']['strict']['result']})"
+        for fact in facts
+    ]
+    return Panel(f"by {method}", "share of P(answer) lost", points, rows)
 
 
-def _bars(axis: Any, name: str, found: dict[str, Any], record: dict[str, Any]) -> None:
-    """Mean P of every held-out set that has known prompts, before and after; dots are single prompts after."""
-    bars = [(f"“{record['fact']['prompt'][-24:]}”", [found["headline"]])]
-    bars += [(NAMES[key], group["prompts"]) for key, group in found["sets"].items() if group["prompts"]]
-    for place, (_, prompts) in enumerate(bars):
-        for key, offset, colour in (("before", -0.2, BEFORE), ("after", 0.2, AFTER if place < 2 else OTHER)):
-            values = [prompt[key] for prompt in prompts]
-            axis.bar(place + offset, sum(values) / len(values), 0.38, color=colour, alpha=0.85)
-            if len(values) > 1:
-                axis.plot([place + offset] * len(values), values, ".", color="black", markersize=2.5, alpha=0.5)
-    axis.set_xticks(range(len(bars)), [label for label, _ in bars], fontsize=7, rotation=30, ha="right")
-    axis.set_ylim(0, 1)
-    axis.set_ylabel("P(answer): grey before, colour after", fontsize=8)
-    verdicts = ", ".join(f"{key} {value['result']}" for key, value in found["verdicts"].items())
-    axis.set_title(f"{name}, layer {found['layer']}: {verdicts}", fontsize=9)
+def _height(panels: list[Panel]) -> float:
+    """In inches."""
+    return max(4.2, *(1.8 + 0.26 * len(panel.rows) for panel in panels))
 
 
-def _scan(axis: Any, scan: list[dict[str, Any]], chosen: int) -> None:
-    """The harm by which the layer is chosen, and how much of the withheld phrasings a short fit suppressed there."""
-    layers = [tried["layer"] for tried in scan]
-    axis.plot(layers, [tried["harm"] for tried in scan], "D-", color=AFTER, label="harm to what was withheld")
-    axis.plot(layers, [tried["suppressed"] for tried in scan], "o-", color=BEFORE, label="suppression of phrasings")
-    axis.axvline(chosen, color=ACCENT, linewidth=6, alpha=0.2)
-    axis.set_xlabel("layer")
-    axis.set_ylim(0, HEADROOM * max(1.0, *(tried["harm"] for tried in scan)))
-    axis.set_xticks(layers)
-    axis.legend(fontsize=7)
-    axis.set_title(f"layer trial on the fit set: layer {chosen} chosen", fontsize=9)
+def _draw_png(panels: list[Panel], title: str, file: BinaryIO) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * len(panels), _height(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for each in panel.points:
+            line = "-" if each.joined else ""
+            axis.plot(each.x, each.y, "o", linestyle=line, color=each.colour, markersize=each.size, label=each.label)
+        if panel.rows:
+            axis.set_yticks(range(len(panel.rows)), panel.rows)
+            axis.set_ylim(len(panel.rows) - 0.5, -0.5)
+        axis.set(title=panel.title, xlabel=panel.x_name, ylabel=panel.y_name)
+        axis.title.set_fontsize(9)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+    figure.suptitle(title, fontsize=12)
+    figure.savefig(file, dpi=110, format="png")
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ProbeError("pictures need matplotlib: pip install 'vindex[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def _draw_html(panels: list[Panel], title: str, file: BinaryIO) -> None:
+    from plotly.subplots import make_subplots
 
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
-    try:
-        with targets.written(path) as file:
-            figure.savefig(file, dpi=130, bbox_inches="tight", format=path.suffix[1:])
-    finally:
-        pyplot.close(figure)
+    figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels])
+    for column, panel in enumerate(panels, start=1):
+        for each in panel.points:
+            figure.add_scatter(
+                x=each.x, y=[panel.rows[int(y)] for y in each.y] if panel.rows else each.y, name=each.label,
+                mode="lines+markers" if each.joined else "markers", marker={"color": each.colour, "size": each.size},
+                legendgroup=each.label, showlegend=column == 1 or each.joined, row=1, col=column,
+            )  # fmt: skip
+        figure.update_xaxes(title_text=panel.x_name, row=1, col=column)
+        rows = {"categoryorder": "array", "categoryarray": panel.rows[::-1]} if panel.rows else {}
+        figure.update_yaxes(title_text=panel.y_name, **rows, row=1, col=column)
+    figure.update_layout(title=title, template="plotly_white", height=100 * _height(panels))
+    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())

@@ -104,6 +104,11 @@ class Verdict(NamedTuple):
     reason: str
     criteria: tuple[Criterion, ...]
 
+    @property
+    def passed(self) -> bool:
+        """Whether every criterion that could be measured holds, of a fact that the model knows."""
+        return self.result == "pass"
+
 
 def figures(effect: Effect, random_suppression: float, random_draws: int) -> dict[str, Figure]:
     """What `published` and `strict` are about, and the fact for `robust`; the rest of it is `Certificate.figures`."""

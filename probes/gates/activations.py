@@ -13,9 +13,12 @@ from probes.live.hooks import capture
 from probes.live.load import Loaded
 from probes.live.sites import Site, sites
 from probes.live.tokens import pad_token
+from vindex.progress import Advance, unseen
 
 
-def mean_magnitude(loaded: Loaded, examples: Sequence[Example], *, entity: bool, batch_size: int = 32) -> Tensor:
+def mean_magnitude(
+    loaded: Loaded, examples: Sequence[Example], *, entity: bool, batch_size: int = 32, advance: Advance = unseen
+) -> Tensor:
     """(L, I) float32: mean |h| where the examples predict a token (with `entity`, an entity token)."""
     sums, count = torch.zeros(gate_shape(loaded.model)), 0
     for start in range(0, len(examples), batch_size):
@@ -28,4 +31,5 @@ def mean_magnitude(loaded: Loaded, examples: Sequence[Example], *, entity: bool,
         with torch.no_grad(), capture(loaded.model, sites(loaded.model, "hidden"), observe=add):
             loaded.model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False)
         count += int(wanted.sum())
+        advance(len(batch.ids))
     return sums / max(count, 1)

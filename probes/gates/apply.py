@@ -1,8 +1,6 @@
-"""Gates on a live model: h, what down_proj receives, is multiplied neuron by neuron.
+"""Factors on a live model: h, what down_proj receives, is multiplied neuron by neuron.
 
-    with gated(model, soft(gates, "energy")):      # g = h · λ / sqrt(mean(λ²))
-        model(ids)
-    with gated(model, hard(gates, 0.478)):         # neurons with λ < 0.478 off
+    with gated(model, factors):  # (L, I)
         model(ids)
 
 Inside, `capture` sees h as down_proj receives it: gated where it is entered after `gated`, ungated where before.
@@ -16,20 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from probes.gates.masks import Gates, ScaleMode, rescaled
 from probes.live.hooks import edited
 from probes.live.sites import layers
 from vindex.errors import PatchError
-
-
-def soft(gates: Gates, scale_mode: ScaleMode = "none") -> Tensor:
-    """The factors (L, I) float32 of soft gating."""
-    return rescaled(gates.values, scale_mode)
-
-
-def hard(gates: Gates, threshold: float, scale_mode: ScaleMode = "none") -> Tensor:
-    """The factors (L, I) float32 of a hard mask: 0 where λ < `threshold`, else 1 (before `scale_mode`)."""
-    return rescaled(gates.keep(threshold).float(), scale_mode)
 
 
 def gate_shape(model: nn.Module) -> tuple[int, int]:

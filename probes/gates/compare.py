@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from probes.gates.masks import OFF_FRACTIONS, Gates
+from probes.gates.gates import Gates
+from probes.gates.masks import OFF_FRACTIONS
+from probes.records import Result, plain
 from vindex.errors import PatchError
 
 
@@ -22,12 +25,26 @@ class Overlap(NamedTuple):
     """Jaccard index expected of random masks with as many off in each layer."""
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Comparison(Result):
+    """Two sets of gates side by side."""
+
+    first: str
+    second: str
     correlation: float
     """Pearson, of λ over all neurons; nan where one is constant."""
     layers: tuple[float, ...]
     """The same within each layer."""
     overlaps: tuple[Overlap, ...]
+
+    def record(self) -> dict[str, Any]:
+        return plain(asdict(self) | {"record": "vindex-gates-comparison/1", "overlaps": self.rows()})
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [overlap._asdict() for overlap in self.overlaps]
+
+    def __repr__(self) -> str:
+        return f"<{self.first} and {self.second}: correlation of λ {self.correlation:.3f}>"
 
 
 def compare(first: Gates, second: Gates) -> Comparison:
@@ -37,7 +54,9 @@ def compare(first: Gates, second: Gates) -> Comparison:
         raise PatchError(f"one set of gates is {shapes[0]}, the other {shapes[1]}; compare gates of one model")
     rows = [_pearson(a, b) for a, b in zip(first.values, second.values, strict=True)]
     overlaps = tuple(_overlap(first, second, off) for off in OFF_FRACTIONS)
-    return Comparison(_pearson(first.values.flatten(), second.values.flatten()), tuple(rows), overlaps)
+    return Comparison(
+        first.name, second.name, _pearson(first.values.flatten(), second.values.flatten()), tuple(rows), overlaps
+    )
 
 
 def _pearson(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -108,7 +108,8 @@ def retain_row(row: Row, where: str) -> Retain:
         if not messages:
             raise FactError(f"{where}: expected `text`, `problem` and `solution`, or `messages`; found {_columns(row)}")
         text = "\n".join([problem, solution] if problem and solution else [m["content"] for m in messages])
-    answer = _string(row, "answer", where) or boxed(solution or messages[-1]["content"] if messages else text)
+    worked = solution or (messages[-1]["content"] if messages else text)
+    answer = _string(row, "answer", where) or boxed(worked)
     return Retain(text, messages, problem or (messages[0]["content"] if messages else None), answer, where)
 
 

@@ -25,13 +25,21 @@ import orjson
 import torch
 from torch import Tensor
 
-from probes.gates.masks import DIGITS, INDICES_THRESHOLD, Gates, indices_of, keep_from_indices, point
-from vindex import targets
+from probes.gates.masks import (
+    DIGITS,
+    INDICES_THRESHOLD,
+    indices_of,
+    keep_from_indices,
+    kept,
+    point,
+    selected_thresholds,
+)
+from vindex import kinds, targets
 from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json, read_bytes, read_text
 from vindex.files import read_json as read_any_json
 from vindex.format import MOST_LAYERS, MOST_NEURONS
-from vindex.targets import GATE_FILES
+from vindex.kinds import GATE_FILES, TRAINED_GATES
 
 LOGITS_PT, LOGITS_SAFETENSORS, INDICES, STATS, _ = GATE_FILES
 THRESHOLDS = (GATE_FILES[-1], "thresholds.txt")  # the first is written
@@ -40,36 +48,37 @@ KEY = re.compile(r"(?:.*\.)?layers\.(0|[1-9][0-9]{0,4})\.mlp\.lambda_logits")
 LAYER = re.compile(r"0|[1-9][0-9]{0,4}")
 MOST_THRESHOLDS = 100
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MADE = (*TRAINED_GATES, kinds.Kind("gates", GATE_FILES, TRAINED_GATES[0].files))  # what --force replaces
 OF_LOGITS = Kind(PatchError, "download it again", limit=1 << 28)
 OF_TEXTS = Kind(PatchError, "download it again")
 
 
-def read_gates(path: Path) -> Gates:
-    """The gates in a directory of the published layout, or in one .pt or .safetensors file.
+def read_logits(path: Path) -> Tensor:
+    """The logits (L, I) float32 in a directory of the published layout, or in one .pt or .safetensors file.
 
-    Raises PatchError when there are none, or when a directory's two files differ, NumericError when one is not finite.
+    Raises PatchError when there are none, or when a directory's two files differ.
     """
     if not os.path.isdir(path):
         return _assemble(_read_tensors(path), path.name)
     found = [path / name for name in (LOGITS_SAFETENSORS, LOGITS_PT) if os.path.lexists(path / name)]
     if not found:
         raise PatchError(f"{path}: neither {LOGITS_PT} nor {LOGITS_SAFETENSORS} here; expected a directory of gates")
-    gates, *others = (_assemble(_read_tensors(file), file.name) for file in found)
-    if any(not torch.equal(gates.logits, other.logits) for other in others):
+    logits, *others = (_assemble(_read_tensors(file), file.name) for file in found)
+    if any(not torch.equal(logits, other) for other in others):
         raise PatchError(f"{path}: {LOGITS_PT} and {LOGITS_SAFETENSORS} differ; remove the one that is out of date")
-    return gates
+    return logits
 
 
-def write_gates(gates: Gates, directory: Path, *, prefix: str = PUBLISHED_PREFIX) -> None:
+def write_logits(logits: Tensor, directory: Path, *, prefix: str = PUBLISHED_PREFIX) -> None:
     """Write every file of the layout. Each is complete when it appears; the logits come last."""
-    state = {f"{prefix}layers.{number}.mlp.lambda_logits": row.clone() for number, row in enumerate(gates.logits)}
-    pickled = io.BytesIO()
+    state = {f"{prefix}layers.{number}.mlp.lambda_logits": row.clone() for number, row in enumerate(logits)}
+    pickled, values = io.BytesIO(), torch.sigmoid(logits)
     torch.save(state, pickled)
-    indices = {str(layer): neurons for layer, neurons in indices_of(gates.keep(INDICES_THRESHOLD)).items()}
+    indices = {str(layer): neurons for layer, neurons in indices_of(kept(values, INDICES_THRESHOLD)).items()}
     payloads = {
-        STATS: orjson.dumps(summary(gates), option=orjson.OPT_INDENT_2),
+        STATS: orjson.dumps(summary(values), option=orjson.OPT_INDENT_2),
         INDICES: orjson.dumps(indices),
-        THRESHOLDS[0]: (",".join(map(str, gates.selected_thresholds())) + "\n").encode(),
+        THRESHOLDS[0]: (",".join(map(str, selected_thresholds(values))) + "\n").encode(),
         LOGITS_SAFETENSORS: _safetensors(state),
         LOGITS_PT: pickled.getvalue(),
     }
@@ -79,11 +88,10 @@ def write_gates(gates: Gates, directory: Path, *, prefix: str = PUBLISHED_PREFIX
         targets.write_bytes(directory / name, payload)
 
 
-def summary(gates: Gates) -> dict[str, Any]:
-    """The contents of gate_stats.json as this project writes it."""
-    values = gates.values
+def summary(values: Tensor) -> dict[str, Any]:
+    """The contents of gate_stats.json as this project writes it, of λ (L, I)."""
     rows, width = values.shape
-    points = [point(gates, threshold) for threshold in gates.selected_thresholds()]
+    points = [point(values, threshold) for threshold in selected_thresholds(values)]
     return {
         "total_gates": values.numel(),
         "num_layers": rows,
@@ -192,7 +200,7 @@ def _from_pickle(path: Path) -> Any:
             raise OF_LOGITS.refusal(path, "damaged or not a PyTorch file") from error
 
 
-def _assemble(state: dict[str, Tensor], where: str) -> Gates:
+def _assemble(state: dict[str, Tensor], where: str) -> Tensor:
     """Rows by layer number, all present, all of one width."""
     rows: dict[int, Tensor] = {}
     for name, value in state.items():
@@ -214,7 +222,7 @@ def _assemble(state: dict[str, Tensor], where: str) -> Gates:
     for number, width in sorted(widths.items()):
         if width != widths[0]:
             raise PatchError(f"{where}: layer {number} has {width} neurons, layer 0 {widths[0]}")
-    return Gates(torch.stack([rows[number] for number in range(len(rows))]))
+    return torch.stack([rows[number] for number in range(len(rows))])
 
 
 def _row(value: Tensor, name: str) -> Tensor:

@@ -1,62 +1,23 @@
 """Gates and masks as arrays. L = layers, I = neurons to a layer.
 
-λ = sigmoid(logit), float32 always. A mask keeps or drops whole neurons: hard at threshold τ, those with λ < τ are off.
-The controls for a trained mask drop the same number of neurons in every layer: at random, or by activation.
+λ = sigmoid(logit), (L, I) float32 always. A mask keeps or drops whole neurons: at threshold τ, those with λ < τ are
+off. The controls for a trained mask drop the same number of neurons in every layer: at random, or by activation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from vindex.errors import NumericError, PatchError, ProbeError
+from probes.gates.options import ScaleMode, scale_of
+from vindex.errors import PatchError, ProbeError
 
-ScaleMode = Literal["none", "mean", "energy"]
-SCALE_MODES: tuple[ScaleMode, ...] = ("none", "mean", "energy")
 OFF_FRACTIONS = (0.05, 0.25, 0.50, 0.75, 0.95)  # of the selected thresholds
 INDICES_THRESHOLD = 0.5  # of neuron_indices.json
 DIGITS = 6  # of a threshold on disk and in records
-
-
-@dataclass(frozen=True)
-class Gates:
-    """One logit per FFN neuron."""
-
-    logits: Tensor  # (L, I) float32, finite
-
-    def __post_init__(self) -> None:
-        if self.logits.dtype != torch.float32 or self.logits.ndim != 2:
-            raise PatchError(f"gate logits are {self.logits.dtype}, {self.logits.ndim}-D; expected float32 (L, I)")
-        bad = (~torch.isfinite(self.logits)).nonzero()
-        if len(bad):
-            layer, neuron = bad[0].tolist()
-            raise NumericError(
-                f"gate logits: {len(bad)} not finite, first at layer {layer} neuron {neuron} "
-                f"({float(self.logits[layer, neuron])}); train again or download the file again"
-            )
-
-    @property
-    def values(self) -> Tensor:
-        """λ, (L, I) float32 in 0..1."""
-        return torch.sigmoid(self.logits)
-
-    def keep(self, threshold: float) -> Tensor:
-        """(L, I) bool: the neurons that stay on at `threshold`, those with λ >= threshold."""
-        return self.values >= require_threshold(threshold)
-
-    def threshold_at(self, off: float) -> float:
-        """The λ quantile at off-fraction `off`, rounded as it is on disk."""
-        if not 0 < off < 1:
-            raise ProbeError(f"off-fraction {off:g}: expected a share between 0 and 1 (write 25% or 0.25)")
-        return round(float(torch.quantile(self.values.flatten(), off)), DIGITS)
-
-    def selected_thresholds(self) -> tuple[float, ...]:
-        """The thresholds at OFF_FRACTIONS."""
-        return tuple(self.threshold_at(off) for off in OFF_FRACTIONS)
 
 
 class Point(NamedTuple):
@@ -67,10 +28,27 @@ class Point(NamedTuple):
     off: int
 
 
-def point(gates: Gates, threshold: float) -> Point:
+def kept(values: Tensor, threshold: float) -> Tensor:
+    """(L, I) bool: the neurons that stay on at `threshold`, those with λ >= threshold."""
+    return values >= require_threshold(threshold)
+
+
+def point(values: Tensor, threshold: float) -> Point:
     """What a threshold turns off."""
-    off = int((~gates.keep(threshold)).sum())
-    return Point(threshold, off / gates.logits.numel(), off)
+    off = int((~kept(values, threshold)).sum())
+    return Point(threshold, off / values.numel(), off)
+
+
+def threshold_at(values: Tensor, off: float) -> float:
+    """The λ quantile at off-fraction `off`, rounded as it is on disk."""
+    if not 0 < off < 1:
+        raise ProbeError(f"off-fraction {off:g}: expected a share between 0 and 1 (write 25% or 0.25)")
+    return round(float(torch.quantile(values.flatten(), off)), DIGITS)
+
+
+def selected_thresholds(values: Tensor) -> tuple[float, ...]:
+    """The thresholds at OFF_FRACTIONS."""
+    return tuple(threshold_at(values, off) for off in OFF_FRACTIONS)
 
 
 def require_threshold(threshold: float) -> float:
@@ -108,9 +86,9 @@ def rescaled(values: Tensor, scale_mode: ScaleMode) -> Tensor:
     """
     if scale_mode == "none":
         return values
-    if scale_mode not in SCALE_MODES:
-        raise ProbeError(f"scale mode {scale_mode!r}: expected {', '.join(SCALE_MODES)}")
-    size = values.mean(1, keepdim=True) if scale_mode == "mean" else values.square().mean(1, keepdim=True).sqrt()
+    size = (
+        values.mean(1, keepdim=True) if scale_of(scale_mode) == "mean" else values.square().mean(1, keepdim=True).sqrt()
+    )
     return values / size.clamp_min(torch.finfo(values.dtype).tiny)
 
 

@@ -1,15 +1,18 @@
-"""Hyper-parameters of a training run, and the published variants as presets.
+"""The choices of a training run and of an evaluation, and the published variants as presets.
 
-One class is the command's options, the run record and what a resumed run must agree with.
+Each class is at once the command's options, a table in docs/gates-method.md and a part of the record; the first is also
+what a resumed run must agree with. Nothing heavy is imported: the command line is made of these classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
-from probes.gates.masks import SCALE_MODES, ScaleMode
 from vindex.errors import ProbeError
+
+ScaleMode = Literal["none", "mean", "energy"]
+SCALE_MODES: tuple[ScaleMode, ...] = ("none", "mean", "energy")
 
 
 def _option(default: Any, description: str) -> Any:
@@ -50,11 +53,42 @@ class TrainOptions:
             raise ProbeError(f"max_steps {self.max_steps}: expected at least 1")
         if self.max_tokens < 2:
             raise ProbeError(f"max_tokens {self.max_tokens}: expected at least 2")
-        if self.scale_mode not in SCALE_MODES:
-            raise ProbeError(f"scale mode {self.scale_mode!r}: expected {', '.join(SCALE_MODES)}")
+        scale_of(self.scale_mode)
 
 
-HELP = {option.name: option.metadata["help"] for option in fields(TrainOptions)}
+@dataclass(frozen=True)
+class EvalOptions:
+    """What decides the scores of given gates on given rows. The metadata of each field is its help text."""
+
+    chat: bool = _option(False, "Ask in the model's chat template, thinking off.")
+    soft_scale_mode: ScaleMode | None = _option(  # noqa: RUF009
+        None, "Rescaling of soft gates: none, mean, energy; unset, as trained."
+    )
+    mask_scale_mode: ScaleMode = _option("none", "Rescaling of hard masks: none, mean, energy.")  # noqa: RUF009
+    thresholds: tuple[float, ...] | None = _option(
+        None, "Operating points, neurons with λ below each off; unset, those at 5, 25, 50, 75 and 95 % off."
+    )
+    count: int = _option(300, "Prompts to a panel, at most.")
+    batch_size: int = _option(64, "Answers to a forward pass; memory grows with it.")
+    generate: int = _option(0, "Tokens that the model writes, in which the answer must stand; 0: teacher-forced.")
+    seed: int = _option(0, "Of the choice of prompts, and of the rows for mean |h|.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("batch_size", 1), ("generate", 0)):
+            if getattr(self, name) < least:
+                raise ProbeError(f"{name} {getattr(self, name)}: expected at least {least}")
+        scale_of(self.mask_scale_mode)
+        if self.soft_scale_mode is not None:
+            scale_of(self.soft_scale_mode)
+
+
+def scale_of(name: str) -> ScaleMode:
+    """`name`, if it is a scale mode. Raises ProbeError."""
+    for mode in SCALE_MODES:
+        if mode == name:
+            return mode
+    raise ProbeError(f"scale mode {name!r}: expected {', '.join(SCALE_MODES)}")
+
 
 # What each published variant changes from the defaults. The weights of nke_optA and nke_optB are not published;
 # they are taken from the chat variants of the same letters.
@@ -76,6 +110,14 @@ def from_preset(name: str, **changes: Any) -> TrainOptions:
         raise ProbeError(f"preset {name!r}: expected one of {', '.join(PRESETS)}")
     given = {key: value for key, value in changes.items() if value is not None}
     return replace(TrainOptions(preset=name, **PRESETS[name]), **given)
+
+
+def to_evaluate(**changes: Any) -> EvalOptions:
+    """The options of an evaluation with `changes`; a change that is None leaves the default."""
+    given = {key: value for key, value in changes.items() if value is not None}
+    if "thresholds" in given:
+        given["thresholds"] = tuple(given["thresholds"])
+    return EvalOptions(**given)
 
 
 def differences(old: dict[str, Any], new: TrainOptions) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from probes.charts import COLOURS, QUIET, check_target
-from probes.gates.evaluate import Entry, Evaluation
 from vindex import targets
+from vindex.charts import COLOURS, QUIET, check_target
 
 FAMILIES = {  # family: (label, colour)
     "gates": ("trained gates", COLOURS[0]),
@@ -22,40 +22,44 @@ AXES = ("knowledge retained", "reasoning retained")
 class Curve(NamedTuple):
     label: str
     colour: str
-    x: list[float]
-    y: list[float]
+    x: list[float | None]
+    y: list[float | None]
     notes: list[str]
     """What each point is; empty where it needs no label."""
     quiet: bool
 
 
-def curves(evaluation: Evaluation) -> list[Curve]:
+def curves(record: Mapping[str, Any]) -> list[Curve]:
     """From nothing off at (1, 1) through the operating points to all off at (0, 0); the gates last, on top."""
     drawn = []
     for family, (label, colour) in reversed(FAMILIES.items()):
-        seeds = {entry.seed for entry in evaluation.entries if entry.family == family}
+        seeds = {entry["seed"] for entry in record["entries"] if entry["family"] == family}
         for seed in sorted(seeds, key=str):
-            points = sorted(evaluation.of(family, seed), key=lambda entry: entry.point.off_fraction)
-            area = evaluation.areas[family].value
-            drawn.append(_curve(f"{label}, area {area:.2f}", colour, points, quiet=family != "gates"))
+            points = [entry for entry in record["entries"] if (entry["family"], entry["seed"]) == (family, seed)]
+            points.sort(key=lambda entry: entry["off_fraction"])
+            area = record["areas"][family]["value"]
+            shown = "–" if area is None else f"{area:.2f}"
+            drawn.append(_curve(f"{label}, area {shown}", colour, points, quiet=family != "gates"))
     return drawn
 
 
-def _curve(label: str, colour: str, points: list[Entry], *, quiet: bool) -> Curve:
-    notes = [f"{entry.point.off_fraction:.0%} off" for entry in points]
-    x, y = [entry.knowledge for entry in points], [entry.reasoning for entry in points]
+def _curve(label: str, colour: str, points: list[Mapping[str, Any]], *, quiet: bool) -> Curve:
+    notes = [f"{entry['off_fraction']:.0%} off" for entry in points]
+    x, y = ([entry[name] for entry in points] for name in ("knowledge_retained", "reasoning_retained"))
     return Curve(label, colour, [1.0, *x, 0.0], [1.0, *y, 0.0], ["", *notes, ""], quiet)
 
 
-def draw(evaluation: Evaluation, title: str, path: Path) -> None:
-    """Draw to `path`, .html or .png. Raises TargetError for another suffix."""
+def draw(record: Mapping[str, Any], path: Path) -> None:
+    """Draw a record of `gates eval` to `path`, .html or .png. Raises TargetError for another suffix."""
     check_target(path)
-    title = f"{title}: area between gates and random masks {evaluation.advantage:+.2f}"
+    title = f"{record['model']['name']}, {record['gates']}: area between gates and random masks "
+    title += "–" if record["advantage"] is None else f"{record['advantage']:+.2f}"
+    soft = [[record["soft"][f"{kind}_retained"]] for kind in ("knowledge", "reasoning")]
     with targets.written(path) as file:
-        (_draw_html if path.suffix == ".html" else _draw_png)(curves(evaluation), evaluation.soft_retained, title, file)
+        (_draw_html if path.suffix == ".html" else _draw_png)(curves(record), soft, title, file)
 
 
-def _draw_png(drawn: list[Curve], soft: tuple[float, float], title: str, file: BinaryIO) -> None:
+def _draw_png(drawn: list[Curve], soft: list[list[float | None]], title: str, file: BinaryIO) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -86,6 +90,8 @@ def _legible(curve: Curve) -> list[tuple[float, float, str]]:
     """(x, y, note) with the notes of points that nearly coincide joined, so that none covers another."""
     labels: list[tuple[float, float, str]] = []
     for x, y, note in zip(curve.x, curve.y, curve.notes, strict=True):
+        if x is None or y is None:  # nothing was known, so that nothing is retained
+            continue
         if note and labels and abs(labels[-1][0] - x) < 0.05 and abs(labels[-1][1] - y) < 0.03:
             labels[-1] = (*labels[-1][:2], f"{labels[-1][2].removesuffix(' off')}, {note}")
         elif note:
@@ -93,7 +99,7 @@ def _legible(curve: Curve) -> list[tuple[float, float, str]]:
     return labels
 
 
-def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, file: BinaryIO) -> None:
+def _draw_html(drawn: list[Curve], soft: list[list[float | None]], title: str, file: BinaryIO) -> None:
     from plotly import graph_objects as go
 
     figure, seen = go.Figure(), set()
@@ -106,7 +112,7 @@ def _draw_html(drawn: list[Curve], soft: tuple[float, float], title: str, file: 
         )  # fmt: skip
         seen.add(curve.label)
     star = {"symbol": "star", "size": 16, "color": FAMILIES["gates"][1]}
-    figure.add_scatter(x=[soft[0]], y=[soft[1]], mode="markers", marker=star, name="soft gates")
+    figure.add_scatter(x=soft[0], y=soft[1], mode="markers", marker=star, name="soft gates")
     figure.update_layout(title=title, xaxis_title=AXES[0], yaxis_title=AXES[1], template="plotly_white", height=700)
     figure.update_layout(legend_traceorder="reversed")
     file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())

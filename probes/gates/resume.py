@@ -10,54 +10,61 @@ import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from probes.gates.options import TrainOptions, differences
 from vindex import targets
 from vindex.errors import ProbeError
-from vindex.targets import STATE
+from vindex.kinds import STATE
 
-ADAM = ("step", "exp_avg", "exp_avg_sq")
+LOGITS, ADAM = "logits", ("step", "exp_avg", "exp_avg_sq")
 
 
 class State(NamedTuple):
+    """A run after a whole step; nothing that happens later changes it."""
+
     step: int
     """Steps done."""
     curves: dict[str, list[float]]
     """One value for each step done."""
+    tensors: dict[str, Tensor]
+    """Logits and Adam's moments, on the CPU; empty before the first step."""
 
 
-def save(
-    directory: Path,
-    state: State,
-    logits: torch.nn.Parameter,
-    optimiser: torch.optim.Optimizer,
-    options: TrainOptions,
-    sources: dict[str, Any],
-) -> None:
+def taken(
+    step: int, curves: dict[str, list[float]], logits: torch.nn.Parameter, optimiser: torch.optim.Optimizer
+) -> State:
+    """The state after `step` steps, copied, so that Ctrl-C in the middle of the next one leaves it as it is."""
+    tensors = {LOGITS: logits.detach(), **{name: optimiser.state[logits][name] for name in ADAM}}
+    return State(step, curves, {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()})
+
+
+def restore(state: State, logits: torch.nn.Parameter, optimiser: torch.optim.Optimizer) -> None:
+    """Put a state back into `logits` and `optimiser`."""
+    with torch.no_grad():
+        logits.copy_(state.tensors[LOGITS])
+    moments = {name: state.tensors[name].to(logits.device) for name in ADAM[1:]}
+    optimiser.state[logits] = {"step": state.tensors[ADAM[0]], **moments}
+
+
+def save(directory: Path, state: State, options: TrainOptions, sources: dict[str, Any]) -> None:
     """Write the state whole, or not at all."""
-    tensors = {"logits": logits.detach(), **{name: optimiser.state[logits][name] for name in ADAM}}
-    metadata = {"state": orjson.dumps(state._asdict() | {"options": asdict(options), "data": sources}).decode()}
+    about = {"step": state.step, "curves": state.curves, "options": asdict(options), "data": sources}
     with targets.explained(directory):
         targets.make_directory(directory)
-    content = to_bytes({k: v.cpu().contiguous() for k, v in tensors.items()}, metadata)
+    content = to_bytes(state.tensors, {"state": orjson.dumps(about).decode()})
     targets.write_bytes(directory / STATE, content)
 
 
-def load(
-    directory: Path,
-    logits: torch.nn.Parameter,
-    optimiser: torch.optim.Optimizer,
-    options: TrainOptions,
-    sources: dict[str, Any],
-) -> State:
-    """Put a saved state back into `logits` and `optimiser`. Raises ProbeError unless it is the same run."""
+def load(directory: Path, shape: tuple[int, int], options: TrainOptions, sources: dict[str, Any]) -> State:
+    """The state in a directory. Raises ProbeError unless it is of the same run, of gates (L, I) of this shape."""
     path = directory / STATE
     if not path.is_file():
         raise ProbeError(f"{path}: nothing to resume; start without --resume")
     try:
         with safe_open(path, framework="pt") as file:
             saved = orjson.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in ("logits", *ADAM)}
+            tensors = {name: file.get_tensor(name) for name in (LOGITS, *ADAM)}
     except (SafetensorError, OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise ProbeError(f"{path}: damaged ({error}); start over with --force") from error
     changed = differences(saved["options"], options)
@@ -65,11 +72,6 @@ def load(
         raise ProbeError(f"{path}: another run's state ({'; '.join(changed)}); resume with its options, or --force")
     if saved["data"] != orjson.loads(orjson.dumps(sources)):
         raise ProbeError(f"{path}: the run used other data or another model; resume with those, or start with --force")
-    if tensors["logits"].shape != logits.shape:
-        raise ProbeError(f"{path}: {tuple(tensors['logits'].shape)} logits, the model takes {tuple(logits.shape)}")
-    with torch.no_grad():
-        logits.copy_(tensors["logits"])
-    device = logits.device
-    moments = {name: tensors[name].to(device) for name in ADAM[1:]}
-    optimiser.state[logits] = {"step": tensors["step"], **moments}
-    return State(saved["step"], saved["curves"])
+    if tensors[LOGITS].shape != shape:
+        raise ProbeError(f"{path}: {tuple(tensors[LOGITS].shape)} logits, the model takes {shape}")
+    return State(saved["step"], saved["curves"], tensors)

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probes.gates.apply import gated
+from probes.gates.apply import gated, require_fit
 from probes.gates.data import boxed
 from probes.gates.panels import QUESTIONS, Panels, Prompt
+from probes.live.chat import ask, render
 from probes.live.load import Loaded
 from probes.live.tokens import encode, pad_token
 from probes.live.tokens import prompt as prompt_ids
+from vindex.progress import Advance, unseen
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 NEUTRAL_TOKENS = 256
@@ -44,28 +46,51 @@ class Settings(NamedTuple):
     """New tokens to write and look for the answer in; 0 scores answers teacher-forced."""
 
 
-def score(loaded: Loaded, panels: Panels, factors: Tensor | None, settings: Settings = Settings()) -> Scores:
-    """Scores of the model with these factors (L, I) on h, or of the plain model (None)."""
+def score(
+    loaded: Loaded,
+    panels: Panels,
+    factors: Tensor | None,
+    settings: Settings = Settings(),
+    advance: Advance = unseen,
+) -> Scores:
+    """Scores of the model with these factors (L, I) on h, or of the plain model (None).
+
+    `advance` hears of answers and texts, `work` of them in all.
+    """
     forget, oracle, conflict, reasoning = (
-        accuracy(loaded, getattr(panels, name), factors, settings) for name in QUESTIONS
+        accuracy(loaded, getattr(panels, name), factors, settings, advance) for name in QUESTIONS
     )
-    return Scores(forget, oracle, conflict, reasoning, neutral_kl(loaded, panels.neutral, factors))
+    return Scores(forget, oracle, conflict, reasoning, neutral_kl(loaded, panels.neutral, factors, advance))
 
 
-def accuracy(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> float:
+def work(panels: Panels, settings: Settings) -> int:
+    """How many steps `score` tells of: an answer each, or with `generate` a prompt, and the neutral texts."""
+    prompts = [prompt for name in QUESTIONS for prompt in getattr(panels, name)]
+    return len(panels.neutral) + (len(prompts) if settings.generate else sum(len(p.answers) for p in prompts))
+
+
+def accuracy(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    factors: Tensor | None,
+    settings: Settings,
+    advance: Advance = unseen,
+) -> float:
     """Share of prompts answered right; nan where there are none."""
     if not prompts:
         return float("nan")
     right = _written if settings.generate else _forced
-    return sum(right(loaded, prompts, factors, settings)) / len(prompts)
+    return sum(right(loaded, prompts, factors, settings, advance)) / len(prompts)
 
 
-def neutral_kl(loaded: Loaded, texts: Sequence[str], factors: Tensor | None) -> float:
+def neutral_kl(loaded: Loaded, texts: Sequence[str], factors: Tensor | None, advance: Advance = unseen) -> float:
     """KL(base‖gated) in nats per predicted token, over the first NEUTRAL_TOKENS of each text."""
     if factors is None:
+        advance(len(texts))
         return 0.0
     total, count = 0.0, 0
     for text in texts:
+        advance(1)
         found = encode(loaded.tokenizer, text).ids[:NEUTRAL_TOKENS]
         if len(found) < 2:  # nothing is predicted
             continue
@@ -85,7 +110,9 @@ def _logits(model: Any, ids: Tensor, mask: Tensor | None, factors: Tensor | None
             return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
-def _forced(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> list[bool]:
+def _forced(
+    loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings, advance: Advance
+) -> list[bool]:
     """Whether one of each prompt's answers is what greedy decoding writes."""
     tokenizer = loaded.tokenizer
     pairs = []
@@ -109,16 +136,20 @@ def _forced(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, s
                 prompts[number].answers[0][-1:].isdigit() and tokenizer.decode([int(best[row, after])])[:1].isdigit()
             )
             right[number] |= said and not goes_on
+        advance(len(batch))
     return right
 
 
-def _written(loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings) -> list[bool]:
+def _written(
+    loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings, advance: Advance
+) -> list[bool]:
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
     right = [False] * len(prompts)
     for batch in _batches(order, settings.batch_size):
         texts = write(loaded, [prompts[i].text for i in batch], factors, settings.generate)
         for number, text in zip(batch, texts, strict=True):
             right[number] = any(stands_in(answer.strip(), text) for answer in prompts[number].answers)
+        advance(len(batch))
     return right
 
 
@@ -126,6 +157,22 @@ def write(loaded: Loaded, prompts: Sequence[str], factors: Tensor | None, tokens
     """What the model goes on to write after each prompt, greedily, up to `tokens` tokens or the end of its turn."""
     with nullcontext() if factors is None else gated(loaded.model, factors):
         return loaded.write(prompts, tokens)
+
+
+class Written(NamedTuple):
+    """What a model goes on to write after a prompt, without gates and with them."""
+
+    prompt: str
+    base: str
+    gated: str
+
+
+def beside(loaded: Loaded, prompts: Sequence[str], factors: Tensor, tokens: int, *, chat: bool) -> list[Written]:
+    """Write on from each prompt with the plain model and with these factors; `chat`: in the chat template."""
+    require_fit(factors.shape, loaded.model)
+    asked = [render(loaded.tokenizer, ask(text), prompt=True).text if chat else text for text in prompts]
+    written = ([write(loaded, [text], given, tokens)[0] for given in (None, factors)] for text in asked)
+    return [Written(prompt, *both) for prompt, both in zip(prompts, written, strict=True)]
 
 
 def stands_in(answer: str, text: str) -> bool:

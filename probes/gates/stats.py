@@ -1,14 +1,14 @@
 """What a directory of gates says about itself, recomputed from the logits and compared with what its files claim.
 
-Published directories carry gate_stats.json without a documented layout, so its numbers are found by their names
-(`mean`, `std`, …) wherever they stand, and thresholds in any of the usual forms.
+The published gate_stats.json states `total_gates`, `mean`, `std`, `min`, `max` and `selected_thresholds`, a list of
+{"threshold", "off_fraction"}; so do those written here.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,23 +18,18 @@ from probes.gates.files import (
     INDICES,
     MOST_THRESHOLDS,
     STATS,
-    read_gates,
     read_indices,
     read_json,
     read_thresholds,
     summary,
 )
-from probes.gates.masks import INDICES_THRESHOLD, Gates, Point, point
+from probes.gates.gates import Gates
+from probes.gates.masks import INDICES_THRESHOLD, Point
+from probes.records import Result
 from vindex.errors import PatchError
 
 TOLERANCE = 1e-3  # published figures have three decimals
-NAMES = {
-    "gates": ("gates", "total_gates", "total", "num_gates", "n_gates", "count", "total_neurons", "numel"),
-    "mean": ("mean", "mean_gate", "gate_mean", "mean_lambda", "mean_sigmoid", "mean_sigmoid_gate"),
-    "std": ("std", "std_gate", "gate_std", "std_lambda", "stddev"),
-    "min": ("min", "min_gate", "gate_min", "minimum"),
-    "max": ("max", "max_gate", "gate_max", "maximum"),
-}
+FIGURES = ("total_gates", "mean", "std", "min", "max")
 
 
 class Claim(NamedTuple):
@@ -50,9 +45,12 @@ class Claim(NamedTuple):
         return abs(self.stated - self.recomputed) <= TOLERANCE
 
 
-class Stats(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class Stats(Result):
+    name: str
     layers: int
     neurons: int
+    """To a layer."""
     gates: int
     mean: float
     std: float  # population
@@ -61,69 +59,60 @@ class Stats(NamedTuple):
     points: tuple[Point, ...]
     """At the thresholds the directory selected, or else at our quantiles."""
     claims: tuple[Claim, ...]
+    """What gate_stats.json states under the names that the published cards use; empty where it has none of them."""
     indices: str
     """What neuron_indices.json lists: "below" or "above" 0.5, "neither", or "missing"."""
 
+    @property
+    def wrong(self) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if not claim.holds)
 
-def read_stats(directory: Path) -> Stats:
+    def record(self) -> dict[str, Any]:
+        claims = [claim._asdict() | {"holds": claim.holds} for claim in self.claims]
+        return asdict(self) | {"record": "vindex-gates-stats/1", "points": self.rows(), "claims": claims}
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [point._asdict() for point in self.points]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.gates:,} gates, {len(self.claims)} figures stated, {len(self.wrong)} wrong>"
+
+
+def read_stats(directory: str | Path) -> Stats:
     """Recompute a directory's figures and check what its files state. Raises PatchError when a file is unreadable."""
-    gates = read_gates(directory)
-    own = summary(gates)
-    figures = {"gates": own["total_gates"], **{name: own[name] for name in ("mean", "std", "min", "max")}}
+    directory = Path(directory)
+    gates = Gates.read(directory)
+    own = summary(gates.values)
     stated = read_json(directory / STATS) if os.path.lexists(directory / STATS) else {}
-    claims = [
-        Claim(STATS, name, value, figures[name])
-        for name, aliases in NAMES.items()
-        for key, value in _numbers(stated)
-        if key in aliases
-    ]
-    points = list(islice(_stated_points(stated), MOST_THRESHOLDS + 1))
-    if len(points) > MOST_THRESHOLDS:
-        raise PatchError(f"{directory / STATS}: expected at most {MOST_THRESHOLDS} thresholds, found more")
-    for threshold, off in points:
-        claims.append(Claim(STATS, f"off-fraction at {threshold:g}", off, point(gates, threshold).off_fraction))
     thresholds = (read_thresholds(directory) if directory.is_dir() else None) or gates.selected_thresholds()
     return Stats(
+        name=directory.name,
         layers=gates.logits.shape[0],
         neurons=gates.logits.shape[1],
-        points=tuple(point(gates, threshold) for threshold in thresholds),
-        claims=tuple(claims),
+        gates=own["total_gates"],
+        **{name: own[name] for name in FIGURES[1:]},
+        points=tuple(gates.point(threshold) for threshold in thresholds),
+        claims=tuple(_claims(stated, own, gates, directory)) if isinstance(stated, dict) else (),
         indices=_direction(directory, gates),
-        **figures,
     )
 
 
-def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """(last key in lower case, number) of every number outside a list."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _numbers(inner, str(name).lower())
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield key, float(value)
+def _claims(stated: dict[str, Any], own: dict[str, Any], gates: Gates, directory: Path) -> Iterator[Claim]:
+    for name in FIGURES:
+        if _is_number(stated.get(name)):
+            yield Claim(STATS, name, float(stated[name]), own[name])
+    points = stated.get("selected_thresholds")
+    points = points if isinstance(points, list) else []
+    if len(points) > MOST_THRESHOLDS:
+        raise PatchError(f"{directory / STATS}: expected at most {MOST_THRESHOLDS} thresholds, found {len(points):,}")
+    for at in points:
+        if isinstance(at, dict) and _is_number(at.get("threshold")) and _is_number(at.get("off_fraction")):
+            found = gates.point(at["threshold"]).off_fraction
+            yield Claim(STATS, f"off-fraction at {at['threshold']:g}", float(at["off_fraction"]), found)
 
 
-def _stated_points(value: Any) -> Iterator[tuple[float, float]]:
-    """(threshold, off-fraction) pairs: [{"threshold": …, "off_fraction": …}] or {"0.432": 0.05}; percentages too."""
-    if isinstance(value, list):
-        for item in value:
-            yield from _stated_points(item)
-    elif isinstance(value, dict):
-        fraction = next((value[k] for k in ("off_fraction", "fraction_off", "off", "masked") if k in value), None)
-        if isinstance(value.get("threshold"), int | float) and isinstance(fraction, int | float):
-            yield float(value["threshold"]), float(fraction)
-            return
-        for name, inner in value.items():
-            if isinstance(inner, dict | list):
-                yield from _stated_points(inner)
-            elif _is_threshold(name) and isinstance(inner, int | float):
-                yield float(name), float(inner) if inner <= 1 else float(inner) / 100
-
-
-def _is_threshold(name: Any) -> bool:
-    try:
-        return 0 < float(name) < 1
-    except (TypeError, ValueError):
-        return False
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _direction(directory: Path, gates: Gates) -> str:

@@ -5,15 +5,15 @@
    forget data; the retain data starts over, reshuffled, whenever it runs out.
 3. The base distribution comes from the same weights with the gates off, without gradient: there is no second model.
 4. loss = λ_f · forget + λ_r · retain + w · nke (losses.py), summed over micro-batches and over processes.
-5. Every save_every steps the state goes to one file. What a step sees follows from seed and step number alone, so that
-   a resumed run ends with the same bits.
+5. Every save_every steps, and at Ctrl-C, the state after the last whole step goes to one file. What a step sees follows
+   from seed and step number alone, so that a resumed run ends with the same bits.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +25,15 @@ from probes.gates import losses, resume
 from probes.gates.apply import gate_shape, gated
 from probes.gates.data import Forget, Retain, Source
 from probes.gates.encode import Batch, Example, collate, forget_example, retain_example
-from probes.gates.masks import Gates, rescaled
+from probes.gates.gates import Gates
+from probes.gates.masks import rescaled
 from probes.gates.options import TrainOptions
 from probes.live.load import Loaded
+from probes.live.match import describe
 from probes.live.tokens import pad_token
+from probes.records import head
 from vindex.errors import FactError, ProbeError
+from vindex.progress import Progress, silent
 
 
 class Data(NamedTuple):
@@ -48,11 +52,17 @@ class Parts(NamedTuple):
     retain: float
     nke: float
 
+    def told(self, options: TrainOptions) -> str:
+        """In a line for people; NKE where it counts."""
+        terms = f"loss {self.loss:.3f} = forget {self.forget:.2f}, retain {self.retain:.3f}"
+        return terms + (f", nke {self.nke:.3f}" if options.unmasked_retain_weight else "")
+
 
 class Trained(NamedTuple):
     gates: Gates
     curves: dict[str, list[float]]
     seconds: float
+    processes: int
 
 
 class Plan(NamedTuple):
@@ -104,39 +114,46 @@ def train(
     directory: Path | None = None,
     save_every: int = 100,
     resuming: bool = False,
-    on_step: Callable[[int, int, Parts], object] = lambda step, steps, parts: None,
+    progress: Progress = silent,
 ) -> Trained:
-    """Train gates. `directory` takes the state every `save_every` steps; `on_step` hears (step, steps, parts).
+    """Train gates. `directory` takes the state every `save_every` steps, and at Ctrl-C.
 
     Under `accelerate launch` each process takes its share of every batch. Raises ProbeError on a mixture of experts, on
     a loss that is not finite, and on resuming a run with other hyper-parameters or data.
     """
     accelerator = _accelerator(loaded.model.device)
-    model = loaded.model.to(accelerator.device)
-    schedule = plan(options, len(data.forget), len(data.retain))
-    logits = torch.nn.Parameter(initial_logits(gate_shape(model), options).to(accelerator.device))
+    model, pad = loaded.model.to(accelerator.device), pad_token(loaded.tokenizer)
+    schedule, shape = plan(options, len(data.forget), len(data.retain)), gate_shape(model)
+    logits = torch.nn.Parameter(initial_logits(shape, options).to(accelerator.device))
     optimiser = torch.optim.AdamW([logits], lr=options.learning_rate, weight_decay=options.weight_decay)
-    state = resume.State(0, {name: [] for name in (*Parts._fields, "lambda_std")})
+    state = resume.State(0, {name: [] for name in (*Parts._fields, "lambda_std")}, {})
     if resuming and directory:
-        state = resume.load(directory, logits, optimiser, options, data.sources)
-    began, pad = time.monotonic(), pad_token(loaded.tokenizer)
-    for step in range(state.step, schedule.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(options, step, schedule.steps)
-        chosen = ([data.forget[i] for i in schedule.forget[step]], [data.retain[i] for i in schedule.retain[step]])
-        parts = _gradient(model, logits, *chosen, options, accelerator, pad)
-        if not math.isfinite(parts.loss):
-            raise ProbeError(f"step {step + 1}: the loss is {parts.loss}; lower learning_rate or use float32")
-        optimiser.step()
-        for name, value in parts._asdict().items():
-            state.curves[name].append(value)
-        state.curves["lambda_std"].append(float(torch.sigmoid(logits.detach()).std()))
-        on_step(step + 1, schedule.steps, parts)
-        state = resume.State(step + 1, state.curves)
-        if directory and accelerator.is_main_process and (step + 1) % save_every == 0 and step + 1 < schedule.steps:
-            resume.save(directory, state, logits, optimiser, options, data.sources)
+        state = resume.load(directory, shape, options, data.sources)
+        resume.restore(state, logits, optimiser)
+    saved, began, writes = state.step, time.monotonic(), directory if accelerator.is_main_process else None
+    advance = progress("training", schedule.steps - state.step)
+    try:
+        for step in range(state.step, schedule.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(options, step, schedule.steps)
+            chosen = ([data.forget[i] for i in schedule.forget[step]], [data.retain[i] for i in schedule.retain[step]])
+            parts = _gradient(model, logits, *chosen, options, accelerator, pad)
+            if not math.isfinite(parts.loss):
+                raise ProbeError(f"step {step + 1}: the loss is {parts.loss}; lower learning_rate or use float32")
+            optimiser.step()
+            found = {**parts._asdict(), "lambda_std": float(torch.sigmoid(logits.detach()).std())}
+            curves = {name: [*values, found[name]] for name, values in state.curves.items()}
+            state = resume.taken(step + 1, curves, logits, optimiser)
+            if writes and state.step % save_every == 0 and state.step < schedule.steps:
+                resume.save(writes, state, options, data.sources)
+                saved = state.step
+            advance(1, parts.told(options))
+    except KeyboardInterrupt:
+        if writes and state.step > saved:
+            resume.save(writes, state, options, data.sources)
+        raise
     accelerator.wait_for_everyone()
-    return Trained(Gates(logits.detach().cpu()), state.curves, time.monotonic() - began)
+    return Trained(Gates(logits.detach().cpu()), state.curves, time.monotonic() - began, accelerator.num_processes)
 
 
 def initial_logits(shape: tuple[int, int], options: TrainOptions) -> Tensor:
@@ -229,23 +246,14 @@ def _accelerator(device: torch.device) -> Any:
 
 def record(loaded: Loaded, trained: Trained, options: TrainOptions, data: Data) -> dict[str, Any]:
     """The run record: everything needed to run it again, and its loss curves."""
-    from datetime import UTC, datetime
-
-    from probes.records import libraries
-
+    model = describe(loaded, data.sources.get("weights_sha256", {}))
     return {
-        "record": "vindex-gates-training/1",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {
-            "name": loaded.name,
-            "revision": loaded.revision,
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "device": loaded.model.device.type,
-        },
+        **head("vindex-gates-training/1"),
+        "model": {**model, "attn_implementation": loaded.model.config._attn_implementation},
         "options": asdict(options),
         "data": data.sources,
         "steps": len(trained.curves["loss"]),
+        "processes": trained.processes,
         "wall_seconds": round(trained.seconds, 1),
         "curves": {name: [float(f"{value:.5g}") for value in values] for name, values in trained.curves.items()},
-        "libraries": libraries(),
     }

@@ -132,7 +132,6 @@ def load(
         )
     model, info = loaded
     head = _require_whole(info["missing_keys"], files.name)
-    _steady_products()
     model.to(target).eval().requires_grad_(False)
     model.generation_config = transformers.GenerationConfig(eos_token_id=_ends(model.generation_config))
     tokenizer.embedded = model.get_input_embeddings().weight.shape[0]  # probes.live.tokens asks
@@ -234,17 +233,6 @@ def _explained(source: str | Path) -> Iterator[None]:
         raise CheckpointError(f"{source}: cannot be loaded: {first_line(error)}") from error
 
 
-def _steady_products() -> None:
-    """Ask MKL, on a processor with AVX2 but not AVX-512, for its reproducible mode (once, before its first product).
-
-    Products give the same bits wherever their operands lie in memory, and those of the few rows of short prompts take a
-    fifth to a third less time there than in its default mode (docs/log/gate3-time-and-memory.md, 2026-11-26). A user's
-    own setting stands.
-    """
-    if torch.backends.cpu.get_cpu_capability() == "AVX2":
-        os.environ.setdefault("MKL_CBWR", "AUTO")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from drawing bars among the command's, and from advice on what a checkpoint says."""
@@ -263,12 +251,15 @@ def quiet() -> Iterator[None]:
 
 def _directory(source: str | Path) -> Path | None:
     """The local directory `source` names, or None where it can only be a Hub id (`name` or `owner/name`)."""
-    path = Path(source).expanduser()
+    path, text = Path(source).expanduser(), str(source)
+    of_gguf = path.suffix == ".gguf" and (path.is_file() or text.startswith("hf://"))
+    if of_gguf or (path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))):
+        raise CheckpointError(
+            f"{source}: GGUF; a live model is loaded from safetensors: give the checkpoint that the GGUF was made of, "
+            "a directory or a Hub id. Without one, vindex build makes a vindex of the GGUF file"
+        )
     if path.is_dir():
         return Path(os.path.abspath(path))  # not resolve(): a link keeps the name the user gave it
-    text = str(source)
-    if path.suffix == ".gguf" and path.is_file():
-        raise CheckpointError(f"{source}: live models are loaded from safetensors; a GGUF file can only be built from")
     if isinstance(source, Path) or text.count("/") > 1 or text.startswith((".", "~", "/")) or path.exists():
         raise CheckpointError(f"{source}: no such directory; expected a checkpoint directory or a Hub id (owner/name)")
     return None

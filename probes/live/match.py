@@ -5,7 +5,7 @@ A vindex is of a model when first the shapes agree, and then the SHA-256 of ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from probes.live.load import Loaded
 from probes.live.sites import Mixture, ffns
 from vindex.checksums import sha256_of
 from vindex.errors import ProbeError
+from vindex.progress import Progress, silent
 
 
 def weight_files(loaded: Loaded) -> tuple[Path, ...]:
@@ -21,9 +22,11 @@ def weight_files(loaded: Loaded) -> tuple[Path, ...]:
     return tuple(loaded.path / name for name in loaded.weights.files)
 
 
-def weights_sha256(loaded: Loaded, advance: Callable[[int], object] = lambda count: None) -> dict[str, str]:
-    """SHA-256 of each weight file by name; `advance` is told the bytes read."""
-    return {file.name: sha256_of(file, advance) for file in weight_files(loaded)}
+def weights_sha256(loaded: Loaded, progress: Progress = silent) -> dict[str, str]:
+    """SHA-256 of each weight file by name: every record says which weights it is of. A stage in bytes."""
+    files = weight_files(loaded)
+    advance = progress("hashing", sum(file.stat().st_size for file in files))
+    return {file.name: sha256_of(file, advance) for file in files}
 
 
 def shape_of(model: Any) -> tuple[int, int]:

@@ -28,8 +28,13 @@ class Site(NamedTuple):
     layer: int
 
 
-# role -> (attribute of Layer, which side of that module)
+# role -> (attribute of Layer, or else of its block; which side of that module)
 ROLES: dict[str, tuple[str, Side]] = {
+    "stream": ("block", "input"),  # residual stream before the block, width H
+    "attended": (
+        "post_attention_layernorm",
+        "input",
+    ),  # residual stream after attention, width H
     "residual": ("block", "output"),  # residual stream after the block, width H
     "mlp_in": ("mlp", "input"),  # the normed residual stream that gate_proj and up_proj read, width H
     "mlp_out": ("mlp", "output"),  # what the FFN adds to the residual stream, width H
@@ -119,9 +124,12 @@ def locate(model: nn.Module, site: tuple[str, int]) -> tuple[nn.Module, Side]:
     ffn = _ffn(index, _block(model, index))
     if isinstance(ffn, Layer) and role in EXPERT_ROLES:
         raise ProbeError(f"site {role!r}: layers.{index} is dense, it has no experts")
-    if isinstance(ffn, Mixture) and not hasattr(ffn, attribute):
+    module = getattr(ffn, attribute, getattr(ffn.block, attribute, None))
+    if module is None and isinstance(ffn, Mixture):
         raise _refused(index, ffn.mlp)
-    return getattr(ffn, attribute), side
+    if module is None:
+        raise ProbeError(f"layers.{index}: {type(ffn.block).__name__} has no {attribute}, where {role} is read")
+    return module, side
 
 
 def weight(model: nn.Module, projection: str, layer: int) -> nn.Parameter:

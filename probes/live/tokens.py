@@ -25,23 +25,29 @@ class Encoded(NamedTuple):
 
 def encode(tokenizer: Any, text: str, *, rendered: bool = False) -> Encoded:
     """The ids of a text, or of a `rendered` chat, as a model is prompted with them; none for a text without tokens."""
-    plain = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if not plain:
-        return Encoded((), ())
-    if not is_embedded(tokenizer, max(plain)):
+    own = rendered and any(token in text for token in tokenizer.all_special_tokens)
+    if getattr(tokenizer, "is_fast", False):
+        ids, spans, added = _fast(tokenizer, text, special=not own)
+        plain = [token for token, extra in zip(ids, added, strict=True) if not extra]
+        end = max((place + 1 for place, extra in enumerate(added) if not extra), default=0)
+    else:
+        plain = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        ids, spans = plain if own else tokenizer(text, verbose=False).input_ids, []
+        end = _end(ids, plain) if plain else 0
+    if plain and not is_embedded(tokenizer, max(plain)):
         raise ProbeError(
             f"token id {max(plain)}, but the model embeds {tokenizer.embedded} tokens; leave that token out, or give "
             "the tokenizer that belongs to the model"
         )
-    own = rendered and any(token in text for token in tokenizer.all_special_tokens)
-    if not getattr(tokenizer, "is_fast", False):
-        ids = plain if own else tokenizer(text, verbose=False).input_ids
-        return Encoded(tuple(ids[: _end(ids, plain)]), ())
+    return Encoded(tuple(ids[:end]), tuple((start, stop) for start, stop in spans[:end]))
+
+
+def _fast(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[Span], list[int]]:
+    """Ids, spans, and which of the ids were added to the text's own."""
     encoded = tokenizer(
-        text, add_special_tokens=not own, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+        text, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
     )  # not verbose: no word on a length that may be cut later
-    end = max(place + 1 for place, added in enumerate(encoded.special_tokens_mask) if not added)
-    return Encoded(tuple(encoded.input_ids[:end]), tuple(map(tuple, encoded.offset_mapping[:end])))
+    return encoded.input_ids, encoded.offset_mapping, encoded.special_tokens_mask
 
 
 def prompt(tokenizer: Any, text: str) -> tuple[int, ...]:

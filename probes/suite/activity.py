@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from probes.live.activation import Activation, require_own
-from probes.suite.definition import RELATIVE_THRESHOLDS, SINK_RATIO, SPARSITY_THRESHOLDS
+from probes.live.sinks import sinks
+from probes.suite.definition import RELATIVE_THRESHOLDS, SPARSITY_THRESHOLDS
 from vindex.errors import ProbeError
 
 
@@ -90,11 +91,8 @@ def read_layer(found: Activations, sink: Tensor, number: int, scratch: Tensor) -
 
 
 def sink_tokens(residual: Tensor, number: int) -> Tensor:
-    """Which tokens no_sink drops, (n, H) → (n,) bool: the first, and those of norm above SINK_RATIO × the median."""
-    norms = finite(torch.linalg.vector_norm(residual, dim=1), number)
-    sink = norms > SINK_RATIO * norms.quantile(0.5)
-    sink[0] = True
-    return sink
+    """Which tokens no_sink drops, (n, H) → (n,) bool."""
+    return sinks(finite(torch.linalg.vector_norm(residual, dim=1), number))
 
 
 def sparsity(hidden: Tensor, sink: Tensor, number: int, scratch: Tensor) -> tuple[Sparsity, Sparsity]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probes.suite.definition import PERMUTATIONS
+from probes.suite.definition import PERMUTATIONS, SEED
 from vindex.errors import ProbeError
 
 
@@ -78,13 +78,13 @@ def gram(activations: Tensor, *, about: Tensor | None = None) -> Tensor:
     return centred @ centred.mT
 
 
-def compare(grams: Sequence[Tensor], kept: Sequence[int], *, seed: int = 0) -> Similarity:
+def compare(grams: Sequence[Tensor], kept: Sequence[int]) -> Similarity:
     """All of Similarity from the layers' Gram matrices, L times (n, n), and the tokens that `no_sink` keeps."""
     index = torch.tensor(kept, device=grams[0].device)
     chosen = [whole.index_select(0, index).index_select(1, index) for whole in grams]
     debiased, biased = _unit(map(u_centre, chosen)), _unit(map(double_centre, chosen))
     with_sink = _unit(map(u_centre, grams))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     orders = [torch.randperm(len(kept), generator=generator).to(index.device) for _ in range(PERMUTATIONS)]
     return Similarity(
         _cosines(debiased, len(kept)),

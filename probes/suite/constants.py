@@ -18,6 +18,7 @@ from probes.suite.activity import LayerReading, Sparsity
 from probes.suite.definition import (
     FRAME_DRAWS,
     RELATIVE_THRESHOLDS,
+    SEED,
     SPARSITY_HEADLINE,
     SPARSITY_THRESHOLDS,
     STAGE_THRESHOLD,
@@ -46,6 +47,26 @@ class Constant:
     None where a layer has no direction.
     """
     variants: dict[str, Measure]
+
+    @property
+    def value(self) -> float | None:
+        """Of the headline text; None where it is undefined."""
+        return self.headline.value
+
+    @property
+    def mean(self) -> float | None:
+        """Over texts; C3's over adjacent layers."""
+        return self.headline.mean
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean."""
+        return self.headline.interval
+
+    @property
+    def null(self) -> float | None:
+        """What the same procedure gives where there is nothing to find."""
+        return self.headline.null
 
 
 def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
@@ -225,7 +246,7 @@ def random_frame_cosine(width: int, count: int) -> float:
 
     By rotation invariance one subspace may be spanned by the first coordinates, so a draw is the head of one frame.
     """
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(SEED)
     draws = [np.linalg.qr(generator.standard_normal((width, count)))[0][:count] for _ in range(FRAME_DRAWS)]
     return float(np.mean([np.linalg.svd(head, compute_uv=False).mean() for head in draws]))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from probes.suite.definition import BOOTSTRAP
+from probes.suite.definition import BOOTSTRAP, CONFIDENCE, SEED
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def interval(samples: Sequence[float]) -> tuple[float, float] | None:
     if len(samples) < 2:
         return None
     values = np.asarray(samples, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(0, len(values), size=(BOOTSTRAP, len(values)))
-    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
+    drawn = np.random.default_rng(SEED).integers(0, len(values), size=(BOOTSTRAP, len(values)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values[drawn].mean(axis=1), (tail, 1 - tail))
     return float(low), float(high)

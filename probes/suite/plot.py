@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from probes.charts import COLOURS, QUIET, check_target
 from vindex import targets
+from vindex.charts import COLOURS, QUIET, check_target
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ Texts in a batch are read row by row; positions that the attention mask hides ar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from probes.suite.cka import Similarity, compare, gram
 from probes.suite.definition import TOP
 from probes.suite.mixture import read_mixture
 from vindex.errors import ProbeError
+from vindex.progress import unseen
 
 DENSE = ("gate", "up", "hidden")
 MIXTURE = (*EXPERT_ROLES, "mlp_out")
@@ -44,16 +45,25 @@ class Reading(NamedTuple):
     """Of the residual stream after each block; no_sink drops what is a sink in any layer."""
 
 
-def read(model: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, head: bool = True) -> list[Reading]:
+def read(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    head: bool = True,
+    advance: Callable[[int], object] = unseen,
+) -> list[Reading]:
     """One Reading for each row of `input_ids` (batch, tokens) on the model's device, 1 = counted in the mask.
 
-    head: whether the model has one; the logits of one drawn at random say nothing.
+    head: whether the model has one; the logits of one drawn at random say nothing. advance: told of every layer of
+    every row as the hooks fire.
     Raises ProbeError naming the layer where an activation is not finite, or the FFN is none that the probes know.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    mixtures = {ffn.number: ffn for ffn in ffns(model) if isinstance(ffn, Mixture)}
-    observer = _Observer(mask.bool(), mixtures, [own_activations(model, ffn) for ffn in ffns(model)])
-    dense = [layer for layer in range(len(ffns(model))) if layer not in mixtures]
+    found = ffns(model)
+    mixtures = {ffn.number: ffn for ffn in found if isinstance(ffn, Mixture)}
+    observer = _Observer(mask.bool(), mixtures, [own_activations(model, ffn) for ffn in found], advance)
+    dense = [ffn.number for ffn in found if isinstance(ffn, Layer)]
     wanted = (
         *sites(model, *DENSE, only=dense),
         *sites(model, *MIXTURE, only=mixtures),
@@ -79,11 +89,16 @@ class _Observer:
     """Collects the statistics of every row as the hooks fire."""
 
     def __init__(
-        self, mask: Tensor, mixtures: Mapping[int, Mixture], activations: Sequence[tuple[Activation, ...]]
+        self,
+        mask: Tensor,
+        mixtures: Mapping[int, Mixture],
+        activations: Sequence[tuple[Activation, ...]],
+        advance: Callable[[int], object],
     ) -> None:
         self.mask = mask  # (batch, tokens) bool
         self.mixtures = mixtures
         self.activations = activations  # of each layer
+        self.advance = advance
         self.whole = [bool(row.all()) for row in mask]
         self.pending: dict[str, Tensor] = {}  # the current layer's activations
         self.scratch = torch.empty(2, 0, 0)  # reused by every layer: fresh memory costs more than the arithmetic
@@ -99,6 +114,7 @@ class _Observer:
             sink = sink_tokens(residual, site.layer)
             self.layers[row].append(self.layer(site.layer, row, sink))
             self.grams[row].append(gram(residual, about=residual[~sink].mean(0)))
+            self.advance(1)
         self.pending.clear()
 
     def layer(self, number: int, row: int, sink: Tensor) -> LayerReading:

@@ -8,60 +8,66 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
 import numpy as np
 import orjson
 
-from probes.live.experts import count, gate_weights
+from probes.live.experts import count
 from probes.live.load import Loaded
+from probes.live.match import describe
 from probes.live.sites import Mixture, ffns
-from probes.records import libraries, plain
+from probes.records import head, plain
 from probes.suite import definition
 from probes.suite.activity import MixtureReading
 from probes.suite.constants import Constant
 from probes.suite.definition import SPECTRUM_RANKS, STAGE_THRESHOLD
+from probes.suite.geometry import Geometry
 from probes.suite.measures import Measure
 from probes.suite.readings import Reading
-from probes.suite.run import Geometry, Results
 from probes.suite.segments import segment
 from probes.suite.spectrum import Spectrum, floor
+from probes.texts import ProbeText
 
 RECORD = "vindex-probe/1"
 
 
-def build(loaded: Loaded, results: Results, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
-    """The record of one run, plain JSON values, floats rounded to 6 significant digits."""
+def build(
+    loaded: Loaded,
+    texts: Sequence[ProbeText],
+    readings: Sequence[Reading],
+    geometry: Geometry,
+    constants: Sequence[Constant],
+    digests: Mapping[str, str],
+) -> dict[str, Any]:
+    """The record of one run: plain JSON values, floats with 6 significant digits. digests: of the weight files."""
     return plain(
         {
-            "record": RECORD,
+            **head(RECORD),
             "definition": definition.VERSION,
             "choices": definition.choices(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": _model(loaded, weights_sha256),
-            "activation": results.readings[0].activation.name,
-            "null_layers": null_layers(results),
-            "libraries": libraries(),
-            "texts": [text._asdict() for text in results.texts],
-            "constants": {constant.symbol: _constant(constant) for constant in results.constants},
+            "model": _model(loaded, digests),
+            "activation": readings[0].activation.name,
+            "null_layers": null_layers(readings, geometry),
+            "texts": [text._asdict() for text in texts],
+            "constants": {constant.symbol: _constant(constant) for constant in constants},
             "published": published(),
-            "layers": [_layers(reading) for reading in results.readings],
-            "cka": _cka(results.readings[0]),
-            "spectra": _spectra(results.geometry),
+            "layers": [_layers(reading) for reading in readings],
+            "cka": _cka(readings[0]),
+            "spectra": _spectra(geometry),
         }
     )
 
 
-def null_layers(results: Results) -> dict[str, list[Any]]:
+def null_layers(readings: Sequence[Reading], geometry: Geometry) -> dict[str, list[Any]]:
     """Layers that some figures leave out: without a direction, since the weight is zero, or without a scale of h.
 
     `hidden`: h is 0 at every token (or at every one that no_sink keeps) of a text. `experts`: [layer, expert] of routed
     experts whose gate_proj is zero.
     """
-    geometry, layers = results.geometry, range(len(results.geometry.gate))
-    scales = [(layer.sparsity.rms, layer.sparsity_no_sink.rms) for text in results.readings for layer in text.layers]
+    layers = range(len(geometry.gate))
+    scales = [(layer.sparsity.rms, layer.sparsity_no_sink.rms) for text in readings for layer in text.layers]
     silent = {place % len(layers) for place, rms in enumerate(scales) if not all(rms)}
     return {
         "gate_proj": [layer for layer in layers if not geometry.gate[layer].energy],
@@ -82,26 +88,15 @@ def published() -> dict[str, Any]:
     return {"status": "definition unpublished", **orjson.loads(text)}
 
 
-def _model(loaded: Loaded, weights_sha256: Mapping[str, str]) -> dict[str, Any]:
-    model, config = loaded.model, loaded.model.config
-    found = ffns(model)
-    mixtures = [ffn for ffn in found if isinstance(ffn, Mixture)]
-    rows, columns = next(gate_weights((mixtures or found)[0])).shape
+def _model(loaded: Loaded, digests: Mapping[str, str]) -> dict[str, Any]:
+    config = loaded.model.config
+    mixtures = [ffn for ffn in ffns(loaded.model) if isinstance(ffn, Mixture)]
     return {
-        "name": loaded.name,
-        "revision": loaded.revision,
-        "weights_sha256": dict(weights_sha256),
+        **describe(loaded, digests),
         "head": loaded.head,
         "notes": loaded.notes,
-        "architecture": type(model).__name__,
-        "num_layers": len(found),
-        "hidden_size": columns,
-        "intermediate_size": rows,
-        **(_mixture(mixtures, config) if mixtures else {}),
-        "vocab_size": config.vocab_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
         "attn_implementation": config._attn_implementation,
+        **(_mixture(mixtures, config) if mixtures else {}),
     }
 
 

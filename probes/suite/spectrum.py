@@ -16,10 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes.suite.definition import SPECTRUM_RANKS
-
-RANK_TOLERANCE = 1e-6
-"""σ/σ₁ up to which a direction of a float64 Gram matrix is rounding, not signal."""
+from probes.suite.definition import RANK_TOLERANCE, SPECTRUM_RANKS
 
 
 class Spectrum(NamedTuple):

@@ -21,7 +21,8 @@ from probes.weights.tensors import copied, plain_files, whole
 from vindex import targets
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError
-from vindex.targets import BAKED
+from vindex.kinds import BAKED
+from vindex.places import check_directory, new_directory
 from vindex.tower import Tower
 from vindex.weights import ADAPTER, WEIGHT_MAP, Weights
 
@@ -56,14 +57,14 @@ def bake(
     does not fit, TargetError when the target is taken, or holds the checkpoint or any of `reads`. An interrupted run
     leaves nothing at `target`.
     """
-    targets.check_directory(target, force=force, reads=[checkpoint, *reads])
+    check_directory(target, force=force, reads=[checkpoint, *reads])
     tower = whole(LocalFiles(checkpoint))
     _refuse_mixture(tower, checkpoint)
     places = _places(tower)
     _require_fit([place for found in places.values() for place in found], keep, checkpoint)
     files = [file for file in plain_files(checkpoint) if _belongs(file.name, tower.weights)]
     names, reads = [file.name for file in files], [checkpoint, *files, *reads]
-    with targets.new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
+    with new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
         for file in files:
             with copied(file, partial / file.name) as copy:
                 _zero_rows(copy, places.get(file.name, []), keep)

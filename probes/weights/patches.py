@@ -41,12 +41,13 @@ from probes.weights.tensors import (
     sha256,
     tensor_bytes,
 )
-from vindex import targets
+from vindex import places, targets
+from vindex.demo import or_bundled
 from vindex.directory import WEIGHTS, LocalFiles
 from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json
 from vindex.format import MOST_LAYERS
-from vindex.targets import HISTORY
+from vindex.kinds import HISTORY
 from vindex.weights import read_header
 
 FORMAT = "vindex-patch"
@@ -65,6 +66,19 @@ class Patch(NamedTuple):
     base_sha256: str
     """Of the unpatched tensor's bytes as stored."""
     provenance: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """What it changes, and then where it came from, which cannot stand in for any of that."""
+        about = {
+            "tensor": self.tensor,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "layer": self.delta.layer,
+            "method": self.delta.method,
+            "norm": self.delta.norm,
+            "base_sha256": self.base_sha256,
+        }
+        return about | {key: value for key, value in self.provenance.items() if key not in about}
 
 
 def stored_dtype(checkpoint: Path, layer: int) -> torch.dtype:
@@ -95,8 +109,9 @@ def stored(place: Place) -> Tensor:
     return tensor_bytes(place).view(_dtype(place)).reshape(place.shape)
 
 
-def read(path: Path) -> Patch:
+def read(path: str | Path) -> Patch:
     """Read a patch file. Raises PatchError when it is none, or its shapes or values cannot be."""
+    path = Path(path)
     metadata, tensors = _open(path)
     if metadata.get("format") != FORMAT:
         raise PatchError(f"{path}: format is {metadata.get('format')!r}, expected a {FORMAT} file (gate3 --save-patch)")
@@ -128,11 +143,12 @@ def read(path: Path) -> Patch:
     return Patch(delta, known["tensor"], (shape[0], shape[1]), known["dtype"], known["base_sha256"], provenance)
 
 
-def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
-    """Write `checkpoint` with `patch` in it to the new directory `out`; the checkpoint is not changed.
+def apply(checkpoint: str | Path, patch: Patch, out: str | Path) -> Path:
+    """Write `checkpoint` (or `atlas`) with `patch` in it to the new directory `out`; the checkpoint is not changed.
 
     Raises PatchError when the checkpoint's tensor is not the one the patch was made for, TargetError when `out` exists.
     """
+    checkpoint, out = Path(or_bundled(str(checkpoint))), Path(out)
     place = require_base(checkpoint, patch)
     latest = f"{HISTORY}/{len(_applied(checkpoint)):04}.safetensors"
     with _carried(checkpoint, out, "patched checkpoint", (latest,), without=place.file.name) as partial:
@@ -148,11 +164,12 @@ def apply(checkpoint: Path, patch: Patch, out: Path) -> Path:
     return out
 
 
-def revert(checkpoint: Path, out: Path | None = None) -> Path:
+def revert(checkpoint: str | Path, out: str | Path | None = None) -> Path:
     """Undo the latest patch of a directory that `apply` wrote, in place or into the new directory `out`.
 
     The shard gets its original bytes back and its SHA-256 is compared with the one noted before the patch.
     """
+    checkpoint, out = Path(checkpoint), None if out is None else Path(out)
     applied, history = _applied(checkpoint), checkpoint / HISTORY
     if not applied and out is None and history.is_dir() and not any(history.iterdir()):
         history.rmdir()  # a process was killed before this last step
@@ -178,7 +195,7 @@ def _carried(checkpoint: Path, out: Path, making: str, more: Sequence[str] = (),
     """
     files = {file.name: file for file in plain_files(checkpoint)}
     files |= {f"{HISTORY}/{file.name}": file for file in _applied(checkpoint)}
-    with targets.new_directory(out, [*files, *more], making=making, reads=[checkpoint]) as partial:
+    with places.new_directory(out, [*files, *more], making=making, reads=[checkpoint]) as partial:
         (partial / HISTORY).mkdir()
         for name, file in files.items():
             if name != without:

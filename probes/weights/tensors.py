@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from vindex import targets
+from vindex import places, targets
 from vindex.directory import WEIGHTS, LocalFiles
 from vindex.errors import CheckpointError, PatchError
 from vindex.files import opened
@@ -111,7 +111,7 @@ def plain_files(checkpoint: Path) -> list[Path]:
     """
     top = checkpoint.resolve()
     top = top.parent.parent if cached(checkpoint) else top
-    files = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != targets.JOURNAL]
+    files = [file for file in sorted(checkpoint.iterdir()) if file.is_file() and file.name != places.JOURNAL]
     for file in files:
         if file.is_symlink() and top not in file.resolve().parents:
             raise PatchError(f"{file}: is a link out of the checkpoint, which is not copied; put the file itself there")

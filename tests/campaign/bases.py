@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from gguf import GGMLQuantizationType
 
-from extract.build import build
 from extract.checkpoint import open_checkpoint
-from probes.gates.files import write_gates
-from probes.gates.masks import Gates
+from extract.pipeline import build
+from probes.gates.files import write_logits
 from probes.weights import patches
 from probes.weights import tensors as shards
 from probes.weights.delta import Delta
@@ -61,7 +60,7 @@ def make(root: Path) -> Path:
     shutil.copy(plain / "tokenizer.json", root / "tokenizer.json")
     torch.manual_seed(0)
     rows, width = shards.locate(root / "tiny", 1).shape
-    write_gates(Gates(torch.randn(3, rows)), root / "gates")
+    write_logits(torch.randn(3, rows), root / "gates")
     delta = Delta(1, torch.randn(rows), torch.randn(width), "forward")
     patches.save(root / "p.safetensors", delta, root / "tiny", {"fact": "X/town", "seed": 0})
     patches.apply(root / "tiny", patches.read(root / "p.safetensors"), root / "patched")

@@ -28,7 +28,7 @@ MAKING = f"""
     gates bake tiny gates -o OUT {ON} FORCE
     patch apply tiny p.safetensors -o OUT
     gates convert gates -o OUT
-    probe missing --json OUT
+    probe missing -o OUT
     probe missing --plot OUT
     gate3 missing --save-patch OUT --json OUT
     gates train missing -o OUT FORCE
@@ -295,7 +295,7 @@ def records(random: Random, base: Path, place: Path) -> Case:
         return Case(commands_of(f"card tiny.vindex {option} {name}.json\nverify tiny.vindex"), changes=changes)
     damage.file(random, place / "words.txt")
     copy(base, "tiny", place)
-    return Case(commands_of("probe tiny --text words.txt --json record.json"), makes=["record.json"])
+    return Case(commands_of("probe tiny --text words.txt -o record.json"), makes=["record.json"])
 
 
 def chats(random: Random, base: Path, place: Path) -> Case:

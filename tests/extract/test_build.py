@@ -20,9 +20,9 @@ from extract.rederive import compare_embeddings, rederive, require_same_weights,
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.kills import die_at, steps_of
-from vindex.compare import principal_angles
+from vindex.checks import verify
+from vindex.differences import principal_angles
 from vindex.errors import CheckpointError, NumericError, QueryError, TargetError
-from vindex.verify import verify
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -431,7 +431,7 @@ def test_without_embeddings(checkpoint, tmp_path):
     build_quietly(checkpoint, tmp_path / "out.vindex", embeddings=False)
     v = vindex.open(tmp_path / "out.vindex")
     assert not (v.path / "embeddings.bin").exists()
-    assert v.score(np.ones(16, np.float32)).shape == (2, 8)
+    assert v.cosines(np.ones(16, np.float32)).shape == (2, 8)
     with pytest.raises(QueryError, match="was built with --no-embeddings: pass a vector of 16 numbers"):
         v.score(" Paris")
 
@@ -478,11 +478,16 @@ def test_another_source_is_named_by_its_file(built, checkpoint, tmp_path):
     require_same_weights(v, open_checkpoint(str(checkpoint)))
     other = open_checkpoint(str(write_checkpoint(tmp_path / "m", shards=2, seed=1)))
     first = other.weight_files[0]
-    with pytest.raises(QueryError, match=f"{first} of m has SHA-256 .*, and tiny.vindex was built from .*; give the"):
+    said = f"m is not the checkpoint that tiny.vindex was built from: {first} has SHA-256 .*, and the vindex was built"
+    with pytest.raises(QueryError, match=said):
         require_same_weights(v, other)
     whole = open_checkpoint(str(write_checkpoint(tmp_path / "w")))
-    with pytest.raises(QueryError, match="was not built from model.safetensors of w but from model-0000.-of-0000"):
+    said = "there is model.safetensors, and the vindex was built from model-0000.-of-0000"
+    with pytest.raises(QueryError, match=said):
         require_same_weights(v, whole)
+    longer = open_checkpoint(str(write_checkpoint(tmp_path / "l", shards=2, layers=3)))
+    with pytest.raises(QueryError, match=r"l is not .*: .* has [\d,]+ bytes, and .* from one of [\d,]+ bytes"):
+        require_same_weights(v, longer)
 
 
 def test_embeddings_are_compared_with_their_source(built, checkpoint, tmp_path):

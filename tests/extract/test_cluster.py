@@ -18,22 +18,24 @@ import torch
 from distributed import Client
 from typer.testing import CliRunner
 
+import extract
 from extract import cluster
 from extract.blocks import DIRECTIONS
 from extract.checkpoint import open_checkpoint
 from extract.cluster import DaskEngine, Errand, dask_engine, run_block
 from extract.layouts import find_layout
-from extract.plan import direction_blocks, plan_index
+from extract.planning import direction_blocks, plan_index
 from extract.provenance import library_versions
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, poison
 from tests.vindex.test_commands import start
 from vindex.__main__ import app
-from vindex.errors import CheckpointError, EngineError, NumericError, TargetError
+from vindex.claims import Claim
+from vindex.errors import CheckpointError, EngineError, NumericError, QueryError, TargetError
 from vindex.format import GATE, SIGMA
 from vindex.options import BuildOptions
-from vindex.writer import Claim, open_writer
+from vindex.writer import open_writer
 
 OPTIONS = BuildOptions(features=8)
 
@@ -41,7 +43,7 @@ OPTIONS = BuildOptions(features=8)
 @pytest.fixture(scope="module")
 def client():
     """Two local workers that the tests of this module share."""
-    with cluster._local_cluster(2) as client:
+    with cluster.local_cluster(2) as client:
         yield client
 
 
@@ -173,7 +175,7 @@ def test_what_is_wrong_with_a_scheduler_is_said(monkeypatch):
     with pytest.raises(EngineError, match=r"no dask scheduler answers at tcp://127.0.0.1:9; start one with"):
         connect("tcp://127.0.0.1:9")
     monkeypatch.setattr(cluster, "WORKER_SECONDS", 0.2)
-    with cluster._local_cluster(0) as empty:
+    with cluster.local_cluster(0) as empty:
         address = empty.scheduler.address
         with pytest.raises(EngineError, match=rf"{address} has no workers; start some with `dask worker {address}"):
             connect(address)
@@ -181,10 +183,10 @@ def test_what_is_wrong_with_a_scheduler_is_said(monkeypatch):
 
 def test_a_block_that_takes_its_workers_down_is_named(monkeypatch):
     monkeypatch.setattr(cluster, "DEATHS", 1)
-    with cluster._local_cluster(1) as lone:
+    with cluster.local_cluster(1) as lone:
         deadly = lone.submit(os._exit, 1)
         with pytest.raises(EngineError, match=r"block gate.0: 1 workers died of it, most likely for want"):
-            cluster._result(deadly, "gate.0")
+            cluster.result_of(deadly, "gate.0")
 
 
 def first_block(checkpoint: Path):
@@ -221,19 +223,21 @@ def test_a_worker_with_other_libraries_is_refused(checkpoint, tmp_path):
 
 def test_names_mean_the_same_to_every_worker(checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint.parent)
-    assert cluster._same_everywhere(checkpoint.name) == str(checkpoint)
-    assert cluster._same_everywhere("hf://Qwen/Qwen3-8B@main") == "hf://Qwen/Qwen3-8B"  # the commit goes beside it
-    assert cluster._same_everywhere("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
+    assert cluster.same_everywhere(checkpoint.name) == str(checkpoint)
+    assert cluster.same_everywhere("hf://Qwen/Qwen3-8B@main") == "hf://Qwen/Qwen3-8B"  # the commit goes beside it
+    assert cluster.same_everywhere("Qwen/Qwen3-8B") == "Qwen/Qwen3-8B"
 
 
 def test_usage_of_the_options(checkpoint, tmp_path, monkeypatch):
     def build(*options):
         return CliRunner().invoke(app, ["build", str(checkpoint), "-o", str(tmp_path / "v"), *options])
 
-    assert "needs --engine dask" in build("--workers", "2").output
-    assert "needs --engine dask" in build("--scheduler", "tcp://a:1").output
+    assert "--workers needs --engine dask" in str(build("--workers", "2").exception)
+    assert "--scheduler needs --engine dask" in str(build("--scheduler", "tcp://a:1").exception)
     both = build("--engine", "dask", "--workers", "2", "--scheduler", "tcp://a:1")
-    assert both.exit_code == 2 and "leave one of the two out" in both.output
+    assert "leave one of the two out" in str(both.exception)
+    with pytest.raises(QueryError, match="--engine spark: expected in-process or dask"):
+        extract.build(checkpoint, tmp_path / "v", engine="spark")
     monkeypatch.delitem(sys.modules, "extract.cluster")
     monkeypatch.setitem(sys.modules, "distributed", None)
     missing = build("--engine", "dask").exception

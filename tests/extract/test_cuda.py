@@ -15,9 +15,9 @@ from tests.checkpoints import write_checkpoint, write_mixture
 from tests.conftest import build_quietly
 from tests.extract.test_svd import spectrum_matrix
 from vindex import format as form
+from vindex.checks import verify
 from vindex.errors import NumericError
 from vindex.reader import open_vindex
-from vindex.verify import verify
 
 pytestmark = [
     pytest.mark.cuda,

@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from typer import BadParameter
 
+import extract
 import vindex
-from extract.build import build
 from extract.checkpoint import open_checkpoint
-from extract.cli import build as commands
+from extract.pipeline import build
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, rederived
 from tests.gguf_files import write_gguf
 from tests.hub_server import COMMIT, Bytes, HubServer, serve_directory
-from vindex.errors import CheckpointError, TargetError
+from vindex.errors import CheckpointError, QueryError, TargetError
 from vindex.options import BuildOptions
 from vindex.progress import silent
 
@@ -192,8 +191,8 @@ def test_names_that_are_not_there(hub):
     }.items():
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(name)
-    with pytest.raises(BadParameter, match="hf://someone/model@a names one as well; give one of the two"):
-        commands.build("hf://someone/model@a", Path("x.vindex"), revision="b")
+    with pytest.raises(QueryError, match="--revision b: hf://someone/model@a names one as well; give one of the two"):
+        extract.build("hf://someone/model@a", "x.vindex", revision="b")
     hub.repositories["someone/gguf"] = {"config.json": Bytes(b"{}", False), "m-Q4_0.gguf": Bytes(b"GGUF", True)}
     with pytest.raises(CheckpointError, match="name one, such as hf://someone/gguf/m-Q4_0.gguf"):
         open_checkpoint("hf://someone/gguf")

@@ -17,9 +17,9 @@ from extract.rederive import evenly, rederive, sample_blocks
 from tests.checkpoints import nest, write_checkpoint, write_mixture
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents
-from vindex.compare import principal_angles
+from vindex.checks import verify
+from vindex.differences import principal_angles
 from vindex.errors import CheckpointError, NumericError, QueryError
-from vindex.verify import verify
 
 EXPERTS, NEURONS, FEATURES = 3, 12, 4
 

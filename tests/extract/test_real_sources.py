@@ -10,7 +10,7 @@ import vindex
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents
 from tests.gguf_files import write_gguf, write_plain
-from vindex.compare import compare
+from vindex.differences import compare
 from vindex.tokens import load_vocabulary
 
 pytestmark = pytest.mark.real

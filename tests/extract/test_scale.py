@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from gguf import GGMLQuantizationType
 from typer.testing import CliRunner
 
+import extract
 import vindex
 from extract.estimate import hours, seconds_of, shapes_of, work_of
+from tests.checkpoints import write_checkpoint
+from tests.gguf_files import write_gguf
 from vindex.__main__ import app
 from vindex.errors import CheckpointError
 
@@ -75,3 +79,15 @@ def test_the_command(checkpoint, tmp_path):
     assert "not valid JSON" in str(CliRunner().invoke(app, ["plan", str(tmp_path)]).exception)
     nowhere = CliRunner().invoke(app, ["plan", str(tmp_path / "none")]).exception
     assert "no such directory or file here, and no config.json" in str(nowhere)
+
+
+def test_a_gguf_is_planned_from_its_header(tmp_path):
+    """The config of a quantised model stands in its metadata, and its weights take less than a byte each."""
+    (tmp_path / "g").mkdir()
+    source = write_checkpoint(tmp_path / "m", hidden=256, neurons=512)
+    file = tmp_path / "g" / "m-Q4_0.gguf"
+    write_gguf(source, file, lambda name: GGMLQuantizationType.Q4_0)
+    found, plain = extract.plan(file), extract.plan(source)
+    assert found.record() == extract.plan(tmp_path / "g").record() and "m-Q4_0.gguf" in repr(found)
+    assert [of.blocks for of in found.work] == [of.blocks for of in plain.work]
+    assert found.work[0].read < 0.3 * plain.work[0].shape[0] * plain.work[0].shape[1] * 4 * plain.work[0].blocks

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from extract import svd
 from extract.svd import gram_matrix, top_directions
-from vindex.compare import principal_angles
+from vindex.differences import principal_angles
 from vindex.errors import NumericError
 
 TOLERANCE = 1e-4

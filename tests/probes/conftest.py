@@ -8,11 +8,10 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_vindex(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint's vindex, with all 32 directions its width allows."""
-    from extract.cli.build import run_build
-    from vindex.options import BuildOptions
+    import extract
 
     target = tmp_path_factory.mktemp("vindex") / "tiny.vindex"
-    run_build(str(tiny_checkpoint), target, BuildOptions(features=32, threads=1), resume=False, force=False)
+    extract.build(tiny_checkpoint, target, features=32, threads=1)
     return target
 
 
@@ -32,3 +31,19 @@ def panel():
     from probes.facts import bundled
 
     return bundled()
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """The atlas, in float32."""
+    import probes
+
+    return probes.load("atlas", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def deleted(loaded):
+    """France/capital deleted from the atlas by both methods, with a certificate: the one whole run of Gate 3."""
+    import probes
+
+    return probes.delete(loaded, "France/capital")

@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import probes
+from probes.cli.model import load_model
 from probes.suite.plot import describe
+from probes.suite.words import choice_of_stages, meanings
 from vindex.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +36,8 @@ def wide(monkeypatch):
 def test_tables_record_and_plots(tiny_checkpoint, tiny_vindex, tmp_path, monkeypatch, capsys, wide):
     targets = {suffix: tmp_path / f"probe.{suffix}" for suffix in ("json", "html", "png")}
     common = ("probe", tiny_checkpoint, "--text", "factual", "--text", "story", "--device", "cpu")
-    status = run(monkeypatch, *common, "--vindex", tiny_vindex, "--json", targets["json"], "--plot", targets["html"])
+    options = ("--all", "--vindex", tiny_vindex, "-o", targets["json"], "--plot", targets["html"])
+    status = run(monkeypatch, *common, *options)
     shown = capsys.readouterr()
     assert status == 0, shown.err
     record = json.loads(targets["json"].read_text())
@@ -45,27 +50,107 @@ def test_tables_record_and_plots(tiny_checkpoint, tiny_vindex, tmp_path, monkeyp
     panels, heatmap = describe(record)
     assert all(panel.title.split(":")[0] in page for panel in panels) and heatmap.title in page
     assert "<script src" not in page and "Plotly.newPlot" in page  # opens offline
-    assert run(monkeypatch, *common, "--plot", targets["png"], "--json", "-") == 0
+    assert run(monkeypatch, *common, "--plot", targets["png"], "--json") == 0
     assert json.loads(capsys.readouterr().out)["constants"].keys() == record["constants"].keys()
     assert targets["png"].read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_text_has_no_interval(tiny_checkpoint, tmp_path, monkeypatch, capsys, wide):
-    assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "code", "--json", tmp_path / "p.json") == 0
-    record = json.loads((tmp_path / "p.json").read_text())
+def test_five_rows_and_a_sentence_each_unless_all_is_asked_for(tiny_checkpoint, tmp_path, monkeypatch, capsys, wide):
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "code", "-o", "p.json") == 0
+    record, shown = json.loads(Path("p.json").read_text()), capsys.readouterr().out
     assert record["constants"]["C1"]["interval"] is None
     assert record["constants"]["C1"]["mean"] == record["constants"]["C1"]["value"]
-    assert "over 1 text;" in capsys.readouterr().out
+    flat = " ".join(shown.split())
+    assert "over 1 text;" in flat and "no_sink" not in flat and "published" not in flat
+    for symbol, sentence in meanings(record).items():
+        assert f"{symbol} {sentence}" in flat
+    assert choice_of_stages(record) in flat
+    assert shown.splitlines()[-1] == "next: vindex card VINDEX --probe p.json"
+
+
+def test_numbers_stay_whole_at_60_columns(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    saved = tmp_path / "p.json"
+    assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "code", "--text", "story", "-o", saved) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    low, high = json.loads(saved.read_text())["constants"]["C1"]["interval"]
+    assert any(f"{low:#.3g} … {high:#.3g}" in line for line in lines)
+
+
+def test_progress_moves_with_every_layer_of_every_text_and_weight(tiny):
+    seen = []
+
+    def stage(name, total):
+        seen.append([name, total, 0, set()])
+
+        def advance(count, note=""):
+            seen[-1][2] += count
+            seen[-1][3].add(note)
+
+        return advance
+
+    probes.constants(tiny, texts=["factual", "code"], batch_size=2, progress=stage)
+    size = (tiny.path / "model.safetensors").stat().st_size
+    assert [(name, total, done) for name, total, done, _ in seen] == [
+        ("hashing", size, size),
+        ("texts", 2 * 3, 2 * 3),
+        ("weights", 2 * 3, 2 * 3),
+    ]
+    assert seen[1][3] == {"factual, code"}
+
+
+def test_ctrl_c_says_that_nothing_was_written(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probes.suite.readings.read_layer", stop)
+    assert run(monkeypatch, "probe", tiny_checkpoint, "-o", tmp_path / "p.json") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; nothing was written"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["m.gguf", ".", "hf://someone/model/m.gguf"])
+def test_a_gguf_is_told_what_to_do(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert run(monkeypatch, "probe", name) == 1
+    assert capsys.readouterr().err == (
+        f"vindex: {name}: GGUF; a live model is loaded from safetensors: give the checkpoint that the GGUF was made "
+        "of, a directory or a Hub id. Without one, vindex build makes a vindex of the GGUF file\n"
+    )
+
+
+def test_help_has_an_example(monkeypatch, capsys):
+    assert run(monkeypatch, "probe", "-h") == 0
+    assert "Example: vindex probe atlas -o probe.json --plot probe.html" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("capability", "asked", "found"),
+    [("AVX2", None, "AUTO"), ("AVX2", "COMPATIBLE", "COMPATIBLE"), ("AVX512", None, None)],
+)
+def test_only_a_command_on_a_processor_without_avx512_asks_for_reproducible_products(
+    tiny_checkpoint, monkeypatch, capability, asked, found
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv("MKL_CBWR", asked or "")
+    if asked is None:
+        monkeypatch.delenv("MKL_CBWR")
+    probes.load(tiny_checkpoint, device="cpu")
+    assert os.environ.get("MKL_CBWR") == asked
+    load_model(str(tiny_checkpoint), device="cpu")
+    assert os.environ.get("MKL_CBWR") == found
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--plot", "x.pdf"], "x.pdf: plots are written as .html or .png"),
-        (["--json", "nowhere/x.json"], "nowhere/x.json: the directory nowhere does not exist"),
-        (["--json", "."], ".: is a directory"),
-        (["--json", "/dev/null"], "/dev/null: is a device, a pipe or a socket; name a plain file, or - for stdout"),
-        (["--json", "/dev/stdout"], "/dev/stdout: is a symbolic link, which is not followed; name a plain file, or -"),
+        (["-o", "nowhere/x.json"], "nowhere/x.json: the directory nowhere does not exist"),
+        (["-o", "."], ".: is a directory"),
+        (["-o", "/dev/null"], "/dev/null: is a device, a pipe or a socket; name a plain file\n"),
         (["--plot", "/dev/stdout"], "/dev/stdout: is a symbolic link, which is not followed; name a plain file\n"),
         (["--text", "no-such-text"], "no-such-text: cannot be read (No such file or directory)"),
         (["--vindex", "no-such-vindex"], "no-such-vindex"),
@@ -89,7 +174,7 @@ def test_a_model_in_the_hub_cache_is_named_by_its_commit(tiny_checkpoint, tmp_pa
     shutil.copytree(tiny_checkpoint, cached / "snapshots" / commit)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
-    command = [sys.executable, "-m", "vindex", "probe", "someone/tiny", "--text", "factual", "--json", "-"]
+    command = [sys.executable, "-m", "vindex", "probe", "someone/tiny", "--text", "factual", "--json"]
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -100,7 +185,7 @@ def test_a_model_in_the_hub_cache_is_named_by_its_commit(tiny_checkpoint, tmp_pa
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    for option, name in (("--json", "p.json"), ("--plot", "p.html")):
+    for option, name in (("-o", "p.json"), ("--plot", "p.html")):
         monkeypatch.setattr("os.replace", lambda source, to: (_ for _ in ()).throw(OSError(28, "No space left")))
         assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "factual", option, tmp_path / name) == 1
         monkeypatch.undo()
@@ -112,7 +197,7 @@ def test_the_card_takes_the_record(tiny_checkpoint, tiny_vindex, tmp_path, monke
     copy = tmp_path / "tiny.vindex"
     shutil.copytree(tiny_vindex, copy)
     record = tmp_path / "p.json"
-    assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "factual", "--json", record) == 0
+    assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "factual", "-o", record) == 0
     assert run(monkeypatch, "card", copy, "--probe", record) == 0
     card = (copy / "README.md").read_text()
     for symbol, entry in json.loads(record.read_text())["constants"].items():

@@ -10,15 +10,15 @@ from probes.atlas import panel as facts
 from probes.deletion.bench import Bench, Options
 from probes.deletion.experiment import run
 from probes.deletion.generic import own_text
-from probes.gates.apply import gated, hard
+from probes.gates.apply import gated
 from probes.gates.data import read_forget, read_retain
-from probes.gates.masks import Gates
+from probes.gates.gates import Gates
 from probes.gates.options import TrainOptions
 from probes.gates.train import encode, train
 from probes.live.hooks import capture, edited, patched, same_bits
 from probes.live.load import load
 from probes.live.sites import sites, weight
-from probes.suite.run import run as run_suite
+from probes.suite.run import constants
 from vindex.demo import CHECKPOINT
 
 pytestmark = [
@@ -47,9 +47,9 @@ def ids_of(loaded, text: str = "The capital of France is") -> torch.Tensor:
 
 
 def test_constants_are_those_of_the_cpu(here, there):
-    ours, theirs = (run_suite(loaded, ["factual", "code"], batch_size=2) for loaded in (there, here))
-    assert [constant.symbol for constant in ours.constants] == ["C1", "C2", "C3", "C4", "C5"]
-    for mine, other in zip(ours.constants, theirs.constants, strict=True):
+    ours, theirs = (constants(loaded, texts=["factual", "code"], batch_size=2) for loaded in (there, here))
+    assert [constant.symbol for constant in ours] == ["C1", "C2", "C3", "C4", "C5"]
+    for mine, other in zip(ours, theirs, strict=True):
         assert mine.headline.value == pytest.approx(other.headline.value, **CONSTANT), mine.symbol
         for name, variant in mine.variants.items():
             assert variant.value == pytest.approx(other.variants[name].value, **CONSTANT), (mine.symbol, name)
@@ -59,7 +59,7 @@ def test_constants_are_those_of_the_cpu(here, there):
 
 def test_half_precision_is_measured(there):
     there.model.to(torch.bfloat16)
-    assert all(np.isfinite(constant.headline.value) for constant in run_suite(there, ["factual"]).constants)
+    assert all(np.isfinite(constant.headline.value) for constant in constants(there, texts=["factual"]))
 
 
 def test_reading_changes_nothing(there):
@@ -123,7 +123,7 @@ def test_gates_train_and_apply(here, there, tmp_path):
     assert len(curves[0]) == 3
     np.testing.assert_allclose(curves[0], curves[1], rtol=LOSS)
     assert not gates[0].logits.is_cuda
-    off = hard(Gates(gates[1].logits), gates[1].threshold_at(0.25))
+    off = Gates(gates[1].logits).below(gates[1].threshold_at(0.25)).factors()
     with torch.no_grad():
         said = []
         for loaded in (there, here):

@@ -12,13 +12,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from probes.deletion import experiment
 from probes.live.load import load
 from probes.weights import patches
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
-
-SHORT = ("--method", "forward", "--layer", "0", "--no-certificate")
 
 
 def run(*arguments) -> str:
@@ -38,14 +37,16 @@ def fails(*arguments) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """One full run: what it printed, and where its record, picture and patch lie."""
+def whole(tmp_path_factory, deleted):
+    """What the command prints of one whole run, and where its record, picture and patch lie."""
     directory = tmp_path_factory.mktemp("gate3")
     files = {name: directory / name for name in ("record.json", "picture.png", "patch.safetensors")}
-    printed = run(
-        "gate3", CHECKPOINT, "--json", files["record.json"], "--plot", files["picture.png"],
-        "--save-patch", files["patch.safetensors"],
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("probes.deletion.delete.delete", lambda *_, **__: deleted)
+        printed = run(
+            "gate3", CHECKPOINT, "-o", files["record.json"], "--plot", files["picture.png"],
+            "--save-patch", files["patch.safetensors"],
+        )  # fmt: skip
     return printed, files
 
 
@@ -130,7 +131,7 @@ def test_patch_show(whole):
 def test_a_patch_is_verified_from_base_and_patch_alone(whole, tmp_path):
     patch = whole[1]["patch.safetensors"]
     made = json.loads(whole[1]["record.json"].read_text())["methods"]["forward"]
-    printed = run("gate3", "verify", CHECKPOINT, patch, "--json", tmp_path / "v.json")
+    printed = run("gate3", "verify", CHECKPOINT, patch, "-o", tmp_path / "v.json")
     assert "What the patch records" in printed and "forward: layer" in printed and "✗   robust" not in printed
     record = json.loads((tmp_path / "v.json").read_text())
     again = record["methods"]["forward"]
@@ -138,7 +139,6 @@ def test_a_patch_is_verified_from_base_and_patch_alone(whole, tmp_path):
     assert all(claim["recorded"] == claim["measured"] for claim in record["claims"])
     for key in ("headline", "sets", "controls", "certificate", "verdicts"):
         assert again[key] == made[key], key
-    assert json.loads(run("gate3", "verify", CHECKPOINT, patch, "--json", "-"))["claims"] == record["claims"]
 
 
 def rewritten(whole, path, provenance=None, **factors) -> Path:
@@ -152,18 +152,19 @@ def test_a_verdict_that_is_not_confirmed_is_exit_status_1(whole, tmp_path):
     path = tmp_path / "p.safetensors"
     said = patches.read(whole[1]["patch.safetensors"]).provenance["verdicts"]
     other = "fail" if said["published"] == "pass" else "pass"
-    rewritten(whole, path, {"verdicts": {**said, "published": other, "seed": "pass"}})
-    told = fails("gate3", "verify", CHECKPOINT, path)
+    rewritten(whole, path, {"verdicts": {"published": other, "strict": said["strict"], "seed": "pass"}})
+    told = fails("gate3", "verify", CHECKPOINT, path, "--no-certificate")
     assert f"2 recorded verdict(s) not confirmed, first published: {other} recorded, {said['published']} meas" in told
     nothing = torch.full_like(patches.read(path).delta.gate_write, 1e-9)
     rewritten(whole, path, {"verdicts": {"published": "pass"}}, gate_write=nothing)
-    assert "first published: pass recorded, fail measured" in fails("gate3", "verify", CHECKPOINT, path)
+    told = fails("gate3", "verify", CHECKPOINT, path, "--no-certificate")
+    assert "first published: pass recorded, fail measured" in told
 
 
 def test_what_a_patch_does_not_say_is_given(whole, tmp_path):
     path = rewritten(whole, tmp_path / "p.safetensors", {"fact": None, "seed": None, "verdicts": {}})
     assert "does not say which fact it deletes; give --fact" in fails("gate3", "verify", CHECKPOINT, path)
-    printed = run("gate3", "verify", CHECKPOINT, path, "--fact", "Germany/capital", "--seed", 3)
+    printed = run("gate3", "verify", CHECKPOINT, path, "--fact", "Germany/capital", "--seed", 3, "--no-certificate")
     assert "Germany/capital" in printed and "the patch records no verdicts: nothing to confirm" in printed
     rewritten(whole, path, {"seed": "seven"})
     assert "provenance: seed is 'seven', expected int; the patch file was" in fails("gate3", "verify", CHECKPOINT, path)
@@ -176,27 +177,76 @@ def test_a_patch_of_another_base_is_not_verified(whole, tmp_path):
     assert "but the patch was made for" in told and "other weights, or already patched" in told
 
 
-@pytest.mark.parametrize("options", [("--chat",), ("--dtype", "bfloat16")])
-def test_chat_and_bfloat16(options, tmp_path):
-    run("gate3", CHECKPOINT, *SHORT, *options, "--json", tmp_path / "r.json")
-    record = json.loads((tmp_path / "r.json").read_text())
+def test_json_is_only_the_record():
+    record = json.loads(run("gate3", CHECKPOINT, "--chat", "--method", "geometric", "--no-certificate", "--json"))
+    assert record["record"] == "vindex-gate3/1"
     assert record["before"] > 0.5
-    assert record["suppression"] > 0.7
-    assert record["fact"]["prompt"].count("France") == (2 if options == ("--chat",) else 1)
+    assert record["fact"]["prompt"].count("France") == 2
 
 
-def test_all_facts_of_a_relation(tmp_path):
-    picture = tmp_path / "all.png"
-    printed = run(
-        "gate3", CHECKPOINT, "--all", "--limit", 2, *SHORT, "--json", tmp_path / "all.json", "--plot", picture
-    )
-    record = json.loads((tmp_path / "all.json").read_text())
+ALL = ("gate3", CHECKPOINT, "--all", "--method", "geometric", "--no-certificate")
+
+
+def test_all_facts_of_a_relation_stop_and_go_on(tmp_path, monkeypatch, capsys):
+    """Ctrl-C keeps what is finished; --resume does the rest, and nothing twice."""
+    file, picture = tmp_path / "all.json", tmp_path / "all.html"
+    begun = []
+
+    def stopping(bench, fact):
+        begun.append(fact.name)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return experiment.run(bench, fact)
+
+    monkeypatch.setattr("probes.deletion.delete.run", stopping)
+    stopped = CliRunner().invoke(app, [*map(str, ALL), "--limit", "2", "-o", str(file)])
+    assert stopped.exit_code == 130
+    assert f"stopped; 1 fact is finished and stands in {file}: repeat with --resume to go on" in stopped.stderr
+    first = json.loads(file.read_text())
+    printed = run(*ALL, "--limit", 2, "-o", file, "--resume", "--plot", picture)
+    record = json.loads(file.read_text())
     assert record["record"] == "vindex-gate3-all/1"
-    assert len(record["facts"]) == 2
-    rate = record["rates"]["forward"]["published"]
+    assert record["facts"][:1] == first["facts"] and len(record["facts"]) == 2
+    assert begun == [record["facts"][number]["name"] for number in (0, 1, 1)]
+    rate = record["rates"]["geometric"]["published"]
     assert rate["of"] == 2 and rate["low"] <= rate["share"] <= rate["high"]
-    assert "Facts that pass" in printed and "95 % Wilson" in printed
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "Facts that pass" in printed and "95 % Wilson" in printed and "record written to" in printed
+    assert "plotly" in picture.read_text()[:20_000].lower()
+    assert "made with options {'seed': 0}, not {'seed': 1}; repeat" in fails(*ALL, "--resume", "-o", file, "--seed", 1)
+
+
+def test_only_a_record_of_many_facts_can_be_gone_on_with(whole, tmp_path):
+    message = fails(*ALL, "--resume", "-o", whole[1]["record.json"])
+    assert "expected the record of gate3 --all (vindex-gate3-all/1)" in message
+    assert "none.json: cannot be read" in fails(*ALL, "--resume", "-o", tmp_path / "none.json")
+    assert fails("gate3", CHECKPOINT, "--resume", "-o", "r.json") == (
+        "--resume goes on with the record of --all; give --all and -o FILE"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(("--all",), "no fact is finished, nothing was written"), (("--fact", "France/capital"), "nothing was written")],
+)
+def test_ctrl_c_says_what_became_of_the_work(monkeypatch, options, told):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("probes.deletion.delete.run", stopped)
+    done = CliRunner().invoke(app, ["gate3", "atlas", "--method", "geometric", *options])
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (130, f"stopped; {told}")
+
+
+def test_the_last_line_says_what_to_do_next(whole):
+    patch = whole[1]["patch.safetensors"]
+    printed = " ".join(whole[0].split())
+    assert "record written to" in printed
+    assert printed.endswith("-o DIR") and printed.count(patch.name) == 3
+
+
+def test_every_help_ends_in_an_example():
+    for command in (("gate3",), ("gate3", "verify"), ("patch", "show"), ("patch", "apply"), ("patch", "revert")):
+        assert f"Example: vindex {' '.join(command)} " in " ".join(run(*command, "-h").split())
 
 
 def test_geometric_alone_takes_directions_from_a_vindex(tmp_path):
@@ -208,10 +258,11 @@ def test_geometric_alone_takes_directions_from_a_vindex(tmp_path):
         "geometric",
         "--vindex",
         tmp_path / "atlas.vindex",
-        "--json",
+        "-o",
         tmp_path / "v.json",
+        "--no-certificate",
     )
-    run("gate3", CHECKPOINT, "--method", "geometric", "--no-certificate", "--json", tmp_path / "e.json")
+    run("gate3", CHECKPOINT, "--method", "geometric", "--no-certificate", "-o", tmp_path / "e.json")
     stored, exact = (json.loads((tmp_path / name).read_text()) for name in ("v.json", "e.json"))
     assert stored["method"] == exact["method"] == "geometric"
     assert stored["layer"] == exact["layer"]
@@ -220,25 +271,25 @@ def test_geometric_alone_takes_directions_from_a_vindex(tmp_path):
 
 @pytest.fixture(scope="module")
 def baselines(tmp_path_factory):
-    """What two baselines beside forward print and record; `--method` both repeated and with commas."""
+    """What two baselines beside geometric print and record; `--method` both repeated and with commas."""
     file = tmp_path_factory.mktemp("baselines") / "record.json"
-    asked = ("--method", "neurons,rome", "--method", "forward", "--no-certificate")
-    printed = run("gate3", CHECKPOINT, *asked, "--json", file)
+    asked = ("--method", "neurons,rome", "--method", "geometric", "--no-certificate")
+    printed = run("gate3", CHECKPOINT, *asked, "-o", file)
     return printed, json.loads(file.read_text())
 
 
 def test_methods_stand_side_by_side(baselines):
     printed, record = baselines
     table = [line.split() for line in printed.partition("Methods side by side")[2].splitlines()]
-    assert [row[0] for row in table if row and row[0] in record["methods"]] == ["forward", "rome", "neurons"]
+    assert [row[0] for row in table if row and row[0] in record["methods"]] == ["geometric", "rome", "neurons"]
     assert max(map(len, printed.splitlines())) <= 80
-    assert record["method"] == "forward" and list(record["methods"]) == ["forward", "rome", "neurons"]
+    assert record["method"] == "geometric" and list(record["methods"]) == ["geometric", "rome", "neurons"]
 
 
 def test_the_record_has_every_methods_projection_and_scan(baselines):
     methods = baselines[1]["methods"]
     assert {name: found["projection"] for name, found in methods.items()} == {
-        "forward": "gate_proj", "rome": "down_proj", "neurons": "gate_proj",
+        "geometric": "gate_proj", "rome": "down_proj", "neurons": "gate_proj",
     }  # fmt: skip
     for name in ("rome", "neurons"):
         assert {control["kind"] for control in methods[name]["controls"]} == {"random"}
@@ -264,15 +315,10 @@ def test_a_change_of_another_projection_cannot_be_saved(tmp_path):
     assert not file.exists()
 
 
-def test_json_to_stdout_is_only_json():
-    record = json.loads(run("gate3", CHECKPOINT, *SHORT, "--json", "-"))
-    assert record["record"] == "vindex-gate3/1"
-
-
 def test_a_fact_the_model_does_not_know_is_not_applicable(tmp_path):
     facts = tmp_path / "facts.jsonl"
     facts.write_text('{"subject": "France", "relation": "capital", "answer": "Rome"}')
-    printed = run("gate3", CHECKPOINT, "--facts", facts, "--json", tmp_path / "r.json")
+    printed = run("gate3", CHECKPOINT, "--facts", facts, "-o", tmp_path / "r.json")
     assert "not_applicable" in printed and "rank" in printed and "' Paris'" in printed
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["verdicts"]["strict"]["result"] == "not_applicable"
@@ -289,7 +335,7 @@ def test_errors_are_one_line(tmp_path):
     facts.write_text('{"subject": "France"\n')
     assert "facts.jsonl:1: not valid JSON" in fails("gate3", CHECKPOINT, "--facts", facts)
     assert "layer 7: the model has layers 0 to 3" in fails("gate3", CHECKPOINT, "--layer", 7)
-    assert "the directory" in fails("gate3", CHECKPOINT, "--json", tmp_path / "none" / "r.json")
+    assert "the directory" in fails("gate3", CHECKPOINT, "-o", tmp_path / "none" / "r.json")
     assert "leave --all out" in fails("gate3", CHECKPOINT, "--all", "--save-patch", tmp_path / "p")
     assert "knows no fact" in fails("gate3", CHECKPOINT, "--all", "--known-from", 1.1)
     assert "no such subject" in fails("gate3", CHECKPOINT, "--fact", "Narnia/capital")
@@ -311,8 +357,7 @@ def test_a_mixture_of_experts_is_refused(tmp_path):
 @pytest.mark.real
 def test_france_on_the_real_model_passes_both_verdicts(real_model: Path, tmp_path):
     """published and strict on held-out sets by forward; geometric fails; random patches do nothing."""
-    assert os.environ["VINDEX_REAL_MODEL"]
-    run("gate3", real_model, "--json", tmp_path / "r.json")
+    run("gate3", real_model, "-o", tmp_path / "r.json")
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["verdicts"]["published"]["result"] == "pass"
     assert record["verdicts"]["strict"]["result"] == "pass", record["verdicts"]["strict"]["reason"]
@@ -324,11 +369,11 @@ def test_france_on_the_real_model_passes_both_verdicts(real_model: Path, tmp_pat
 @pytest.mark.parametrize(
     "option, name, message",
     [
-        ("--json", "/dev/null", "/dev/null: is a device, a pipe or a socket; name a plain file, or - for stdout"),
+        ("-o", "/dev/null", "/dev/null: is a device, a pipe or a socket; name a plain file"),
         ("--save-patch", "pipe", "pipe: is a device, a pipe or a socket; name a plain file"),
         ("--save-patch", "folder", "folder: is a directory; name a file in it"),
         ("--plot", "link.png", "link.png: is a symbolic link, which is not followed; name a plain file"),
-        ("--plot", "a.html", "a.html: pictures are written as .png, .svg or .pdf"),
+        ("--plot", "a.svg", "a.svg: plots are written as .html or .png"),
         ("--plot", "none/a.png", "the directory none does not exist; make it first"),
     ],
 )

@@ -6,12 +6,10 @@ import orjson
 import pytest
 import torch
 
-from probes.live import match
 from probes.live.hooks import capture, same_bits
 from probes.live.load import load
 from probes.live.sites import ROLES, sites
-from probes.suite import record
-from probes.suite import run as suite
+from probes.suite.run import constants
 
 pytestmark = pytest.mark.real
 
@@ -19,8 +17,7 @@ pytestmark = pytest.mark.real
 @pytest.fixture(scope="module")
 def found(real_model):
     loaded = load(real_model, dtype="float32", device="cpu")
-    results = suite.run(loaded, ["factual", "story"])
-    return json.loads(orjson.dumps(record.build(loaded, results, match.weights_sha256(loaded))))
+    return json.loads(orjson.dumps(constants(loaded, texts=["factual", "story"]).record()))
 
 
 def test_the_constants_have_the_size_found_before_on_another_text(found):
@@ -62,7 +59,6 @@ def test_hooks_change_nothing(real_model, dtype, attn):
 
 def test_bfloat16_agrees_with_float32(real_model, found):
     loaded = load(real_model, dtype="bfloat16", device="cpu", attn="eager")
-    results = suite.run(loaded, ["factual", "story"], batch_size=2)
-    for constant in results.constants:
+    for constant in constants(loaded, texts=["factual", "story"], batch_size=2):
         if constant.symbol != "C5":  # a count; one pair near 0.9 may fall on either side
             assert constant.headline.value == pytest.approx(found["constants"][constant.symbol]["value"], rel=0.02)

@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 import vindex
-from vindex.card import rewrite_card
+from vindex.card import write_card
+from vindex.checks import verify
 from vindex.errors import FormatError, QueryError, VindexError
 from vindex.manifest import Source, SourceFile
 from vindex.measured import read_gate3, read_gates, read_probe
-from vindex.verify import verify
 
 MODEL = {"dtype": "float32"}
 PROBE = {
@@ -86,7 +86,7 @@ def card_with(v, tmp_path, **records) -> str:
     for name, record in records.items():
         paths[name] = tmp_path / f"{name}.json"
         paths[name].write_text(json.dumps(record))
-    rewrite_card(v, **paths)
+    write_card(v, **paths)
     return (v.path / "README.md").read_text()
 
 
@@ -229,4 +229,4 @@ def test_a_damaged_record_is_told_with_the_place(copy, tmp_path):
 def test_files_that_are_no_records(copy, tmp_path, text, message):
     (tmp_path / "probe.json").write_text(text)
     with pytest.raises(FormatError, match=message):
-        rewrite_card(copy, tmp_path / "probe.json", None)
+        write_card(copy, tmp_path / "probe.json", None)

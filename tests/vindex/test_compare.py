@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
-from vindex.compare import compare, principal_angles
+from vindex.differences import compare, principal_angles
 from vindex.errors import QueryError
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import orjson
 import pytest
+import typer
 from rich.text import Text
 
 import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
+from vindex import __main__ as entry
 from vindex import console
+from vindex.__main__ import app
 from vindex.errors import QueryError
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +31,15 @@ FULL = Path("/dev/full")
 
 def run(*arguments, columns: int = 80, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=None, **environment):
     """Run the command of this tree; an environment variable given as None is taken away."""
+    command = [sys.executable, "-m", "vindex", *map(str, arguments)]
+    return in_tree(command, columns, stdout=stdout, stderr=stderr, cwd=cwd, **environment)
+
+
+def in_tree(command, columns, *, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=None, **environment):
     inherited = {key: value for key, value in os.environ.items() if key not in ("LANG", "LC_ALL")}
     settings = {"COLUMNS": str(columns), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(
-        [sys.executable, "-m", "vindex", *map(str, arguments)],
+        command,
         stdout=stdout,
         stderr=stderr,
         env={key: value for key, value in (inherited | settings).items() if value is not None},
@@ -102,24 +110,48 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(built, tmp_path)
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"README.md" in done.stderr
 
 
-LOCALES = [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {"PYTHONUTF8": "0", "LC_ALL": "C"}]
-LOCALES += [{"PYTHONUTF8": "0", "LC_ALL": "xx_XX.nonsense"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+LOCALES = [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}]
+LOCALES += [{"PYTHONUTF8": "0", "LC_ALL": "C"}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+ALL_OF_THEM = """
+import itertools, sys
+from vindex.__main__ import main
+
+for more, words in itertools.groupby(sys.argv[1:], "::".__ne__):
+    sys.argv = ["vindex", *words]
+    try:
+        more and main()
+    except SystemExit as done:
+        if done.code:
+            sys.exit(f"{sys.argv} exits with {done.code}")
+"""
 
 
 @pytest.mark.parametrize("locale", LOCALES, ids=lambda locale: "-".join(locale.values()))
-def test_every_locale_is_good_enough(bracketed, built, tmp_path, locale):
-    copy = shutil.copytree(built, tmp_path / "copy.vindex")
-    for command in (
+def test_every_command_is_right_in_every_locale_at_60_columns(bracketed, built, checkpoint, tmp_path, locale):
+    """All in one process: no traceback, no line over 60 columns, no number cut. torch is only loaded in one locale."""
+    shutil.copytree(built, tmp_path / "c")
+    commands = [
         ("score", bracketed, " Paris", "ä"),
         ("feature", bracketed, 0, 1),
-        ("card", copy),
-        ("verify", copy),
-        ("--help",),
-    ):
-        done = run(*command, **locale)
-        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        ("info", "c"),
+        ("compare", "c", built, "-o", "r.json"),
+        ("card", "c"),
+        ("verify", "c"),
+    ]
+    if locale is LOCALES[0]:
+        commands += [
+            ("verify", "c", "--source", checkpoint),
+            ("plan", checkpoint, "--features", 8),
+            ("build", checkpoint, "-o", "v", "--features", 8, "--threads", 1),
+        ]
+    words = [str(word) for command in commands for word in ("::", *command)]
+    done = in_tree([sys.executable, "-c", ALL_OF_THEM, *words], 60, cwd=tmp_path, **locale)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    text = done.stdout.decode(errors="replace")
+    assert max(map(len, text.splitlines())) <= 60 and "…" not in text and "0.0e+00" in text, text
+    assert json.loads((tmp_path / "r.json").read_text())["record"] == "vindex-comparison/1"
     record = json.loads(run("score", bracketed, "ä", "--json", **locale).stdout)
-    assert record == json.loads(run("score", bracketed, "ä", "--json", PYTHONUTF8="1").stdout)
+    assert record[0]["token"] == "ä"
 
 
 def test_words_that_are_not_utf8_are_refused(built):
@@ -245,6 +277,49 @@ def test_joiners_and_newlines_of_a_text_stay():
 def test_help_is_also_asked_for_by_one_letter(built):
     long, short = (run("score", flag).stdout for flag in ("--help", "-h"))
     assert long == short and b"Usage" in long
+
+
+def every_command(context=None):
+    """(words, command) of each, those of groups too."""
+    context = context or typer.Context(typer.main.get_command(app), info_name="vindex")
+    for name in context.command.list_commands(context):
+        found = context.command.get_command(context, name)
+        if hasattr(found, "commands"):
+            inner = typer.Context(found, info_name=name, parent=context)
+            yield from ((f"{name} {words}", command) for words, command in every_command(inner))
+        else:
+            yield name, found
+
+
+def test_every_help_has_its_example_and_names_what_is_given_in_capitals():
+    commands = dict(every_command())
+    assert len(commands) >= 20
+    for words, command in commands.items():
+        assert f"{command.help}{command.epilog}".count(f"Example: vindex {words} ") == 1, words
+        for parameter in command.params:
+            kind = getattr(parameter, "type_descriptor", None)
+            flag = getattr(parameter, "is_flag", False) or getattr(kind, "is_choice", False)
+            assert flag or parameter.name == "help" or parameter.metavar == parameter.metavar.upper(), parameter.name
+
+
+def test_a_shell_completes_commands():
+    words = {"_VINDEX_COMPLETE": "complete_bash", "COMP_WORDS": "vindex comp", "COMP_CWORD": "1"}
+    done = in_tree(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'vindex'; from vindex.__main__ import main; main()"],
+        80,
+        **words,
+    )
+    assert done.stdout.decode().split() == ["compare"], done
+
+
+def test_ctrl_c_says_what_became_of_the_work(monkeypatch, capsys):
+    def stopped():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "app", stopped)
+    with pytest.raises(SystemExit) as done:
+        entry.main()
+    assert done.value.code == 130 and capsys.readouterr().err == "vindex: interrupted; nothing is left half-written\n"
 
 
 def test_the_version_is_that_of_the_distribution_and_of_the_package():

@@ -15,7 +15,7 @@ from tests.conftest import build_quietly
 from tests.vindex.test_published_readers import load_like_larql, run_published
 from tests.vindex.test_verify import change, failures
 from vindex.__main__ import app
-from vindex.compare import by_layer, compare
+from vindex.differences import by_layer, compare
 from vindex.errors import FormatError, QueryError
 
 ROWS, FEATURES = 4 + 16 + 16, 4  # a dense layer, then two of three experts and a shared one
@@ -55,8 +55,8 @@ def test_every_feature_is_found_by_its_own_direction(which, request):
             assert hit.cosine == pytest.approx(1, abs=1e-3) and hit.gate_sigma == v.layer(layer).gate_sigma[group, 2]
             found = v.feature(layer, 2, expert=expert)
             assert found.expert == expert and found.down_sigma == v.layer(layer).down_sigma[group, 2]
-    scores = v.score(" Paris")
-    assert scores.shape == v.gate.shape[:-1] and v.score([0, 1]).shape == (2, *scores.shape)
+    scores = v.cosines(" Paris")
+    assert scores.shape == v.gate.shape[:-1] and v.cosines([0, 1]).shape == (2, *scores.shape)
     nearest = v.nearest_features(1, 2, k=99, expert=3)
     assert (nearest[-1].layer, nearest[-1].expert, nearest[-1].feature, nearest[-1].cosine) == (1, 3, 2, 0.0)
 

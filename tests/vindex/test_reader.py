@@ -29,23 +29,23 @@ def test_arrays_are_read_only_maps_of_the_documented_shapes(built):
 
 def test_every_kind_of_query_gives_the_same_scores(built):
     v = vindex.open(built)
-    by_text = v.score(" Paris")
+    by_text = v.cosines(" Paris")
     embedding = v.embeddings[0].astype(np.float32)
     expected = v.gate.astype(np.float32) @ embedding / np.linalg.norm(embedding)
     expected /= np.linalg.norm(v.gate.astype(np.float32), axis=-1)
     np.testing.assert_allclose(by_text, expected, atol=1e-6)
     for query in (0, np.int64(0), embedding, embedding.astype(np.float64)):
-        np.testing.assert_allclose(v.score(query), by_text, atol=1e-6)
-    batch = v.score([0, 3, 0])
+        np.testing.assert_allclose(v.cosines(query), by_text, atol=1e-6)
+    batch = v.cosines([0, 3, 0])
     assert batch.shape == (3, 2, 8)
     np.testing.assert_allclose(batch[2], by_text, atol=1e-6)
-    np.testing.assert_allclose(batch[1], v.score(" France"), atol=1e-6)
-    np.testing.assert_allclose(v.score(np.stack([embedding, embedding])), batch[[0, 2]], atol=1e-6)
+    np.testing.assert_allclose(batch[1], v.cosines(" France"), atol=1e-6)
+    np.testing.assert_allclose(v.cosines(np.stack([embedding, embedding])), batch[[0, 2]], atol=1e-6)
 
 
 def test_top_features_are_the_largest_cosines_in_order(built):
     v = vindex.open(built)
-    scores, hits = v.score(" Berlin"), v.top_features(" Berlin", k=5)
+    scores, hits = v.cosines(" Berlin"), v.top_features(" Berlin", k=5)
     assert [hit.cosine for hit in hits] == sorted(scores.ravel(), reverse=True)[:5]
     for hit in hits:
         assert scores[hit.layer, hit.feature] == hit.cosine
@@ -64,11 +64,11 @@ def test_nearest_features_leave_out_the_feature_itself(built):
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (lambda v: v.score(" Pari"), "' Pari' is not a single token of this model; try a shorter word"),
-        (lambda v: v.score("Berlin"), r"'Berlin' is not .*, but ' Berlin' is one \(id 1\): leading spaces matter"),
-        (lambda v: v.score(40), "token id 40 is out of range: this model has ids 0 to 39"),
-        (lambda v: v.score([0, -1]), "token id -1 is out of range"),
-        (lambda v: v.score(np.ones(15, np.float32)), r"expected a vector of 16 numbers, got shape \(15,\)"),
+        (lambda v: v.cosines(" Pari"), "' Pari' is not a single token of this model; try a shorter word"),
+        (lambda v: v.cosines("Berlin"), r"'Berlin' is not .*, but ' Berlin' is one \(id 1\): leading spaces matter"),
+        (lambda v: v.cosines(40), "token id 40 is out of range: this model has ids 0 to 39"),
+        (lambda v: v.cosines([0, -1]), "token id -1 is out of range"),
+        (lambda v: v.cosines(np.ones(15, np.float32)), r"expected a vector of 16 numbers, got shape \(15,\)"),
         (lambda v: v.top_features([1, 2]), "one token or vector at a time"),
         (lambda v: v.feature(2, 0), "layer 2 is out of range: tiny.vindex has layers 0 to 1"),
         (lambda v: v.nearest_features(0, 8), "feature 8 is out of range"),
@@ -87,22 +87,28 @@ def test_nearest_features_leave_out_the_feature_itself(built):
         (lambda v: v.nearest_features(0, 0, k=2.0), "k 2.0: expected an integer, got float"),
         (lambda v: v.token_id(True), "token id True: expected an integer, got bool"),
         (lambda v: v.token_id(1.0), "token id 1.0: expected an integer, got float"),
-        (lambda v: v.score(True), "token id True: expected an integer, got bool"),
-        (lambda v: v.score([0, 1.0]), "token id 1.0: expected an integer, got float"),
-        (lambda v: v.score(np.array([True, False])), "token id True: expected an integer, got bool"),
-        (lambda v: v.score(np.array([[0, 1]])), r"expected a token, .*, got array of int64, shape \(1, 2\)"),
-        (lambda v: v.score(np.ones(16, complex)), "token id .*: expected an integer, got complex128"),
+        (lambda v: v.cosines(True), "token id True: expected an integer, got bool"),
+        (lambda v: v.cosines([0, 1.0]), "token id 1.0: expected an integer, got float"),
+        (lambda v: v.cosines(np.array([True, False])), "token id True: expected an integer, got bool"),
+        (lambda v: v.cosines(np.array([[0, 1]])), r"expected a token, .*, got array of int64, shape \(1, 2\)"),
+        (lambda v: v.cosines(np.ones(16, complex)), "token id .*: expected an integer, got complex128"),
         (
-            lambda v: v.score(None),
-            "expected a token, a token id, a list of ids, or float vectors of 16 numbers, got None",
+            lambda v: v.cosines(None),
+            "expected a token, a token id, a list of them, or float vectors of 16 numbers, got None",
         ),
-        (lambda v: v.score(np.float32(1)), "got float32"),
-        (lambda v: v.score(np.array(1.0)), r"expected a vector of 16 numbers, got shape \(\)"),
-        (lambda v: v.score(np.full(16, np.nan)), "a vector of length nan has no cosine here"),
-        (lambda v: v.score(np.full(16, np.inf, np.float16)), "a vector of length inf has no cosine here"),
-        (lambda v: v.score(np.zeros(16)), "a vector of length 0 has no cosine here"),
-        (lambda v: v.score(np.full(16, 1e30)), r"a vector of length 4e\+30 has no cosine here: .*; scale it"),
-        (lambda v: v.score(np.eye(17, 16)), "a vector of length 0 has no cosine here"),
+        (lambda v: v.cosines(np.float32(1)), "got float32"),
+        (lambda v: v.score([]), "expected a token or more, got none"),
+        (
+            lambda v: v.norms["layers.0.input_layernrm"],
+            r"no norm is called .*; there are \d+, such as 'layers.0.input",
+        ),
+        (lambda v: v.certificate(0, "up"), "tiny.vindex has no certificate of up of layer 0"),
+        (lambda v: v.cosines(np.array(1.0)), r"expected a vector of 16 numbers, got shape \(\)"),
+        (lambda v: v.cosines(np.full(16, np.nan)), "a vector of length nan has no cosine here"),
+        (lambda v: v.cosines(np.full(16, np.inf, np.float16)), "a vector of length inf has no cosine here"),
+        (lambda v: v.cosines(np.zeros(16)), "a vector of length 0 has no cosine here"),
+        (lambda v: v.cosines(np.full(16, 1e30)), r"a vector of length 4e\+30 has no cosine here: .*; scale it"),
+        (lambda v: v.cosines(np.eye(17, 16)), "a vector of length 0 has no cosine here"),
     ],
 )
 def test_questions_without_an_answer(built, ask, message):
@@ -269,8 +275,8 @@ def test_numpy_integers_are_integers(built):
         assert v.feature(kind(1), kind(2)) == v.feature(1, 2)
         assert type(v.feature(kind(1), kind(2)).layer) is int
         assert v.top_features(kind(0), k=kind(2)) == v.top_features(0, k=2)
-    np.testing.assert_array_equal(v.score(np.array([0, 3], np.uint8)), v.score([0, 3]))
-    np.testing.assert_array_equal(v.score((0, 3)), v.score([0, 3]))
+    np.testing.assert_array_equal(v.cosines(np.array([0, 3], np.uint8)), v.cosines([0, 3]))
+    np.testing.assert_array_equal(v.cosines((0, 3)), v.cosines([0, 3]))
 
 
 def test_a_token_of_the_tokenizer_without_an_embedding(copy):

@@ -86,7 +86,7 @@ def test_a_planted_token_has_the_z_that_it_must_have(tmp_path):
         embeddings[3, 0] = -1
 
     build_quietly(write_checkpoint(tmp_path / "m", edit=plant), tmp_path / "v")
-    best = vindex.open(tmp_path / "v").best(" France", k=2)
+    best = vindex.open(tmp_path / "v").score(" France", k=2).top[0]
     first = best.hits[0]
     assert (first.layer, first.feature) == (1, 0) and first.cosine == pytest.approx(-1, abs=1e-5)
     assert first.z == pytest.approx(-math.sqrt(TOKENS - 1), rel=1e-4) and best.judged.token_share <= 2 / TOKENS
@@ -118,43 +118,42 @@ def test_chance_and_reach_are_each_others_inverse():
 
 def test_best_is_z_of_the_cosines_in_order(built):
     v = vindex.open(built)
-    cosines, (mean, deviation) = v.score(" Paris").reshape(-1), v.statistics.gate
+    cosines, (mean, deviation) = v.cosines(" Paris").reshape(-1), v.statistics.gate
     z = (cosines - mean) / deviation
-    best = v.best(" Paris", k=16)
+    best = v.score(" Paris", k=16).top[0]
     assert [abs(hit.z) for hit in best.hits] == sorted(np.abs(z), reverse=True)
     assert all(cosines.reshape(2, 8)[hit.layer, hit.feature] == np.float32(hit.cosine) for hit in best.hits)
     share = np.mean(v.statistics.peaks.max(axis=0) >= np.abs(z).max())
     assert best.judged.token_share == share and best.judged.directions == 16
-    published = v.best(" Paris", k=4, by="cosine")
+    published = v.score(" Paris", k=4, by="cosine").top[0]
     assert [hit[:4] for hit in published.hits] == [hit[:4] for hit in v.top_features(" Paris", k=4)]
-    assert "16 random directions reach" in repr(best) and best.rows()[0]["z"] == best.hits[0].z
+    assert "16 random directions reach" in best.summary and v.score(" Paris").rows()[0]["z"] == best.hits[0].z
     assert json.loads(json.dumps(best.record()))["judged"]["token_share"] == share
 
 
 def test_a_vindex_without_statistics_opens_and_says_what_is_missing(old, built):
     before, now = vindex.open(old), vindex.open(built)
     assert before.id == now.id and failures(old) == {}
-    best = before.best(" Paris", k=3)
+    best = before.score(" Paris", k=3).top[0]
     assert (
         best.by == "cosine"
         and best.judged is None
         and [hit.cosine for hit in best.hits] == [hit.cosine for hit in now.top_features(" Paris", k=3)]
     )
     with pytest.raises(QueryError, match=r"old.vindex has no statistics \(gate_stats.bin .*build it again"):
-        before.best(" Paris", by="z")
+        before.score(" Paris", by="z").top[0]
     with pytest.raises(QueryError, match="old.vindex has no statistics"):
         before.coherence(0, 0)
     assert "no z: old.vindex has no statistics; build it again" in run("score", old, " Paris")
     assert "no coherence: old.vindex has no statistics" in run("feature", old, 0, 0)
-    assert json.loads(run("score", old, " Paris", "--json"))[0]["judged"] is None
+    assert json.loads(run("score", old, " Paris", "--json"))["scores"][0]["judged"] is None
 
 
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (lambda v: v.best(" Paris", by="size"), "by 'size': expected 'z' or 'cosine'"),
-        (lambda v: v.best([0, 1]), "best takes one token or vector at a time"),
-        (lambda v: v.best(" Paris", k=0), "k 0: expected a positive integer"),
+        (lambda v: v.score(" Paris", by="size").top[0], "by 'size': expected 'z' or 'cosine'"),
+        (lambda v: v.score(" Paris", k=0).top[0], "k 0: expected a positive integer"),
         (lambda v: v.search("nonsense"), "neither ' nonsense' nor 'nonsense' is a single token"),
         (lambda v: v.clusters(0, 9), "feature 9 is out of range"),
     ],
@@ -256,9 +255,9 @@ def test_score_takes_words_ids_files_and_standard_input(built, tmp_path):
         (("--file", words), None),
         (("--file", "-"), words.read_text()),
     ):
-        record = json.loads(run("score", built, *arguments, "--json", "-k", 1, input=input))
+        record = json.loads(run("score", built, *arguments, "--json", "-k", 1, input=input))["scores"]
         assert [one["token_id"] for one in record] == [0, 1] and record[0]["judged"]["directions"] == 16
-    assert json.loads(run("score", built, "--id", 1, "--json"))[0]["piece"] == " Berlin"
+    assert json.loads(run("score", built, "--id", 1, "--json"))["scores"][0]["piece"] == " Berlin"
     shown = run("score", built, " Paris")
     assert "16 random directions reach" in shown and "chance explains all of these" in shown and "writes" not in shown
     assert "most tokens" not in run("score", built, " Paris", "--by", "cosine")

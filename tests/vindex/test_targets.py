@@ -12,11 +12,11 @@ import pytest
 
 import vindex
 from tests.kills import die_at, each_way, steps_of, tree
-from vindex import targets
-from vindex.card import rewrite_card
+from vindex import places, targets
+from vindex.card import write_card
+from vindex.checks import verify
 from vindex.errors import FormatError, TargetError
 from vindex.format import CARD, INDEX, NORMS
-from vindex.verify import verify
 from vindex.writer import open_writer, refuse_taken
 
 
@@ -38,15 +38,15 @@ def write(target: Path, content: bytes = b"new", *, force: bool = False, resume:
 def renames(request, monkeypatch):
     """Systems that can exchange two names in one step, and those that cannot."""
     if request.param == "two renames":
-        monkeypatch.setattr(targets, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(places, "exchange", lambda a, b: False)
 
 
 def put_right(target: Path) -> None:
     """What every command does first."""
     missing = not target.exists()
-    assert not missing or "repeat what made it, or rename that to" in targets.whereabouts(target)
+    assert not missing or "repeat what made it, or rename that to" in places.whereabouts(target)
     with pytest.raises(TargetError, match="already exists"):
-        targets.check_directory(target, force=False)
+        places.check_directory(target, force=False)
 
 
 @pytest.mark.usefixtures("unsynced")
@@ -75,7 +75,7 @@ def test_a_vindex_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     new = tree(target)
     shutil.rmtree(target)
     for _ in each_way(count, lambda: write(target, resume=True), monkeypatch):
-        targets.recover(target)
+        places.recover(target)
         assert tree(target) in (None, new)
         if not target.exists():
             write(target, resume=True)
@@ -85,7 +85,7 @@ def test_a_vindex_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_a_missing_vindex_is_said_to_be_beside_its_place(tmp_path, monkeypatch):
     target = tmp_path / "v"
-    monkeypatch.setattr(targets, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(places, "exchange", lambda a, b: False)
     write(target, b"new")
     names = steps_of(lambda: write(target, b"old", force=True), monkeypatch)
     assert die_at(names.index("rename v to old") + 1, lambda: write(target, b"new", force=True))
@@ -111,13 +111,13 @@ def test_a_card_agrees_with_its_checksum_at_whatever_step_it_is_stopped(built, t
     before = (copy / CARD.name).read_bytes()
     v = vindex.open(copy)
     monkeypatch.setattr("vindex.card.render_card", lambda *arguments: "a new card\n")
-    count = len(steps_of(lambda: rewrite_card(v, None, None), monkeypatch))
+    count = len(steps_of(lambda: write_card(v, None, None), monkeypatch))
     states = set()
-    for stopped in each_way(count, lambda: rewrite_card(v, None, None), monkeypatch):
+    for stopped in each_way(count, lambda: write_card(v, None, None), monkeypatch):
         assert all(check.holds for check in verify(vindex.open(copy))), stopped
         states.add((copy / CARD.name).read_bytes())
         monkeypatch.setattr("vindex.card.render_card", lambda *arguments: before.decode())
-        rewrite_card(v, None, None)
+        write_card(v, None, None)
         monkeypatch.setattr("vindex.card.render_card", lambda *arguments: "a new card\n")
         assert tree(copy) == tree(built)
     assert states == {before, b"a new card\n"}
@@ -205,8 +205,8 @@ def test_what_is_read_is_never_replaced(tmp_path):
     (tmp_path / "alias").symlink_to(tmp_path / "v")
     for source in (tmp_path / "v", tmp_path / "v" / "norms.bin", tmp_path / "alias" / "norms.bin"):
         with pytest.raises(TargetError, match="v is, or holds, .*, which is being read; choose another -o"):
-            targets.check_directory(tmp_path / "v", force=True, reads=[source])
-    targets.check_directory(tmp_path / "v", force=True, reads=[tmp_path, tmp_path / "elsewhere"])
+            places.check_directory(tmp_path / "v", force=True, reads=[source])
+    places.check_directory(tmp_path / "v", force=True, reads=[tmp_path, tmp_path / "elsewhere"])
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a/" * 2600 + "b"])
@@ -240,7 +240,7 @@ def test_what_somebody_keeps_beside_the_target_stays(tmp_path, suffix, what):
     for options in ({}, {"resume": True}, {"force": True}):
         with pytest.raises(TargetError, match="move it away"):
             write(tmp_path / "v", **options)
-        with pytest.raises(TargetError, match="move it away"), targets.new_directory(tmp_path / "v", [], making="x"):
+        with pytest.raises(TargetError, match="move it away"), places.new_directory(tmp_path / "v", [], making="x"):
             pass
     assert (tree(tmp_path), sorted(os.listdir(tmp_path))) == before
 
@@ -276,7 +276,7 @@ def test_one_command_does_not_take_over_what_another_began(tmp_path):
         writer.finish_block("half 0", {})
     with (
         pytest.raises(TargetError, match=r"v.partial is an unfinished vindex; finish or remove it"),
-        targets.new_directory(tmp_path / "v", ["a"], making="baked checkpoint"),
+        places.new_directory(tmp_path / "v", ["a"], making="baked checkpoint"),
     ):
         pass
     assert (tmp_path / "v.partial" / "journal.jsonl").exists()
@@ -290,7 +290,7 @@ def test_one_command_does_not_take_over_what_another_began(tmp_path):
 
 
 def make_directory(place: Path, names: list[str]) -> None:
-    with targets.new_directory(place, ["a", "b/c"], making="baked checkpoint") as partial:
+    with places.new_directory(place, ["a", "b/c"], making="baked checkpoint") as partial:
         (partial / "b").mkdir()
         for name in ("a", "b/c"):
             targets.write_bytes(partial / name, name.encode())
@@ -298,7 +298,7 @@ def make_directory(place: Path, names: list[str]) -> None:
 
 def test_a_directory_that_fails_half_way_is_gone(tmp_path):
     def fail():
-        with targets.new_directory(tmp_path / "v", ["a"], making="x") as partial:
+        with places.new_directory(tmp_path / "v", ["a"], making="x") as partial:
             targets.write_bytes(partial / "a", b"half")
             raise KeyboardInterrupt
 
@@ -357,10 +357,10 @@ def test_nothing_is_written_through_planted_links(built, tmp_path):
         (copy / name).unlink(missing_ok=True)
         (copy / name).symlink_to(precious)
     with pytest.raises(TargetError, match="is a symbolic link, which is not followed"):
-        rewrite_card(vindex.open(copy), None, None)
+        write_card(vindex.open(copy), None, None)
     (copy / targets.PENDING).unlink()
     with pytest.raises(TargetError, match="README.md: is a symbolic link"):
-        rewrite_card(vindex.open(copy), None, None)
+        write_card(vindex.open(copy), None, None)
     (tmp_path / "record.json.partial").symlink_to(precious)
     targets.write_json(tmp_path / "record.json", {})
     assert precious.read_text() == "thesis"

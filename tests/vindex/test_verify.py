@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import vindex
+from vindex.checks import verify
 from vindex.checksums import load_sums, render_sums
 from vindex.errors import FormatError
-from vindex.verify import Check, verify
+from vindex.verification import Check
 
 
 @pytest.fixture
@@ -202,7 +203,7 @@ def test_rows_past_the_rank_are_exactly_zero(copy):
 
 
 def test_orthonormality_is_checked_some_rows_at_a_time(copy, monkeypatch):
-    monkeypatch.setattr("vindex.verify.ROWS", 3)
+    monkeypatch.setattr("vindex.checks.ROWS", 3)
     assert failures(copy) == {}
     change(copy, "gate_vectors.bin", "<f2", lambda v: v.__setitem__(slice(112, 128), v[:16]), resum=True)
     assert "1.0e+00 (layer 0)" in failures(copy)["gate_vectors.bin orthonormal"]
@@ -240,4 +241,4 @@ def test_a_directory_that_cannot_be_listed(built, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
-    assert Check("directory", False, "cannot be listed (Permission denied)") in list(verify(v))
+    assert Check("directory", False, "cannot be listed (Permission denied); make it readable") in list(verify(v))

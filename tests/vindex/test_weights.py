@@ -16,8 +16,7 @@ from extract.checkpoint import open_checkpoint
 from extract.layouts import find_layout
 from probes.live.load import load, require_head
 from probes.live.sites import weight
-from probes.suite import record
-from probes.suite import run as suite
+from probes.suite.run import constants
 from probes.weights import patches
 from probes.weights.bake import bake
 from probes.weights.delta import Delta
@@ -222,7 +221,7 @@ def test_a_model_without_a_head_is_built_and_refused_where_a_head_is_needed(mode
     assert not loaded.head
     with pytest.raises(ProbeError, match="tiny-qwen3: no head is stored"):
         require_head(loaded)
-    first, second = (record.build(loaded, suite.run(loaded, ["factual"]), {}) for _ in range(2))
+    first, second = (constants(loaded, texts=["factual"]).record() for _ in range(2))
     assert first["constants"] == second["constants"]
     assert first["constants"]["C2"]["value"] is None and first["constants"]["C2"]["n"] == 0
     assert set(first["layers"][0]["top_mass"]) == {None} and first["model"]["head"] is False

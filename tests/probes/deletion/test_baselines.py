@@ -16,7 +16,7 @@ from probes.live.sites import layers, weight
 from probes.weights.delta import Wide, relative_norm
 from vindex.errors import ProbeError
 
-OPTIONS = BaselineOptions()
+OPTIONS = BaselineOptions(trial=(4, 2), whole=(12, 16))
 ENOUGH = OPTIONS.enough
 
 
@@ -146,7 +146,8 @@ def test_a_wide_change_is_rounded_as_a_checkpoint_stores_it(made, bench):
 def test_methods_are_asked_for_by_name():
     assert named(["rome", "forward", "rome"]) == ("forward", "rome")
     assert named(["both", "neurons"]) == ("forward", "geometric", "neurons")
-    assert named(["all"]) == tuple(METHODS)
+    assert named("all") == tuple(METHODS)
+    assert named("rome, forward") == ("forward", "rome")
     message = r"^method 'memit': expected forward, geometric, rome, rome_plain, gradient, ultraedit, neurons, both or"
     with pytest.raises(ProbeError, match=message):
         named(["forward", "memit"])

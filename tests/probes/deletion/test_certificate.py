@@ -27,8 +27,9 @@ from probes.deletion.certificate import (
     relearned,
     written,
 )
-from probes.deletion.experiment import run, ticks
+from probes.deletion.experiment import run
 from probes.deletion.measure import Baseline, Change, Outcome, SetChange, answers
+from probes.deletion.stages import expected
 from probes.facts import Fact
 from probes.facts.prompts import Encoder, Prompt
 from probes.live.hooks import patched, same_bits
@@ -243,15 +244,15 @@ def test_what_the_model_does_not_know_is_not_measured():
     assert judged.result == "pass" and judged.reason.startswith("all 1 criteria hold; not measured")
 
 
-def test_the_unpatched_side_is_run_once_and_every_stage_ticks(loaded, monkeypatch):
+def test_the_unpatched_side_is_run_once_and_every_stage_ticks(loaded):
     told: list[str] = []
     bench = Bench(loaded, atlas.panel(), Options(("geometric",), attacks=SHORT), tick=told.append)
     found = run(bench, bench.panel.find("France/capital"))
-    assert len(told) == ticks(bench)
-    assert told.count("attacks on the unpatched model") == told.count("attacks on geometric") == 1
+    assert len(told) == len(expected(bench))
+    assert all(stage.startswith(beginning) for stage, beginning in zip(told, expected(bench), strict=True))
     assert found.methods["geometric"].robust.result == "fail"
     plain = dataclasses.replace(bench.options, certificate=False)
     bench = Bench(loaded, atlas.panel(), plain, tick=(quiet := []).append)
     without = run(bench, bench.panel.find("France/capital")).methods["geometric"]
-    assert without.robust is None and without.certificate is None and len(quiet) == ticks(bench)
+    assert without.robust is None and without.certificate is None and len(quiet) == len(expected(bench))
     assert set(without.verdicts) == {"published", "strict"}

@@ -68,7 +68,7 @@ def test_the_weight_is_restored_bit_for_bit_even_after_an_exception(loaded, delt
 
 
 def test_forward_passes_strict_on_the_fact_that_the_docs_claim_and_geometric_fails(result):
-    """France of the atlas; `robust` it fails, by what it writes when sampled and by the logit lens (docs/gate3.md)."""
+    """France of the atlas; `robust` it fails, see docs/gate3-results.md."""
     found, other = result.methods["forward"], result.methods["geometric"]
     assert found.published.result == found.strict.result == "pass", found.strict.reason
     assert random_suppression(found.controls) <= 0.05

@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from probes.atlas import panel as atlas
 from probes.deletion.bench import Bench, Options
+from probes.deletion.experiment import run
 from probes.deletion.fisher import fisher_rows
 from probes.deletion.forward import Place, direction, forward, observe_all, thinned
 from probes.deletion.generic import own_text
@@ -20,6 +22,7 @@ from probes.facts.passes import kl_between, kl_rows
 from probes.facts.prompts import Prompt
 from probes.facts.sets import split
 from probes.live.load import load
+from vindex.demo import CHECKPOINT
 from vindex.errors import NumericError
 
 BRIEF = ForwardOptions(steps=9, trial_steps=3, rounds=0)
@@ -187,6 +190,16 @@ def test_what_the_patched_model_says_by_itself_is_fitted_too(bench, sets):
     assert found.own == said
     assert torch.equal(heard[0].gate_write, silent.delta.gate_write)
     assert not torch.equal(found.delta.gate_write, silent.delta.gate_write)
+
+
+@pytest.mark.parametrize(("dtype", "chat"), [("bfloat16", False), ("float32", True)])
+def test_a_fact_goes_in_bfloat16_and_in_a_chat_too(loaded, dtype, chat):
+    model = loaded if dtype == "float32" else load(CHECKPOINT, dtype=dtype, device="cpu")
+    fitted = ForwardOptions(steps=20, rounds=0)
+    options = Options(("forward",), chat=chat, layer=0, samples=256, forward=fitted, certificate=False)
+    bench = Bench(model, atlas.panel(), options)
+    effect = run(bench, bench.panel.find("France/capital")).methods["forward"].effect
+    assert effect.headline.before.probability > 0.5 and effect.headline.loss > 0.7
 
 
 def test_a_trial_sees_a_few_of_everything(sets):

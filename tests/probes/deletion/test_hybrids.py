@@ -15,6 +15,7 @@ from probes import facts
 from probes.atlas import panel as atlas
 from probes.deletion import record
 from probes.deletion.bench import Bench, Options
+from probes.deletion.certificate import Attacks
 from probes.deletion.experiment import run
 from probes.deletion.geometric import gate_directions, geometric
 from probes.deletion.layer import candidates
@@ -152,12 +153,12 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     lines += [{"subject": name, "relation": "name", "answer": name} for name in names.split()]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
     panel = facts.read(tmp_path / "f.jsonl")
-    brief = ForwardOptions(steps=9)
-    bench = Bench(loaded, panel, Options(layer=1, samples=32, forward=brief))
+    brief, short = ForwardOptions(steps=9), Attacks(tokens=4, samples=2, negated=1, learnt=2, steps=2)
+    bench = Bench(loaded, panel, Options(layer=1, samples=32, forward=brief, attacks=short))
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
     assert all(torch.isfinite(found.delta.gate_write).all() for found in result.methods.values())
-    assert record.one(bench, result, {})["methods"]["forward"]["layer"] == 1
+    assert record.one(bench, result)["methods"]["forward"]["layer"] == 1
 
 
 def emptied(target, layers, sides):
@@ -198,8 +199,8 @@ def test_a_model_with_a_layer_that_writes_nothing_on_the_bench(tmp_path, monkeyp
     head = {"relation": "capital", "templates": relation.templates, "about": relation.about}
     kept = [{key: line[key] for key in ("subject", "relation", "answer")} for line in lines]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, [head, *kept])))
-    asked = ("gate3", source, "--facts", tmp_path / "f.jsonl", "--method", "geometric")
-    assert command(monkeypatch, *asked, "--json", saved) == 0
+    asked = ("gate3", source, "--facts", tmp_path / "f.jsonl", "--method", "geometric", "--no-certificate")
+    assert command(monkeypatch, *asked, "-o", saved) == 0
     assert (
         "layers that write nothing, since a projection is zero, are left out: 1 (gate_proj" in capsys.readouterr().out
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probes.gates.masks import Gates
+from probes.gates.gates import Gates
 
 
 @pytest.fixture(scope="session")

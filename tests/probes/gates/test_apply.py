@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probes.gates.apply import gated, hard, soft
-from probes.gates.masks import Gates, lowest_keep, random_keep, rescaled
+from probes.gates.apply import gated
+from probes.gates.gates import Gates
+from probes.gates.masks import lowest_keep, random_keep, rescaled
 from probes.live.hooks import capture, patched, same_bits
 from probes.live.load import load
 from probes.live.sites import sites
@@ -28,9 +29,9 @@ def test_gates_all_at_one_leave_the_logits_bit_identical(tiny_checkpoint, dtype,
     bare = logits_of(model)
     open_gates = Gates(torch.full((3, 48), 30.0))
     assert bool((open_gates.values == 1).all())
-    with gated(model, soft(open_gates, scale)):
+    with gated(model, open_gates.factors(scale)):
         assert same_bits(logits_of(model), bare)
-    with gated(model, hard(open_gates, 0.5, scale)):
+    with gated(model, open_gates.below(0.5).factors(scale)):
         assert same_bits(logits_of(model), bare)
 
 
@@ -54,7 +55,7 @@ def test_one_neuron_off_equals_zeroing_its_down_proj_column_by_hand(tiny):
 def test_soft_gating_multiplies_h_by_the_defined_factors(tiny, gates, scale):
     with capture(tiny.model, sites(tiny.model, "hidden", only=[0])) as plain:
         logits_of(tiny.model)
-    with gated(tiny.model, soft(gates, scale)), capture(tiny.model, sites(tiny.model, "hidden", only=[0])) as seen:
+    with gated(tiny.model, gates.factors(scale)), capture(tiny.model, sites(tiny.model, "hidden", only=[0])) as seen:
         logits_of(tiny.model)
     lam = gates.values[0]
     divisor = {"none": 1.0, "mean": lam.mean(), "energy": lam.square().mean().sqrt()}[scale]
@@ -64,7 +65,7 @@ def test_soft_gating_multiplies_h_by_the_defined_factors(tiny, gates, scale):
 def test_mean_preserves_the_mean_activation_and_energy_the_energy_on_known_activations(gates):
     even = torch.full((48,), 2.0)  # every neuron fires alike
     for row in range(3):
-        mean, energy, none = (even * soft(gates, scale)[row] for scale in ("mean", "energy", "none"))
+        mean, energy, none = (even * gates.factors(scale)[row] for scale in ("mean", "energy", "none"))
         torch.testing.assert_close(mean.mean(), even.mean())
         torch.testing.assert_close(energy.square().sum(), even.square().sum())
         assert none.mean() < 0.7 * even.mean() and none.square().sum() < 0.6 * even.square().sum()
@@ -76,7 +77,7 @@ def test_a_layer_that_is_wholly_off_stays_off():
 
 
 def test_capture_inside_sees_gated_activations_and_outside_plain_ones(tiny, gates):
-    factors = hard(gates, 0.5)
+    factors = gates.below(0.5).factors()
     off = factors[2] == 0
     where = sites(tiny.model, "hidden", only=[2])
     with gated(tiny.model, factors), capture(tiny.model, where) as inside:
@@ -100,7 +101,7 @@ def test_gating_stays_float32_in_a_bfloat16_model(tiny_checkpoint):
 
 def test_hooks_are_gone_after_gating(tiny, gates):
     bare = logits_of(tiny.model)
-    with pytest.raises(RuntimeError, match="mine"), gated(tiny.model, soft(gates)):
+    with pytest.raises(RuntimeError, match="mine"), gated(tiny.model, gates.factors("none")):
         raise RuntimeError("mine")
     assert same_bits(bare, logits_of(tiny.model))
 
@@ -125,7 +126,7 @@ def test_layers_of_different_width_are_refused(tiny):
 
 def test_an_unknown_scale_mode_is_refused(gates):
     with pytest.raises(ProbeError, match="scale mode 'rms': expected none, mean, energy"):
-        soft(gates, "rms")
+        gates.factors("rms")
 
 
 def test_a_mixture_of_experts_is_refused_with_the_reason():

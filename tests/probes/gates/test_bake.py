@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from probes.gates.apply import gated, hard
-from probes.gates.files import read_gates, read_indices, write_gates
-from probes.gates.masks import Gates
+from probes.gates.apply import gated
+from probes.gates.files import read_indices, write_logits
+from probes.gates.gates import Gates
 from probes.live.hooks import same_bits
 from probes.live.load import load
 from probes.weights.bake import BAKED, bake
@@ -62,7 +62,7 @@ def test_the_published_usage_code_gives_the_same_logits(wide, tmp_path, monkeypa
     from transformers import AutoModelForCausalLM
 
     write_published(tmp_path / "baseline")
-    gates = read_gates(tmp_path / "baseline")
+    gates = Gates.read(tmp_path / "baseline")
     bake(wide, gates.keep(0.5), tmp_path / "baked")
     monkeypatch.chdir(tmp_path / "baseline")
     model = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.bfloat16)
@@ -78,10 +78,10 @@ def test_the_published_usage_code_gives_the_same_logits(wide, tmp_path, monkeypa
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_hard_indices_and_baked_agree(tiny_checkpoint, gates, tmp_path, dtype):
     model = load(tiny_checkpoint, dtype=dtype, device="cpu").model
-    write_gates(gates, tmp_path / "gates")
+    write_logits(gates.logits, tmp_path / "gates")
     bake(tiny_checkpoint, gates.keep(0.5), tmp_path / "baked")
     with torch.no_grad():
-        with gated(model, hard(gates, 0.5)):
+        with gated(model, gates.below(0.5).factors()):
             masked = model(IDS).logits
         with gated(model, read_indices(tmp_path / "gates", (3, 48)).float()):
             by_indices = model(IDS).logits

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
-import signal
-import sys
-import time
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
-from probes.gates.files import read_gates, write_gates
-from probes.gates.masks import Gates
-from tests.vindex.test_commands import start
+from probes.cli import gates_eval, gates_train
+from probes.gates.files import write_logits
+from probes.gates.gates import Gates
+from probes.gates.options import EvalOptions, TrainOptions
+from tests.probes.gates.progress import Told
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
 
+DOCS = Path(__file__).parents[3] / "docs"
 LAYOUT = {"lambda_logits.pt", "lambda_logits.safetensors", "neuron_indices.json", "gate_stats.json"}
 
 
@@ -42,7 +47,7 @@ def fails(*arguments) -> str:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     place = tmp_path_factory.mktemp("gates") / "mine"
-    write_gates(Gates(torch.randn(4, 384, generator=torch.Generator().manual_seed(0)) * 0.1), place)
+    write_logits(torch.randn(4, 384, generator=torch.Generator().manual_seed(0)) * 0.1, place)
     return place
 
 
@@ -69,13 +74,21 @@ def test_stats_prints_the_cards_tables_and_fails_on_a_wrong_one(directory, tmp_p
     stated = json.loads((copy / "gate_stats.json").read_text()) | {"mean": 0.9}
     (copy / "gate_stats.json").write_text(json.dumps(stated))
     assert "1 stated figure(s) do not hold, first mean in gate_stats.json: stated 0.9" in fails("stats", copy)
-    assert "already exists; choose another -o" in fails("convert", directory, "-o", copy)
+    assert "already exists; choose another -o, or add --force" in fails("convert", directory, "-o", copy)
+    assert "vindex gates stats" in run("convert", directory, "-o", copy, "--force")
+    assert all(claim["holds"] for claim in json.loads(run("stats", copy, "--json", "-o", tmp_path / "s"))["claims"])
+    assert json.loads((tmp_path / "s").read_text())["name"] == "copy"
+    (copy / "gate_stats.json").write_text("{}")
+    assert "states none of these figures" in run("stats", copy)
+    (copy / "thesis.txt").touch()
+    assert "holds thesis.txt, which this tool did not write" in fails("convert", directory, "-o", copy, "--force")
+    assert "which is being read" in fails("convert", directory, "-o", directory, "--force")
 
 
 def test_convert_writes_every_file_of_the_layout(directory, tmp_path):
     run("convert", directory / "lambda_logits.safetensors", "-o", tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == LAYOUT | {"selected_thresholds.txt"}
-    assert torch.equal(read_gates(tmp_path / "out").logits, read_gates(directory).logits)
+    assert torch.equal(Gates.read(tmp_path / "out").logits, Gates.read(directory).logits)
 
 
 @pytest.mark.parametrize("mask", [("--off", "25%"), ("--threshold", "0.48"), ("--indices",), ("--soft",)])
@@ -85,7 +98,7 @@ def test_apply_writes_with_and_without_gates(directory, mask):
 
 
 def test_apply_in_chat_as_json(directory):
-    asked = ("--prompt", "What is the capital of France?", "--chat", "--scale", "energy", "--json")
+    asked = ("--prompt", "What is the capital of France?", "--chat", "--scale-mode", "energy", "--json")
     record = json.loads(run("apply", "atlas", directory, "--soft", *asked))
     assert record["scale_mode"] == "energy" and "Paris" in record["outputs"][0]["base"]
 
@@ -96,7 +109,7 @@ def test_bake_writes_a_checkpoint_that_loads(directory, tmp_path):
     shown = run("bake", "atlas", directory, "--off", "25%", "-o", tmp_path / "baked")
     assert "384 of 1,536 neurons off (λ < " in " ".join(shown.split())
     weight = load(tmp_path / "baked", device="cpu").model.model.layers[0].mlp.gate_proj.weight
-    off = ~read_gates(directory).keep(read_gates(directory).threshold_at(0.25))[0]
+    off = ~Gates.read(directory).keep(Gates.read(directory).threshold_at(0.25))[0]
     assert bool((weight[off] == 0).all()) and bool((weight[~off] != 0).any())
     note = json.loads((tmp_path / "baked" / "baked_gates.json").read_text())
     assert note["gates"] == "mine" and note["neurons_off"] == 384
@@ -114,9 +127,10 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     assert len(made["curves"]["loss"]) == 3 and len(made["data"]["weights_sha256"]) == 1
     (tmp_path / "n.txt").write_text("Emma walked to the market.")
     record, picture = tmp_path / "eval.json", tmp_path / "eval.html"
-    settings = ("--neutral", tmp_path / "n.txt", "--threshold", 0.5, "--json", record, "--plot", picture)
+    settings = ("--neutral", tmp_path / "n.txt", "--thresholds", 0.5, "-o", record, "--plot", picture)
     shown = run("eval", "atlas", out, *data, *settings)
     assert "random ×5" in shown and "gates minus random" in shown and picture.exists()
+    assert "next: vindex card VINDEX --gates" in " ".join(shown.splitlines()[-2:])
     found = json.loads(record.read_text())
     assert found["choices"]["soft_scale_mode"] == "mean" and found["panels"]["counts"]["forget"] == 3
     digest = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
@@ -129,7 +143,7 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     assert len(json.loads((out / "training.json").read_text())["curves"]["loss"]) == 1
     (out / "thesis.txt").touch()
     assert "holds thesis.txt, which this tool did not write" in fails("train", "atlas", "-o", out, *data, "--force")
-    mine = "is nothing that this tool made (trained gates, stopped training), so it is not replaced"
+    mine = "is nothing that this tool made (trained gates, stopped training, gates), so it is not replaced"
     assert mine in fails("train", "atlas", "-o", tmp_path, *data, "--force")
     assert "which is being read" in fails("train", "atlas", "-o", rows[0].parent, *data, "--force")
     assert rows[0].exists() and (out / "thesis.txt").exists()
@@ -158,8 +172,8 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
     assert "--off half: expected a share such as 25% or 0.25" in fails(
         "apply", "atlas", directory, *prompt, "--off", "half"
     )
-    assert "scale mode 'rms'" in fails("apply", "atlas", directory, *prompt, "--soft", "--scale", "rms")
-    write_gates(Gates(torch.zeros(4, 300)), tmp_path / "narrow")
+    assert "scale mode 'rms'" in fails("apply", "atlas", directory, *prompt, "--soft", "--scale-mode", "rms")
+    write_logits(torch.zeros(4, 300), tmp_path / "narrow")
     narrow = "the gates are 4 × 300 (layers × neurons), the model has 4 × 384"
     assert narrow in fails("apply", "atlas", tmp_path / "narrow", *prompt, "--soft")
     assert narrow in fails("eval", "atlas", tmp_path / "narrow")
@@ -172,16 +186,71 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
     assert "preset 'x': expected one of" in fails("train", "atlas", "-o", tmp_path / "new", "--preset", "x")
 
 
-def test_ctrl_c_keeps_the_state_and_resume_ends_with_the_same_bits(rows, tmp_path):
-    data = ("--forget", rows[0], "--retain", rows[1], "--batch-size", 2, "--dtype", "float32", "--save-every", 2)
+@pytest.fixture
+def stops(monkeypatch):
+    """A function: the next command hears Ctrl-C when a stage has done so much; the error stream of it comes back."""
+
+    def run_until(at, *arguments) -> str:
+        for module in (gates_train, gates_eval):
+            monkeypatch.setattr(module, "progress", lambda *_: nullcontext(Told(at)))
+        done = CliRunner().invoke(app, ["gates", *map(str, arguments)])
+        monkeypatch.undo()
+        assert done.exit_code == 130, (done.output, done.exception)
+        return " ".join(done.stderr.split())
+
+    return run_until
+
+
+def test_ctrl_c_says_what_became_of_a_training_and_how_to_go_on(rows, tmp_path, stops):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "vindex", "gates", "train", "atlas", "-o", out, *data, "--epochs", 200]
-    process = start(command)
-    while process.poll() is None and not (out / "training_state.safetensors").exists():
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130 and "repeat with --resume" in error and "Traceback" not in error
-    assert not (out / "lambda_logits.pt").exists()
-    assert "holds a run that was stopped; add --resume" in fails("train", "atlas", "-o", out, *data, "--epochs", 200)
-    assert "epochs: 200 there, 3 here" in fails("train", "atlas", "-o", out, *data, "--resume")
+    command = ("train", "atlas", "-o", out, "--forget", rows[0], "--retain", rows[1], "--batch-size", 2)
+    assert "stopped before the first step; nothing is saved" in stops({"hashing": 1}, *command)
+    assert not out.exists()
+    said = stops({"training": 3}, *command)
+    assert f"the state is in {out}: go on with the same command and --resume" in said
+    assert [file.name for file in out.iterdir()] == ["training_state.safetensors"]
+    assert "holds a run that was stopped; add --resume" in fails(*command)
+    assert "epochs: 3 there, 9 here" in fails(*command, "--resume", "--epochs", 9)
+    assert "after 6 steps" in " ".join(run(*command, "--resume").split())
+    assert {file.name for file in out.iterdir()} == LAYOUT | {"selected_thresholds.txt", "training.json"}
+
+
+def test_ctrl_c_says_what_became_of_an_evaluation_and_the_same_command_goes_on(directory, rows, tmp_path, stops):
+    out, text = tmp_path / "eval.json", tmp_path / "n.txt"
+    text.write_text("Emma walked to the market.")
+    command = ("eval", "atlas", directory, "--forget", rows[0], "--retain", rows[1], "--neutral", text)
+    command += ("--thresholds", 0.5)
+    assert "stopped; nothing is kept; with -o FILE the finished masks are" in stops({"masks": 30}, *command)
+    assert "stopped; no mask was finished" in stops({"activations": 1}, *command, "-o", out)
+    kept = f"finished masks are kept in {out}.unfinished: go on with the same command"
+    assert kept in stops({"masks": 30}, *command, "-o", out)
+    assert "2 of 11 masks were kept from a run that was stopped" in run(*command, "-o", out)
+    assert [file.name for file in tmp_path.iterdir()] == ["n.txt", "eval.json"]
+
+
+def commands():
+    return typer.main.get_command(app).commands["gates"].commands
+
+
+def test_every_help_ends_in_an_example_that_parses():
+    assert len(commands()) == 7
+    for name, command in commands().items():
+        start, *words = shlex.split(command.epilog)
+        assert (start, words[:3]) == ("Example:", ["vindex", "gates", name])
+        command.make_context(name, words[3:])  # raises on an option or argument that is not there
+        assert "Example: vindex gates" in CliRunner().invoke(app, ["gates", name, "-h"]).output[-250:]
+
+
+@pytest.mark.parametrize(
+    "name, options", [("train", TrainOptions), ("eval", EvalOptions)], ids=["training", "evaluation"]
+)
+def test_the_class_the_command_and_the_page_state_the_same_options(name, options):
+    page = (DOCS / "gates-method.md").read_text()
+    offered = {parameter.name: parameter for parameter in commands()[name].params}
+    for option in dataclasses.fields(options):
+        default = "" if option.default is None else "no" if option.default is False else str(option.default)
+        assert f"| `{option.name}` | {default} | {option.metadata['help']} |" in page
+        if option.name != "preset":
+            assert (
+                offered[option.name].help.startswith(option.metadata["help"]) and offered[option.name].default is None
+            )

@@ -51,6 +51,7 @@ def test_numina_columns_are_read_as_they_are():
     row = retain_row(NUMINA, "here")
     assert row.text.startswith("What is 2+3?\nAdding") and row.answer == "\\frac{10}{2}" and len(row.messages) == 2
     assert retain_row({"messages": NUMINA["messages"]}, "here").text == row.text
+    assert retain_row({"text": "What is 5+5?", "solution": "It is \\boxed{10}."}, "here").answer == "10"
     assert boxed("no result") is None and boxed("\\boxed{1} then \\boxed{2}") == "2" and boxed("\\boxed{open") is None
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from probes.gates.files import read_gates, read_indices, read_thresholds, write_gates
-from probes.gates.masks import point
+from probes.gates.files import read_indices, read_thresholds, write_logits
+from probes.gates.gates import Gates
 from probes.gates.stats import read_stats
 from tests.probes.gates.layout import CARD, LAYERS, NEURONS, PREFIX, THRESHOLDS, write_published
 from vindex.errors import NumericError, PatchError, ProbeError
@@ -25,7 +25,7 @@ def published(tmp_path_factory):
 
 def test_the_published_baseline_loads_and_its_card_reproduces_to_three_decimals(published):
     directory, logits = published
-    assert torch.equal(read_gates(directory).logits, logits)
+    assert torch.equal(Gates.read(directory).logits, logits)
     stats = read_stats(directory)
     assert (stats.layers, stats.neurons, stats.gates) == (LAYERS, NEURONS, CARD["gates"])
     for name in ("mean", "std", "min", "max"):
@@ -38,15 +38,19 @@ def test_the_published_baseline_loads_and_its_card_reproduces_to_three_decimals(
 
 def test_a_stated_figure_that_is_wrong_is_found(published, tmp_path):
     directory = shutil.copytree(published[0], tmp_path / "wrong")
-    stated = {"statistics": {"Mean": 0.55, "std": 0.044}, "thresholds": {"0.432": 5.0, "0.478": 0.5}}
+    points = [{"threshold": 0.432, "off_fraction": 0.05}, {"threshold": 0.478, "off_fraction": 0.5}, "0.5", {}]
+    stated = {"mean": 0.55, "std": 0.044, "max": "large", "selected_thresholds": points}
     (directory / "gate_stats.json").write_text(json.dumps(stated))
-    claims = {claim.name: claim.holds for claim in read_stats(directory).claims}
+    stats = read_stats(directory)
+    claims = {claim.name: claim.holds for claim in stats.claims}
     assert claims == {"mean": False, "std": True, "off-fraction at 0.432": True, "off-fraction at 0.478": False}
+    assert repr(stats) == "<wrong: 86,016 gates, 4 figures stated, 2 wrong>"
+    assert len(stats.rows()) == 5 and json.loads(json.dumps(stats.record()))["claims"][0]["holds"] is False
 
 
 @pytest.mark.parametrize("direction", ["below", "above", "neither"])
 def test_the_direction_of_neuron_indices_is_found_out(gates, tmp_path, direction):
-    write_gates(gates, tmp_path)
+    write_logits(gates.logits, tmp_path)
     listed = {"below": gates.values < 0.5, "above": gates.values > 0.5, "neither": gates.values < 0.4}[direction]
     indices = {str(i): row.nonzero().flatten().tolist() for i, row in enumerate(listed)}
     (tmp_path / "neuron_indices.json").write_text(json.dumps(indices))
@@ -54,12 +58,12 @@ def test_the_direction_of_neuron_indices_is_found_out(gates, tmp_path, direction
 
 
 def test_what_is_written_reads_back_in_both_formats_and_under_both_threshold_names(gates, tmp_path):
-    write_gates(gates, tmp_path)
+    write_logits(gates.logits, tmp_path)
     state = torch.load(tmp_path / "lambda_logits.pt", weights_only=True)
     assert list(state)[1] == f"{PREFIX}layers.1.mlp.lambda_logits" and state[list(state)[1]].shape == (48,)
     assert torch.equal(load_file(tmp_path / "lambda_logits.safetensors")[list(state)[2]], gates.logits[2])
     for name in ("lambda_logits.pt", "lambda_logits.safetensors"):
-        assert torch.equal(read_gates(tmp_path / name).logits, gates.logits)
+        assert torch.equal(Gates.read(tmp_path / name).logits, gates.logits)
     assert read_thresholds(tmp_path) == gates.selected_thresholds()
     (tmp_path / "selected_thresholds.txt").rename(tmp_path / "thresholds.txt")
     assert read_thresholds(tmp_path) == gates.selected_thresholds()
@@ -71,7 +75,7 @@ def test_what_is_written_reads_back_in_both_formats_and_under_both_threshold_nam
 
 
 def test_the_published_code_can_read_our_indices(gates, tmp_path):
-    write_gates(gates, tmp_path)
+    write_logits(gates.logits, tmp_path)
     for layer, neurons in json.loads((tmp_path / "neuron_indices.json").read_text()).items():
         assert all(gates.values[int(layer), neuron] < 0.5 for neuron in neurons)  # every key is a layer
     assert json.loads((tmp_path / "gate_stats.json").read_text())["direction"] == "below"
@@ -79,14 +83,14 @@ def test_the_published_code_can_read_our_indices(gates, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "model.module.model.", "base_model.model.model."])
 def test_any_key_prefix_is_read(gates, tmp_path, prefix):
-    write_gates(gates, tmp_path, prefix=prefix)
-    assert torch.equal(read_gates(tmp_path).logits, gates.logits)
+    write_logits(gates.logits, tmp_path, prefix=prefix)
+    assert torch.equal(Gates.read(tmp_path).logits, gates.logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_gates_are_float32_whatever_is_stored(tmp_path, dtype):
     torch.save({"layers.0.mlp.lambda_logits": torch.ones(1, 8, dtype=dtype)}, tmp_path / "g.pt")
-    assert read_gates(tmp_path / "g.pt").logits.dtype == torch.float32
+    assert Gates.read(tmp_path / "g.pt").logits.dtype == torch.float32
 
 
 class Evil:
@@ -119,14 +123,14 @@ GOOD = {"layers.0.mlp.lambda_logits": torch.zeros(4)}
 def test_a_pt_with_anything_but_gates_is_refused(tmp_path, capsys, state, message):
     torch.save(state, tmp_path / "bad.pt")
     with pytest.raises(PatchError, match=message) as error:
-        read_gates(tmp_path / "bad.pt")
+        Gates.read(tmp_path / "bad.pt")
     assert "\n" not in str(error.value) and "executed" not in capsys.readouterr().out
 
 
 def test_a_plain_pickle_is_refused(tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(PatchError, match="bad.pt: damaged, or holds something"):
-        read_gates(tmp_path / "bad.pt")
+        Gates.read(tmp_path / "bad.pt")
     assert "executed" not in capsys.readouterr().out
 
 
@@ -136,7 +140,7 @@ def test_logits_that_are_not_finite_are_refused(tmp_path, bad):
     logits[1, 3] = bad
     save_file({f"layers.{i}.mlp.lambda_logits": logits[i].clone() for i in range(2)}, tmp_path / "g.safetensors")
     with pytest.raises(NumericError, match="1 not finite, first at layer 1 neuron 3"):
-        read_gates(tmp_path / "g.safetensors")
+        Gates.read(tmp_path / "g.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_logits_that_are_not_finite_are_refused(tmp_path, bad):
     ],
 )
 def test_damaged_files_are_named(gates, tmp_path, name, content, message):
-    write_gates(gates, tmp_path)
+    write_logits(gates.logits, tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PatchError, match=message):
         read_stats(tmp_path)
@@ -160,21 +164,21 @@ def test_damaged_files_are_named(gates, tmp_path, name, content, message):
 
 def test_missing_and_contradicting_files_are_named(gates, tmp_path):
     with pytest.raises(PatchError, match=r"neither lambda_logits.pt nor lambda_logits.safetensors"):
-        read_gates(tmp_path)
+        Gates.read(tmp_path)
     with pytest.raises(PatchError, match="no such file or directory"):
-        read_gates(tmp_path / "nowhere")
+        Gates.read(tmp_path / "nowhere")
     with pytest.raises(PatchError, match="neuron_indices.json: cannot be read .No such file"):
         read_indices(tmp_path, (3, 48))
-    write_gates(gates, tmp_path)
+    write_logits(gates.logits, tmp_path)
     save_file({"layers.0.mlp.lambda_logits": torch.zeros(4)}, tmp_path / "lambda_logits.safetensors")
     with pytest.raises(PatchError, match="differ; remove the one that is out of date"):
-        read_gates(tmp_path)
+        Gates.read(tmp_path)
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.2, 25])
 def test_thresholds_lie_between_0_and_1(gates, threshold):
     with pytest.raises(ProbeError, match="expected a λ between 0 and 1, both excluded"):
-        point(gates, threshold)
+        gates.point(threshold)
 
 
 @pytest.mark.parametrize("off", [0, 1, 25])

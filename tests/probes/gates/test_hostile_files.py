@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from probes.gates.data import read_retain
-from probes.gates.files import read_gates, read_indices, read_thresholds, write_gates
+from probes.gates.files import read_indices, read_thresholds, write_logits
+from probes.gates.gates import Gates
 from probes.gates.stats import read_stats
 from vindex.errors import FactError, NumericError, PatchError, VindexError
 
@@ -53,7 +54,7 @@ PLAIN = ", sparse, quantised or without numbers; expected one float per neuron"
 )
 def test_a_tensor_that_is_no_row_of_floats(tmp_path, make, message):
     torch.save({KEY: make()}, tmp_path / "g.pt")
-    assert f"g.pt: {KEY} " in (found := refused(lambda: read_gates(tmp_path / "g.pt"))) and message in found
+    assert f"g.pt: {KEY} " in (found := refused(lambda: Gates.read(tmp_path / "g.pt"))) and message in found
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -62,7 +63,7 @@ def test_layers_that_cannot_be(tmp_path, suffix):
         state = {key: torch.ones(4) for key in keys}
         path = tmp_path / f"g{suffix}"
         torch.save(state, path) if suffix == ".pt" else save_file(state, path)
-        return refused(lambda: read_gates(path))
+        return refused(lambda: Gates.read(path))
 
     assert "expected only keys ending in layers.<i>" in saved(f"layers.{10**12}.mlp.lambda_logits")
     assert "expected only keys ending in layers.<i>" in saved(f"layers.{'9' * 5000}.mlp.lambda_logits")
@@ -72,7 +73,7 @@ def test_layers_that_cannot_be(tmp_path, suffix):
 
 
 def test_files_that_are_none(tmp_path, gates):
-    write_gates(gates, tmp_path)
+    write_logits(gates.logits, tmp_path)
     for name in ("lambda_logits.pt", "lambda_logits.safetensors", "gate_stats.json", "neuron_indices.json"):
         kept = (tmp_path / name).read_bytes()
         (tmp_path / name).unlink()
@@ -81,7 +82,7 @@ def test_files_that_are_none(tmp_path, gates):
         (tmp_path / name).unlink()
         (tmp_path / name).write_bytes(kept)
     os.truncate(tmp_path / "lambda_logits.pt", 1 << 40)
-    assert "has 1,099,511,627,776 bytes, and at most 268,435,456 are read" in refused(lambda: read_gates(tmp_path))
+    assert "has 1,099,511,627,776 bytes, and at most 268,435,456 are read" in refused(lambda: Gates.read(tmp_path))
 
 
 def test_a_compressed_pickle_is_not_unpacked(tmp_path):
@@ -92,7 +93,7 @@ def test_a_compressed_pickle_is_not_unpacked(tmp_path):
     ):
         for name in plain.namelist():
             z.writestr(name, plain.read(name))
-    assert "is compressed, which torch.save never does; refused" in refused(lambda: read_gates(tmp_path / "g.pt"))
+    assert "is compressed, which torch.save never does; refused" in refused(lambda: Gates.read(tmp_path / "g.pt"))
 
 
 @pytest.mark.parametrize(
@@ -135,16 +136,16 @@ def test_thresholds_that_are_not_sound(tmp_path, text, message):
 
 
 def test_stated_thresholds_are_bounded(tmp_path, gates):
-    write_gates(gates, tmp_path)
-    (tmp_path / "gate_stats.json").write_text(json.dumps({f"0.{n}1": 0.5 for n in range(10_000)}))
-    assert "gate_stats.json: expected at most 100 thresholds, found more" in refused(lambda: read_stats(tmp_path))
+    write_logits(gates.logits, tmp_path)
+    (tmp_path / "gate_stats.json").write_text(json.dumps({"selected_thresholds": [0.5] * 10_000}))
+    assert "gate_stats.json: expected at most 100 thresholds, found 10,000" in refused(lambda: read_stats(tmp_path))
     (tmp_path / "gate_stats.json").write_text(json.dumps({"mean": 10**400}).replace('"mean"', '"x": 1, "mean"'))
     assert "gate_stats.json: not valid JSON" in refused(lambda: read_stats(tmp_path))
 
 
 def test_numbers_that_are_not_finite(tmp_path):
     torch.save({KEY: torch.full((4,), 1e300, dtype=torch.float64)}, tmp_path / "g.pt")
-    assert "4 not finite, first at layer 0" in refused(lambda: read_gates(tmp_path / "g.pt"), NumericError)
+    assert "4 not finite, first at layer 0" in refused(lambda: Gates.read(tmp_path / "g.pt"), NumericError)
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
@@ -172,5 +173,5 @@ def test_a_safetensors_header_that_names_a_tensor_twice(tmp_path):
     twice = header[:-1] + b"," + header[1:]
     (tmp_path / "g.safetensors").write_bytes(len(twice).to_bytes(8, "little") + twice + bytes(16))
     assert f"header: not valid JSON (the key '{KEY}' stands twice" in refused(
-        lambda: read_gates(tmp_path / "g.safetensors")
+        lambda: Gates.read(tmp_path / "g.safetensors")
     )

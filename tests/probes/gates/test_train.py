@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from safetensors import safe_open
 from probes.gates import losses, resume
 from probes.gates.data import read_forget, read_retain
 from probes.gates.encode import collate, forget_example, retain_example
+from probes.gates.gates import Gates
+from probes.gates.learn import train_gates
 from probes.gates.options import PRESETS, TrainOptions, from_preset
 from probes.gates.train import (
     Data,
@@ -31,6 +34,7 @@ from probes.gates.train import (
 )
 from probes.live.hooks import same_bits
 from probes.live.load import load
+from tests.probes.gates.progress import Told
 from vindex.errors import FactError, ProbeError
 
 ROOT = Path(__file__).parents[3]
@@ -147,21 +151,39 @@ def test_the_gates_start_at_half_with_the_published_spread():
     assert float(torch.sigmoid(logits).std()) == pytest.approx(0.025, rel=0.01)
 
 
-def test_a_resumed_run_ends_with_the_same_bits(atlas, plain, tmp_path):
-    options = replace(SHORT, max_steps=6)
+@pytest.mark.parametrize("where", ["after a step", "within the update"])
+def test_ctrl_c_keeps_the_last_whole_step_and_a_resumed_run_ends_with_the_same_bits(
+    atlas, plain, tmp_path, monkeypatch, where
+):
+    options = replace(SHORT, max_steps=5)
     straight = train(atlas, plain, options)
+    update, updates = torch.optim.AdamW.step, []
 
-    def stop(step, steps, parts):
-        if step == 5:
-            raise KeyboardInterrupt
+    def cut_short(self, *arguments):
+        update(self, *arguments)
+        updates.append(self)
+        if len(updates) == 4:
+            raise KeyboardInterrupt  # the logits are those after step 4, the state is still that after step 3
 
+    stop = Told({"training": 3})
+    if where == "within the update":
+        monkeypatch.setattr(torch.optim.AdamW, "step", cut_short)
+        stop = Told()
     with pytest.raises(KeyboardInterrupt):
-        train(atlas, plain, options, directory=tmp_path, save_every=2, on_step=stop)
-    steps: list[int] = []
-    resumed = train(atlas, plain, options, directory=tmp_path, resuming=True, on_step=lambda s, n, p: steps.append(s))
-    assert steps == [5, 6]
+        train(atlas, plain, options, directory=tmp_path, progress=stop)
+    monkeypatch.undo()
+    told = Told()
+    resumed = train(atlas, plain, options, directory=tmp_path, resuming=True, progress=told)
+    assert told.total == told.done == {"training": 2}
     assert same_bits(resumed.gates.logits, straight.gates.logits)
-    assert resumed.curves == straight.curves and len(straight.curves["loss"]) == 6
+    assert resumed.curves == straight.curves and len(straight.curves["loss"]) == 5
+
+
+def test_the_state_is_saved_every_few_steps(atlas, plain, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(resume, "save", lambda directory, state, *rest: saved.append(state.step))
+    train(atlas, plain, replace(SHORT, max_steps=5), directory=tmp_path, save_every=2)
+    assert saved == [2, 4]
 
 
 def test_resuming_another_run_is_refused(atlas, plain, tmp_path):
@@ -193,26 +215,50 @@ def test_every_preset_trains(atlas, preset):
     assert made["options"]["preset"] == preset and made["steps"] == 3 and json.dumps(made)
 
 
-def test_two_processes_train_the_same_gates_as_one(tmp_path):
-    """Through the command, by the launcher that `accelerate launch` starts on several GPUs."""
-    from probes.gates.files import read_gates
+BOTH = """
+import os, sys
+import accelerate, torch, transformers, probes.gates.learn  # once: it takes longer than the training
+from vindex.__main__ import main
+other = os.fork()
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if other else "1"
+try:
+    main()
+except SystemExit as done:
+    sys.exit(done.code or (other and os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])))
+"""
 
-    short = ["--max-steps", "4", "--batch-size", "4", "--dtype", "float32"]
-    short += ["--forget-limit", "40", "--retain-limit", "40"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, launcher in (
-        ("one", []),
-        ("two", ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]),
-    ):
-        command = [sys.executable, "-m", *launcher, "vindex", "gates", "train", "atlas", "-o", str(tmp_path / name)]
-        done = subprocess.run(
-            [*command, *short], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("wrote") == 1
-    one, two = (read_gates(tmp_path / name).logits for name in ("one", "two"))
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
-    assert not torch.equal(one, initial_logits((4, 384), SHORT))
+
+def test_two_processes_train_the_same_gates_as_one(tiny_checkpoint, tmp_path):
+    """Through the command, in the surroundings that `accelerate launch` makes on several GPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    surroundings = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = ["gates", "train", str(tiny_checkpoint), "-o", str(tmp_path / "two")]
+    command += "--max-steps 3 --batch-size 4 --forget-limit 20 --retain-limit 20".split()
+    done = subprocess.run(
+        [sys.executable, "-c", BOTH, *command], cwd=ROOT, env=os.environ | surroundings, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("wrote") == 1
+    loaded = load(tiny_checkpoint, device="cpu")
+    one = train_gates(loaded, max_steps=3, batch_size=4, forget_limit=20, retain_limit=20)
+    two = Gates.read(tmp_path / "two")
+    assert two.training["processes"] == 2 and one.training["processes"] == 1
+    torch.testing.assert_close(two.logits, one.logits, rtol=0, atol=1e-4)
+    assert not torch.equal(one.logits, initial_logits((3, 48), SHORT))
+
+
+def test_the_record_holds_every_option_and_gates_know_how_they_were_trained(tiny_checkpoint, tmp_path):
+    loaded = load(tiny_checkpoint, device="cpu")
+    changes = {"scale_mode": "energy", "max_steps": 1, "batch_size": 2, "seed": 7}
+    made = train_gates(loaded, output=tmp_path / "g", forget_limit=4, retain_limit=4, **changes)
+    read = Gates.read(tmp_path / "g")
+    assert read.training == made.training and read.scale_mode == "energy" and read.name == made.name == "g"
+    assert read.training["options"] == asdict(from_preset("baseline", **changes))
+    assert read.training["data"]["forget"]["rows"] == 4 and read.training["model"]["dtype"] == "float32"
+    assert torch.equal(read.factors(), read.factors("energy")) and not torch.equal(read.factors(), read.factors("none"))
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,9 @@ def test_the_atlas_is_asked_in_the_models_own_template():
 
 
 def test_apply_refuses_an_empty_prompt(tmp_path, monkeypatch, capsys):
-    from probes.gates.files import write_gates
-    from probes.gates.masks import Gates
+    from probes.gates.files import write_logits
 
-    write_gates(Gates(torch.zeros(4, 384)), tmp_path / "g")
+    write_logits(torch.zeros(4, 384), tmp_path / "g")
     asked = ("gates", "apply", "atlas", tmp_path / "g", "--soft", "--prompt", "")
     assert run(monkeypatch, *asked) == 1
     assert capsys.readouterr().err == "vindex: prompt '': no tokens; expected some text to go on from\n"

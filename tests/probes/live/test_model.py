@@ -1,7 +1,6 @@
 """Loading a model and finding its sites, and every way that can fail."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -23,21 +22,6 @@ def test_load_gives_a_frozen_model_in_the_dtype_asked_for(tiny_checkpoint):
         assert loaded.model.config._attn_implementation == "eager"
         assert loaded.name == "tiny-qwen3"
         assert loaded.revision is None
-
-
-@pytest.mark.parametrize(
-    ("capability", "asked", "found"),
-    [("AVX2", None, "AUTO"), ("AVX2", "COMPATIBLE", "COMPATIBLE"), ("AVX512", None, None)],
-)
-def test_only_a_processor_without_avx512_gets_the_reproducible_products(
-    tiny_checkpoint, monkeypatch, capability, asked, found
-):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setenv("MKL_CBWR", asked or "")
-    if asked is None:
-        monkeypatch.delenv("MKL_CBWR")
-    load(tiny_checkpoint, device="cpu")
-    assert os.environ.get("MKL_CBWR") == found
 
 
 def test_sites_are_the_modules_they_are_named_for(tiny):

@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from probes.live import match
 from probes.live.load import load
+from probes.live.sites import ffns
 from probes.suite import record
-from probes.suite import run as suite
+from probes.suite.constants import gate_coherence
+from probes.suite.geometry import geometry as geometry_of
 from probes.suite.plot import draw
+from probes.suite.run import constants
 from tests.conftest import build_quietly
 from tests.probes.test_command import run
-from vindex.compare import by_layer, compare
+from vindex.differences import by_layer, compare
 from vindex.reader import open_vindex
 
 PLACES = {"first": [0], "middle": [1], "last": [2], "all": [0, 1, 2]}
@@ -49,9 +51,9 @@ def test_figures_of_a_layer_without_directions_are_null_and_the_rest_as_they_are
 ):
     where, sides = PLACES[place], KINDS[kind]
     loaded = load(emptied(tiny_checkpoint, tmp_path / "null", where, sides), device="cpu", dtype=dtype)
-    results = suite.run(loaded, ["factual", "code"])
-    found = record.build(loaded, results, match.weights_sha256(loaded))
-    assert no_nan([constant.headline.value for constant in results.constants])
+    results = constants(loaded, texts=["factual", "code"])
+    found = results.record()
+    assert no_nan([constant.headline.value for constant in results])
     c1, _, c3, c4, c5 = found["constants"].values()
     no_gate = where if "gate" in sides else []
     silent = where if {"gate", "up"} & set(sides) else []
@@ -63,7 +65,7 @@ def test_figures_of_a_layer_without_directions_are_null_and_the_rest_as_they_are
     for figure in (c3, *c3["variants"].values()):
         assert figure["n"] == len(figure["samples"]) == len(pairs)
         assert (figure["value"] is None) == (not pairs) == (figure["mean"] is None)
-    whole = suite.from_weights(suite.ffns(load(tiny_checkpoint, device="cpu", dtype=dtype).model))
+    whole = geometry_of(ffns(load(tiny_checkpoint, device="cpu", dtype=dtype).model))
     for pair in pairs:
         cosine = abs(float(whole.directions[pair][0] @ whole.directions[pair + 1][0]))
         assert c3["per_layer"][pair] == pytest.approx(cosine, rel=1e-4)
@@ -95,7 +97,7 @@ def test_a_vindex_of_it_is_built_verified_compared_and_gives_the_same_figures(ti
     worst = opened.manifest.worst_certificate
     assert (worst is None and opened.manifest.worst == "none") if place == "all" else worst.max_residual > 0
     loaded = load(source, device="cpu")
-    one, other = (suite.run(loaded, ["factual"], vindex=vindex).constants[2] for vindex in (None, opened))
+    one, other = (constants(loaded, vindex, ["factual"]).C3 for vindex in (None, opened))
     assert one.headline.value == pytest.approx(other.headline.value, abs=2e-3) or place == "all"
     assert [value is None for value in one.per_layer] == [value is None for value in other.per_layer]
     build_quietly(tiny_checkpoint, tmp_path / "whole.vindex", features=32)
@@ -118,7 +120,7 @@ def test_the_commands_work_and_say_which_layers(tiny_checkpoint, tmp_path, monke
     assert run(monkeypatch, "info", target) == 0
     assert "zero, without a direction: model.layers.1" in capsys.readouterr().out
     for options in ((), ("--vindex", target)):
-        assert run(monkeypatch, "probe", source, "--text", "code", "--json", saved, *options) == 0
+        assert run(monkeypatch, "probe", source, "--text", "code", "-o", saved, *options) == 0
         shown = " ".join(capsys.readouterr().out.split())
         assert "gate_proj is zero in layer 1: no direction there, left out of C3 and var@k." in shown
         assert "down_proj is zero in layer 1: no direction there, left out of var@k." in shown
@@ -136,7 +138,7 @@ def test_a_model_of_zero_weights_alone_has_dashes_for_figures(tiny_checkpoint, t
     source = emptied(tiny_checkpoint, tmp_path / "null", [0, 1, 2], ["gate", "down"])
     target, saved = tmp_path / "null.vindex", tmp_path / "p.json"
     assert run(monkeypatch, "build", source, "-o", target, "--features", "32") == 0
-    assert run(monkeypatch, "probe", source, "--vindex", target, "--text", "code", "--json", saved) == 0
+    assert run(monkeypatch, "probe", source, "--vindex", target, "--text", "code", "-o", saved) == 0
     shown = capsys.readouterr().out
     assert "C3 gate coherence – – – " in " ".join(shown.split())
     assert run(monkeypatch, "card", target, "--probe", saved) == 0
@@ -149,12 +151,11 @@ def test_an_expert_whose_gate_is_zero_is_left_out_of_the_experts_figures():
 
     model = make("qwen2_moe")
     model.model.layers[0].mlp.experts.gate_up_proj[3, :16] = 0
-    geometry = suite.from_weights(suite.ffns(model))
+    geometry = geometry_of(ffns(model))
     assert not geometry.experts[0][3].any() and geometry.experts[1].any(axis=1).all()
-    c3 = suite.constants.gate_coherence(geometry.directions, geometry.mean_rows, geometry.experts)
+    c3 = gate_coherence(geometry.directions, geometry.mean_rows, geometry.experts)
     kept = [expert for expert in range(8) if expert != 3]
     cosines = abs(geometry.experts[0][kept] @ geometry.experts[1].T)
     assert c3.variants["nearest expert"].samples[0] == pytest.approx(float(cosines.max(1).mean()), rel=1e-5)
-    results = suite.Results((), suite.read_texts(model, ()), geometry, ())
-    assert record.null_layers(results)["experts"] == [[0, 3]]
+    assert record.null_layers((), geometry)["experts"] == [[0, 3]]
     assert torch.isfinite(torch.tensor(c3.variants["experts of one layer"].samples)).all()

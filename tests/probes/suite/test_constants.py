@@ -8,7 +8,7 @@ from probes.live.hooks import edited
 from probes.live.load import load
 from probes.live.sites import layers
 from probes.suite import constants
-from probes.suite import run as suite
+from probes.suite.geometry import geometry as geometry_of
 from probes.suite.readings import read
 
 A, B = 64, 65  # two token ids
@@ -114,7 +114,7 @@ def test_c3_equals_the_random_frame_null_for_independent_layers():
 def test_c3_of_a_whole_model_from_its_weights(tiny):
     for layer in layers(tiny.model):
         layer.gate_proj.weight.copy_(layers(tiny.model)[0].gate_proj.weight)
-    geometry = suite.from_weights(layers(tiny.model))
+    geometry = geometry_of(layers(tiny.model))
     assert constants.gate_coherence(geometry.directions, geometry.mean_rows).headline.value == pytest.approx(1)
 
 
@@ -145,5 +145,4 @@ def test_with_several_texts_the_value_is_the_first_and_the_interval_over_all(tin
     assert found.samples == pytest.approx(singles)
     assert found.value == pytest.approx(singles[0])
     assert found.mean == pytest.approx(np.mean(singles))
-    assert found.interval[0] <= found.mean <= found.interval[1]
     assert constants.layer_temperature(taken[:1]).headline.interval is None

@@ -15,7 +15,7 @@ from probes.live.hooks import capture, same_bits
 from probes.live.load import load
 from probes.live.sites import EXPERT_ROLES, Layer, Mixture, ffns, layers, locate, sites
 from probes.suite import constants
-from probes.suite import run as suite
+from probes.suite.geometry import geometry as geometry_of
 from probes.suite.mixture import read_mixture
 from probes.suite.readings import MIXTURE, own_activations, read
 from tests.probes.mixtures import CONFIGS, make, save
@@ -169,7 +169,7 @@ def test_padding_is_never_counted():
 
 def test_c3_of_a_mixture_is_that_of_its_experts_rows_together():
     model = make("qwen2_moe")
-    geometry = suite.from_weights(ffns(model))
+    geometry = geometry_of(ffns(model))
     for layer, ffn in enumerate(ffns(model)):
         stacked = torch.cat(list(gate_weights(ffn))).double()
         assert stacked.shape == (8 * 16 + 24, 32) == geometry.gate[layer].shape
@@ -260,7 +260,7 @@ def run(monkeypatch, *arguments) -> int:
 def test_the_command_on_a_checkpoint(checkpoints, kind, tmp_path, monkeypatch, capsys):
     target, page = tmp_path / "p.json", tmp_path / "p.html"
     common = ("probe", checkpoints[kind], "--text", "factual", "--text", "code", "--dtype", "float32")
-    status = run(monkeypatch, *common, "--json", target, "--plot", page)
+    status = run(monkeypatch, *common, "--all", "-o", target, "--plot", page)
     shown = capsys.readouterr()
     assert status == 0, shown.err
     assert max(map(len, shown.out.splitlines())) <= 100
@@ -294,8 +294,8 @@ def test_the_command_on_a_checkpoint(checkpoints, kind, tmp_path, monkeypatch, c
 def test_the_experts_directions_come_from_the_vindex(checkpoints, tmp_path, monkeypatch, capsys):
     target, record = tmp_path / "mixed.vindex", tmp_path / "p.json"
     assert run(monkeypatch, "build", checkpoints["qwen2_moe"], "-o", target, "--features", "4") == 0
-    assert run(monkeypatch, "probe", checkpoints["qwen2_moe"], "--text", "factual", "--json", tmp_path / "w.json") == 0
-    options = ("--text", "factual", "--vindex", target, "--json", record)
+    assert run(monkeypatch, "probe", checkpoints["qwen2_moe"], "--text", "factual", "-o", tmp_path / "w.json") == 0
+    options = ("--text", "factual", "--vindex", target, "-o", record)
     assert run(monkeypatch, "probe", checkpoints["qwen2_moe"], *options) == 0, capsys.readouterr().err
     one, other = (json.loads(path.read_text()) for path in (record, tmp_path / "w.json"))
     assert "expert's leading direction from vindex" in one["spectra"]["source"]

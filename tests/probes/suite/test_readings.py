@@ -11,10 +11,10 @@ from torch.nn.functional import silu
 from probes.live.hooks import capture, edited
 from probes.live.load import load
 from probes.live.sites import sites
-from probes.suite import run as suite
 from probes.suite.activity import moments, shuffled_variance, sink_tokens, sparsity, temperature
 from probes.suite.definition import RELATIVE_THRESHOLDS, SPARSITY_THRESHOLDS
 from probes.suite.readings import read, top_mass
+from probes.suite.run import encode, read_texts
 from vindex.errors import ProbeError
 
 IDS = torch.randint(0, 256, (3, 64), generator=torch.Generator().manual_seed(0))
@@ -138,11 +138,16 @@ def test_logits_that_are_not_finite_are_an_error():
 def test_memory_does_not_grow_with_the_number_of_texts(tiny):
     held: list[int] = []
 
-    def weigh(_texts: int) -> None:
+    steps = itertools.count(1)
+
+    def weigh(_layers: int, _note: str) -> None:
+        if next(steps) % 3:  # at the last layer of each text
+            return
         gc.collect()
         held.append(sum(item.nbytes for item in gc.get_objects() if type(item) is torch.Tensor))
 
-    suite.read_texts(tiny.model, suite.encode(tiny, ["factual", "science", "story", "code"]), on_text=weigh)
+    encoded = encode(tiny, ["factual", "science", "story", "code"])
+    read_texts(tiny, encoded, progress=lambda _stage, _total: weigh)
     activations = 256 * 48 * 4  # one layer's h of one text
     assert len(held) == 4
     assert held[-1] - held[0] < activations / 10

@@ -2,10 +2,10 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,20 +13,13 @@ from safetensors.torch import load_file, save_file
 from probes import texts
 from probes.live import match
 from probes.live.load import load
-from probes.suite import definition, record
+from probes.suite import definition
 from probes.suite import run as suite
+from probes.suite.words import choice_of_stages, meanings
 from vindex.errors import ProbeError, VindexError
 from vindex.reader import open_vindex
 
 FLOAT = {"rel": 2e-5, "abs": 1e-9}  # the record keeps six significant digits
-
-
-@pytest.fixture(scope="module")
-def made(tiny_checkpoint):
-    """Model, results and record of a run over two bundled texts."""
-    loaded = load(tiny_checkpoint, device="cpu")
-    results = suite.run(loaded, ["factual", "code"])
-    return loaded, results, json.loads(orjson.dumps(record.build(loaded, results, match.weights_sha256(loaded))))
 
 
 def test_the_record_says_what_a_reader_needs(made, tiny_checkpoint):
@@ -53,6 +46,50 @@ def test_the_record_says_what_a_reader_needs(made, tiny_checkpoint):
         assert entry["definition"] and entry["unit"] and entry["n"] == 2
 
 
+def test_the_result_is_what_a_user_wants_to_hold(made, tmp_path):
+    _, found, record = made
+    assert [constant.symbol for constant in found] == ["C1", "C2", "C3", "C4", "C5"]
+    for constant in found:
+        entry = record["constants"][constant.symbol]
+        assert constant is found[constant.symbol] is getattr(found, constant.symbol)
+        for field in ("value", "mean", "null"):
+            assert getattr(constant, field) == pytest.approx(entry[field], **FLOAT)
+        assert list(constant.interval) == pytest.approx(entry["interval"], **FLOAT)
+    with pytest.raises(ProbeError, match="'C6': no such constant; expected C1, C2, C3, C4, C5"):
+        found["C6"]
+    assert repr(found).startswith("<tiny-qwen3: C1 = ") and "\n" not in repr(found)
+    rows, more = found.rows(), found.rows(variants=True)
+    assert [row["constant"] for row in rows] == ["C1", "C2", "C3", "C4", "C5"]
+    assert {row["constant"]: row["meaning"] for row in rows} == meanings(record)
+    assert len(more) == 5 + sum(len(constant.variants) for constant in found)
+    assert all(row.keys() == rows[0].keys() for row in more)
+    assert found.C5.definition and "<td>circuit stages</td>" in found._repr_html_()
+    found.save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text()) == record
+    found.plot(tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_undefined_is_said_and_not_counted(made):
+    record = json.loads(json.dumps(made[2]))
+    for symbol in ("C2", "C3"):
+        record["constants"][symbol]["value"] = None
+    said = meanings(record)
+    assert said["C2"] == "No head is stored: nothing is predicted."
+    assert said["C3"] == "No two adjacent layers have a leading direction."
+
+
+def test_the_sentences_say_the_numbers_of_a_record_made_before():
+    record = json.loads((Path(__file__).parents[3] / "docs" / "records" / "smollm2-135m.json").read_text())
+    said = meanings(record)
+    assert said["C1"].startswith("14 % of what FFN neurons give out") and said["C1"].endswith("same size, 3.2 %.")
+    assert "hold 89 % of the probability; if all tokens were alike, 0.016 %." in said["C2"]
+    assert "at |cos| 0.67; random directions, at 0.0333." in said["C3"]
+    assert "variance 1.68 over tokens" in said["C4"]
+    assert "(CKA < 0.9) at 4 of the 29 steps from layer to layer; with tokens shuffled, at 29." in said["C5"]
+    assert choice_of_stages(record).endswith("Its other variants give 2 to 24 here.")
+
+
 def test_every_constant_can_be_recomputed_from_the_record_alone(made):
     _, _, found = made
     constants, curves = found["constants"], found["layers"]
@@ -77,8 +114,8 @@ def test_every_constant_can_be_recomputed_from_the_record_alone(made):
 
 
 def test_the_texts_run_again_give_the_same_figures(made):
-    loaded, results, _ = made
-    ids = torch.tensor([results.texts[0].token_ids])
+    loaded, results, found = made
+    ids = torch.tensor([found["texts"][0]["token_ids"]])
     with torch.inference_mode():
         logits = loaded.model(ids).logits[0]
     assert np.mean(results.readings[0].top_mass) == pytest.approx(
@@ -88,8 +125,8 @@ def test_the_texts_run_again_give_the_same_figures(made):
 
 def test_batches_change_nothing(made):
     loaded, results, _ = made
-    again = suite.run(loaded, ["factual", "code"], batch_size=2)
-    for one, other in zip(results.constants, again.constants, strict=True):
+    again = suite.constants(loaded, texts=["factual", "code"], batch_size=2)
+    for one, other in zip(results, again, strict=True):
         assert one.headline.samples == pytest.approx(other.headline.samples, rel=1e-4)
 
 
@@ -97,9 +134,9 @@ def test_c3_and_spectra_from_the_vindex_are_those_of_the_weights(made, tiny_vind
     loaded, results, found = made
     opened = open_vindex(tiny_vindex)
     match.require_match(loaded, opened, found["model"]["weights_sha256"])
-    fresh = suite.run(loaded, ["factual"], vindex=opened)
+    fresh = suite.constants(loaded, opened, ["factual"])
     assert fresh.geometry.source == f"vindex {opened.id}"
-    c3, exact = fresh.constants[2], results.constants[2]
+    c3, exact = fresh.C3, results.C3
     assert c3.headline.samples == pytest.approx(exact.headline.samples, abs=2e-3)
     for name, variant in exact.variants.items():
         assert c3.variants[name].value == pytest.approx(variant.value, abs=2e-3)
@@ -139,7 +176,7 @@ def test_a_vindex_with_too_few_directions_is_refused(made, tiny_vindex):
     opened = open_vindex(tiny_vindex)
     opened.index = opened.index.__class__(**{**vars(opened.index), "num_feats": 8})
     with pytest.raises(ProbeError, match="keeps 8 directions per layer") as error:
-        suite.run(made[0], ["factual"], vindex=opened)
+        suite.constants(made[0], opened, ["factual"])
     assert one_line(error)
 
 
@@ -195,4 +232,4 @@ def test_a_token_the_model_does_not_embed_is_named():
 def test_a_model_of_one_layer_is_refused(tiny):
     del tiny.model.model.layers[1:]
     with pytest.raises(VindexError, match="the model has one layer"):
-        suite.run(tiny, ["factual"])
+        suite.constants(tiny, texts=["factual"])

@@ -11,14 +11,13 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from probes.gates.files import write_gates
-from probes.gates.masks import Gates
+from probes.gates.files import write_logits
 from probes.weights import patches
 from probes.weights import tensors as shards
 from probes.weights.bake import bake
 from probes.weights.delta import Delta
 from tests.kills import each_way, steps_of, tree
-from vindex import targets
+from vindex import kinds, places, targets
 from vindex.errors import PatchError, TargetError
 
 ON = torch.ones(3, 48, dtype=torch.bool)
@@ -99,9 +98,10 @@ def revert_beside(source: Path, place: Path) -> Work:
 
 def train_over(source: Path, place: Path) -> Work:
     def write(value: float) -> None:
-        files = [*targets.GATE_FILES, targets.TRAINING]
-        kinds = targets.TRAINED_GATES
-        with targets.new_directory(place, files, making="directory of gates", force=True, kinds=kinds) as partial:
+        files = [*kinds.GATE_FILES, kinds.TRAINING]
+        with places.new_directory(
+            place, files, making="directory of gates", force=True, kinds=kinds.TRAINED_GATES
+        ) as partial:
             for name in files:
                 targets.write_json(partial / name, {name: value})
 
@@ -121,7 +121,7 @@ def test_old_or_new_stands_whole_and_the_next_run_works(tiny_checkpoint, tmp_pat
     assert old != new
     before()
     for what in each_way(count, stopped, monkeypatch):
-        targets.recover(place)  # the first thing that the next run does
+        places.recover(place)  # the first thing that the next run does
         if make is revert_patch:  # the weights change in one step, and the patch goes after them or with the next run
             assert state(place)["model.safetensors"] in (old["model.safetensors"], new["model.safetensors"]), what
         else:
@@ -153,7 +153,7 @@ def test_what_is_not_of_this_tool_stays_beside_a_checkpoint(tiny_checkpoint, tmp
 
 def test_neither_the_checkpoint_nor_the_gates_are_baked_over(tiny_checkpoint, tmp_path):
     bake(tiny_checkpoint, ON, tmp_path / "baked")
-    write_gates(Gates(torch.zeros(3, 48)), tmp_path / "baked" / "vindex_patches")
+    write_logits(torch.zeros(3, 48), tmp_path / "baked" / "vindex_patches")
     with pytest.raises(TargetError, match="baked is, or holds, .*vindex_patches, which is being read"):
         bake(tiny_checkpoint, ON, tmp_path / "baked", force=True, reads=[tmp_path / "baked" / "vindex_patches"])
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ from vindex.format import (
     files_of,
 )
 from vindex.index import LayerEntry
+from vindex.progress import Advance, Progress, silent
 from vindex.reader import Vindex
-from vindex.recomputed import Check, statistics
+from vindex.recomputed import statistics
 from vindex.schema import listed
 from vindex.targets import is_left_over
+from vindex.verification import DIRECTORY, Check, Verification
 
 ORTHONORMALITY = 1e-3  # float16 rounding of unit rows leaves dot products within about 3e-4
 COSINE_LIMIT = 1 + 1e-3  # of a score in gate_meta.bin
@@ -48,19 +50,21 @@ NUMBERS = 1 << 22  # numbers at a time
 OF_THE_HUB = (".gitattributes", ".cache")  # what the Hub and its client leave in a download
 
 
-def verify(v: Vindex, advance: Callable[[int], object] = lambda count: None) -> Iterator[Check]:
-    """Every check of an opened vindex, in order; opening it has already checked structure and sizes.
+def verify(v: Vindex, progress: Progress = silent) -> Verification:
+    """Check everything in an opened vindex; opening it has already checked structure and sizes."""
+    return Verification(v.path, v.id, tuple(_checks(v, progress)))
 
-    `advance` is told the bytes hashed.
-    """
+
+def _checks(v: Vindex, progress: Progress) -> Iterator[Check]:
     specs = files_of(v.index)
     yield Check("structure", True, f"{len(specs)} files, every size as index.json says")
     yield _directory(v)
-    yield from _checksums(v, advance)
+    yield from _checksums(v, progress("checksums", v.size_bytes))
+    advance = progress("numbers", sum(values.size for _, values in _arrays(v)) + v.gate.size + v.down.size)
     for spec, values in _arrays(v):
-        yield _finite(spec, values)
+        yield _finite(spec, values, advance)
     for spec, side in ((GATE, "gate"), (DOWN, "down")):
-        yield _orthonormal(v, spec, side)
+        yield _orthonormal(v, spec, side, advance)
     yield _descending(v)
     if v.index.num_experts:
         yield _biases(v)
@@ -77,16 +81,16 @@ def _directory(v: Vindex) -> Check:
     try:
         entries = sorted(v.path.iterdir())
     except OSError as error:
-        return Check("directory", False, f"cannot be listed ({error.strerror})")
+        return Check(DIRECTORY, False, f"cannot be listed ({error.strerror}); make it readable")
     left = [entry.name for entry in entries if is_left_over(entry)]
     allowed = {*known, *OF_THE_HUB, *left}
     others = [_described(entry) for entry in entries if entry.name not in allowed]
     links = sum(entry.is_symlink() for entry in entries if entry.name in known)
     if others:
-        return Check("directory", False, f"not part of a vindex: {listed(others)}; remove it")
+        return Check(DIRECTORY, False, f"not part of a vindex: {listed(others)}; remove it")
     linked = f"; {links} of its files are links" if links else ""
     killed = f"; {left[0]} of a write that was killed" if left else ""
-    return Check("directory", True, f"nothing else in it{linked}{killed}")
+    return Check(DIRECTORY, True, f"nothing else in it{linked}{killed}")
 
 
 def _described(path: Path) -> str:
@@ -94,7 +98,7 @@ def _described(path: Path) -> str:
     return ascii(path.name)[1:-1][:80] + (f" ({kind})" if kind else "")
 
 
-def _checksums(v: Vindex, advance: Callable[[int], object]) -> Iterator[Check]:
+def _checksums(v: Vindex, advance: Advance) -> Iterator[Check]:
     names = [spec.name for spec in files_of(v.index) if spec is not SUMS]
     unknown = [f"{name!r}" for name in sorted(v.digests.keys() - set(names))]
     if unknown:
@@ -115,10 +119,12 @@ def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
             yield spec, v.array(spec)
 
 
-def _finite(spec: FileSpec, values: np.ndarray) -> Check:
+def _finite(spec: FileSpec, values: np.ndarray, advance: Advance) -> Check:
     flat = values.reshape(-1)
     for first in range(0, len(flat), NUMBERS):
-        bad = np.flatnonzero(~np.isfinite(flat[first : first + NUMBERS]))
+        part = flat[first : first + NUMBERS]
+        bad = np.flatnonzero(~np.isfinite(part))
+        advance(len(part))
         if len(bad):
             at = first + int(bad[0])
             row, column = divmod(at, values.shape[-1])
@@ -127,7 +133,7 @@ def _finite(spec: FileSpec, values: np.ndarray) -> Check:
     return Check(f"{spec.name} finite", True, f"{values.size:,} numbers")
 
 
-def _orthonormal(v: Vindex, spec: FileSpec, side: str) -> Check:
+def _orthonormal(v: Vindex, spec: FileSpec, side: str, advance: Advance) -> Check:
     """Rows up to the rank have a Gram matrix within ORTHONORMALITY of the identity; the rest are zero.
 
     Each expert by itself. The rank of one is the number of its singular values that are not zero; index.json has the
@@ -146,6 +152,7 @@ def _orthonormal(v: Vindex, spec: FileSpec, side: str) -> Check:
             if not error <= ORTHONORMALITY:
                 return Check(what, False, f"|row·row − identity| {error:.1e} ({place})")
             worst, where = max((worst, where), (error, place))
+            advance(rows.size)
     return Check(what, True, f"largest |row·row − identity| {worst:.1e} ({where})")
 
 

@@ -22,9 +22,9 @@ from extract.cast import to_half
 from extract.checkpoint import TOKENIZER, Checkpoint
 from extract.device import page_locked, whole_products
 from extract.engines import Engine, in_process
-from extract.job import Job, Stages
+from extract.job import Job
 from extract.layouts import find_layout
-from extract.plan import direction_blocks, plan_index, total_size
+from extract.planning import direction_blocks, plan_index, total_size
 from extract.provenance import hash_source, index_source, library_versions, now, peak_memory
 from extract.vocab_stage import VOCABULARY, vocabulary_blocks
 from extract.watch import SourceWatch, local_paths
@@ -37,6 +37,7 @@ from vindex.index import require_readable as index_is_readable
 from vindex.manifest import CastReport, Certificate, Dequantised, Manifest, Source, parse_cast, parse_certificate
 from vindex.manifest import require_readable as manifest_is_readable
 from vindex.options import BuildOptions
+from vindex.progress import Progress
 from vindex.schema import Fields, Problems, to_json
 from vindex.tokens import Vocabulary, parse_vocabulary
 from vindex.writer import START_OVER, open_writer, refuse_taken
@@ -48,7 +49,7 @@ def build(
     checkpoint: Checkpoint,
     target: Path,
     options: BuildOptions,
-    stages: Stages,
+    progress: Progress,
     *,
     resume: bool,
     force: bool,
@@ -72,7 +73,7 @@ def build(
     _prepare_device(options)
     if options.device.startswith("cuda"):
         checkpoint = checkpoint.reading_into(page_locked)
-    source = hash_source(checkpoint, options.threads, stages)
+    source = hash_source(checkpoint, options.threads, progress)
     manifest_is_readable(
         Manifest(source, (), options, (NO_CERTIFICATE,), (), library_versions(), started, started, 0, 0)
     )
@@ -87,10 +88,10 @@ def build(
             if spec.byte_size:
                 writer.allocate(spec, spec.byte_size(index))
         with whole_products():
-            _run(job, engine, stages, "directions", DIRECTIONS, direction_blocks(layout, index))
+            _run(job, engine, progress, "directions", DIRECTIONS, direction_blocks(layout, index))
             _extract_norms(job)
             _extract_routers(job)
-            _run(job, engine, stages, "vocabulary", VOCABULARY, vocabulary_blocks(job))
+            _run(job, engine, progress, "vocabulary", VOCABULARY, vocabulary_blocks(job))
         epoch = os.environ.get("SOURCE_DATE_EPOCH")
         manifest = Manifest(
             source=source,
@@ -105,7 +106,7 @@ def build(
             peak_memory_bytes=None if epoch else peak_memory(),
             notes=notes or None,
         )
-        _commit(job, manifest, stages, force)
+        _commit(job, manifest, progress, force)
     return manifest
 
 
@@ -151,9 +152,9 @@ def _require_planned(job: Job) -> None:
         raise TargetError(f"the journal in {job.writer.partial} is not of this build ({problems[0]}); {START_OVER}")
 
 
-def _run(job: Job, engine: Engine, stages: Stages, what: str, method: Method, blocks: Sequence[Any]) -> None:
+def _run(job: Job, engine: Engine, progress: Progress, what: str, method: Method, blocks: Sequence[Any]) -> None:
     """Run the blocks that no earlier build finished."""
-    advance = stages(what, sum(method.steps(block) for block in blocks))
+    advance = progress(what, sum(method.steps(block) for block in blocks))
     left = [block for block in blocks if block.name not in job.writer.finished]
     advance(sum(method.steps(block) for block in blocks if block.name in job.writer.finished))
     engine(job, method, left, advance)
@@ -187,14 +188,14 @@ def _extract_routers(job: Job) -> None:
     job.finish("routers", {"casts": [asdict(cast) for cast in casts]})
 
 
-def _commit(job: Job, manifest: Manifest, stages: Stages, force: bool) -> None:
+def _commit(job: Job, manifest: Manifest, progress: Progress, force: bool) -> None:
     """Checksums, index, manifest and card; then the directory appears under its name."""
     writer = job.writer
     writer.require_covered()
     job.source.require_unchanged(at_the_end=True)
     writer.write_text(form.TOKENIZER, job.tokenizer)
     payload = [spec.name for spec in form.files_of(job.index) if form.is_payload(spec)]
-    advance = stages("checksums", sum((writer.partial / name).stat().st_size for name in payload))
+    advance = progress("checksums", sum((writer.partial / name).stat().st_size for name in payload))
     digests = sha256_of_all([writer.partial / name for name in payload], job.options.threads, advance)
     index = replace(
         job.index,

@@ -1,0 +1,48 @@
+"""`vindex plot`: draw a saved record again, whatever made it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vindex.console import check_places, say
+
+DRAWN_BY = {  # record, without its version: the module whose draw(record, path) makes its picture
+    "vindex-probe": "probes.suite.plot",
+    "vindex-gate3": "probes.deletion.plot",
+    "vindex-gate3-all": "probes.deletion.plot",
+    "vindex-gates-evaluation": "probes.gates.plot",
+    "vindex-comparison": "vindex.differences",
+}
+
+
+def plot(
+    record: Annotated[
+        Path, typer.Argument(metavar="RECORD", help="A record as probe, gate3, gates eval and compare write with -o.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The picture: .html or .png. Default: RECORD.html."),
+    ] = None,
+) -> None:
+    """Draw a saved record again."""
+    from vindex.errors import ProbeError
+    from vindex.schema import load_record
+
+    target = output or record.with_suffix(".html")
+    check_places(None, target)
+    found = load_record(record)
+    kind = str(found.get("record"))
+    module = DRAWN_BY.get(kind.partition("/")[0])
+    if module is None:
+        known = ", ".join(DRAWN_BY)
+        raise ProbeError(f"{record}: its record is {kind[:40]!r}, of which there is no picture; known: {known}")
+    try:
+        import_module(module).draw(found, target)
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"[:80]
+        raise ProbeError(f"{record}: is not a whole {kind} record ({what}); write it again with -o") from error
+    say(f"wrote {target}")

@@ -1,0 +1,255 @@
+"""`vindex trace`: a prompt through a model, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vindex.console import print_json, print_table, progress, say, styled, typed, warn
+from vindex.demo import or_bundled
+
+if TYPE_CHECKING:
+    from probes.tracing.result import Trace
+
+Rows = Sequence[dict[str, Any]]
+POLE_SHOWN = 3
+LONGEST_PIECE = 10
+
+
+def trace(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model reads.")],
+    vindex: Annotated[
+        Path | None, typer.Option(metavar="VINDEX", help="A vindex of the same model: what its FFNs read and write.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='A token, quoted with its leading space: " Paris". Default: the model\'s answer.')
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="PROMPT", help="Trace the difference to this prompt of as many tokens.")
+    ] = None,
+    patch: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Before and after this patch (gate3 --save-patch).")
+    ] = None,
+    check: Annotated[
+        int, typer.Option(metavar="N", help="Take the N strongest reads and writes out of the live model.")
+    ] = 0,
+    position: Annotated[int, typer.Option(help="Of the token, from 0; negative from the end.")] = -1,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Generic text for z, a UTF-8 file or a bundled name; repeatable. Default: all bundled."),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Show the reads and writes of this layer.")] = None,
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions to show.")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write a page (.html) or the record (.json).")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+) -> None:
+    """Follow a prompt through a model, layer by layer.
+
+    What the logit lens says at each layer, what each layer adds to the answer, and with a vindex which directions read
+    and write.
+
+    Example: vindex trace atlas "The capital of France is" --vindex atlas.vindex --target " Paris" --check 3
+    """
+    from probes import texts
+    from probes.live.load import load
+    from probes.tracing.result import check_target
+    from probes.tracing.trace import trace as traced
+    from vindex.reader import open_vindex
+
+    if output:
+        check_target(output)
+    opened = open_vindex(vindex) if vindex else None
+    loaded = load(or_bundled(model), dtype=dtype, device=device, revision=revision)
+    for note in loaded.notes:
+        warn(f"note: {note}")
+    with progress() as stage:
+        found = traced(
+            loaded,
+            typed(prompt),
+            vindex=opened,
+            target=None if target is None else typed(target),
+            against=None if against is None else typed(against),
+            patch=patch,
+            check=check,
+            position=position,
+            text=text or texts.BUNDLED,
+            progress=stage,
+        )
+    if output:
+        found.save(output)
+    if json:
+        print_json(found.record())
+        return
+    print_trace(found, layer, k)
+    if output:
+        say(f"wrote {output}{': open it in a browser' if output.suffix == '.html' else ''}")
+    say(f"next: {_next(found, model, vindex, output)}")
+
+
+def print_trace(found: Trace, layer: int | None, k: int) -> None:
+    """The tokens, the trajectory, and what there is of reads, writes, checks and a patch's effect."""
+    _print_tokens(found)
+    _print_trajectory(found)
+    if found.directions is not None:
+        _print_reads(found, layer, k)
+        _print_writes(found, layer, k)
+        if found.directions.tested:
+            _print_checks(found)
+    if found.fate is not None:
+        _print_fate(found)
+
+
+def _print_tokens(found: Trace) -> None:
+    said = [f"{_piece(token.piece)} {token.id}{' (sink)' * token.sink}" for token in found.tokens]
+    at = found.tokens[found.position]
+    say(f"{found.model['name']}, {len(said)} tokens: {', '.join(said)}")
+    say(f"at {_piece(at.piece)}, position {at.position}", styled(" (a sink)" * at.sink, "dim"))
+    if found.against:
+        say(f"less what it is in: {found.against}")
+
+
+def _print_trajectory(found: Trace) -> None:
+    rows, beside = found.rows(), "patched" if found.patch else "against"
+    columns = ["stage", ">rank", ">log p", "top"]
+    if found.other:
+        columns += [f">rank\n{beside}", f">log p\n{beside}", f"top\n{beside}"]
+    columns += [] if found.patch else [">adds"]
+    cells = []
+    for row in rows:
+        sides = ["", f"_{beside}"] if found.other else [""]
+        seen = [
+            cell
+            for side in sides
+            for cell in (f"{row[f'rank{side}']:,}", f"{row[f'log_prob{side}']:.2f}", _piece(row[f"top{side}"]))
+        ]
+        name = row["after"].replace("attention", "attn").replace("embeddings", "start")
+        stage = name if row["layer"] is None else f"{row['layer']} {name}"
+        cells.append((stage, *seen, *([] if found.patch else [f"{row['adds']:+.3f}"])))
+    sums = ", ".join(f"{what} {gap:.0e}" for what, gap in found.sums.items())
+    whose = "the difference in the target's logit" if found.against else "the target's logit"
+    adds = "" if found.patch else f"adds: to {whose}, the final norm's scale frozen. "
+    print_table(
+        f"Trajectory of {_piece(found.vocabulary.piece(found.target))}, id {found.target}, by the logit lens",
+        columns,
+        cells,
+        f"{adds}The last row is the model's own logits, bit for bit. Largest differences of sums: {sums}.",
+    )
+
+
+def _print_reads(found: Trace, layer: int | None, k: int) -> None:
+    from probes.tracing.page import number
+
+    shares = found.layers()
+    every = range(len(shares)) if layer is None else (layer,)
+    rows = [row for at in every for row in found.reads(at, 1 if layer is None else k)]
+    assert found.directions is not None
+    count, generic = found.directions.vindex.gate.shape[1], found.directions.generic
+    print_table(
+        "Reads: the strongest gate direction of each layer" if layer is None else f"Reads of layer {layer}",
+        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95 %"]), "tokens"],
+        [
+            (
+                row["layer"],
+                number(shares[row["layer"]]["read_share"], ".0%"),
+                row["feature"],
+                number(row["z"], "+.1f"),
+                *([] if found.against else [number(shares[row["layer"]]["usual_z"], ".1f")]),
+                _pole(row),
+            )
+            for row in rows
+        ],
+        f"READ: z of v·x{' of the difference' * bool(found.against)} against {generic.tokens} tokens of generic text"
+        + ("; 95 %: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
+        + f". x inside: share of ‖x‖² in the {count} directions; by chance {found.chance:.0%}",
+    )
+
+
+def _print_writes(found: Trace, layer: int | None, k: int) -> None:
+    from probes.tracing.page import number
+
+    rows = found.writes(layer, k)
+    cells = [
+        (
+            "" if row["layer"] is None else row["layer"],
+            row["what"] if row["feature"] is None else f"feature {row['feature']}",
+            f"{row['adds']:+.3f}",
+            number(row["causal"]),
+            _pole(row),
+        )
+        for row in rows
+    ]
+    total = (styled(text, "bold") for text in ("", "all", f"{sum(row['adds'] for row in rows):+.3f}", "", ""))
+    print_table(
+        "Writes: what the FFNs add to the target's logit" if layer is None else f"Writes of layer {layer}",
+        [">layer", "down direction", ">WRITTEN", ">CAUSAL", "tokens"],
+        [*cells, tuple(total)],
+        "WRITTEN: directly, the final norm's scale frozen. –: not tested (--check)",
+    )
+
+
+def _print_checks(found: Trace) -> None:
+    from probes.tracing.page import number
+
+    print_table(
+        "Taken out of the live model, one by one",
+        ["side", ">layer", ">feature", ">READ", ">WRITTEN", ">CAUSAL", ">log p", "tokens"],
+        [
+            (
+                row["side"],
+                row["layer"],
+                row["feature"],
+                number(row["read"], "+.1f"),
+                *(number(row[name]) for name in ("written", "causal", "log_prob")),
+                _pole(row, 1),
+            )
+            for row in found.checks()
+        ],
+        "CAUSAL: the target's logit with the direction less that without, measured; log p: the same of its "
+        "log-probability. A down direction reads nothing: –",
+    )
+
+
+def _print_fate(found: Trace) -> None:
+    from probes.tracing.page import stage
+    from probes.tracing.result import SHOWN
+
+    rows, fate = found.rows(), found.fate
+    assert fate is not None
+    if fate.dies is None:
+        say(f"the patch hides the target nowhere: where the lens had it among {SHOWN} tokens, it still has")
+    else:
+        later = ", ".join(stage(rows[at]) for at in fate.later) or "nowhere"
+        say(f"the answer dies at {stage(rows[fate.dies])}: the lens had it among {SHOWN} tokens there, no longer")
+        say(f"later the lens still shows it at: {later}")
+    say(f"in the end its rank is {rows[-1]['rank']:,} before and {rows[-1]['rank_patched']:,} after the patch")
+
+
+def _next(found: Trace, model: str, vindex: Path | None, output: Path | None) -> str:
+    if found.directions is None:
+        return f"vindex build {model} -o own.vindex, then --vindex own.vindex: which directions read and write"
+    if not found.directions.tested:
+        return "--check 5: what the strongest directions do when they are taken out of the live model"
+    if output is None:
+        return "-o trace.html: every layer's directions on one page"
+    strongest = found.writes(k=1)[0]
+    return f"vindex feature {vindex} {strongest['layer']} {strongest['feature']}"
+
+
+def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:
+    return " ".join(map(_piece, row["tokens"][:count]))
+
+
+def _piece(piece: str) -> str:
+    from probes.tracing.page import visible
+
+    found = visible(piece)
+    return found if len(found) <= LONGEST_PIECE else f"{found[: LONGEST_PIECE - 1]}…"

@@ -1,0 +1,207 @@
+"""What a deletion gives back: one fact by some methods (`Deletion`), many facts (`Deletions`), a patch measured again.
+
+The model is as it was. `applied` lends it the patch for as long as a block lasts; `save` writes the patch as a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from probes.deletion import plot, record
+from probes.deletion.bench import Bench
+from probes.deletion.experiment import FactResult, MethodResult
+from probes.deletion.verdict import STANDARDS, Verdict
+from probes.deletion.verify import Claim
+from probes.facts import Fact
+from probes.live.hooks import patched
+from probes.live.sites import weight
+from probes.records import Result
+from probes.weights import patches
+from probes.weights.delta import Delta
+from vindex.errors import ProbeError, TargetError
+
+
+@dataclass(frozen=True, repr=False)
+class Deletion(Result):
+    """One fact deleted by every method asked for, each change measured and judged.
+
+    `published`, `strict` and `robust` are the verdicts on the main method: forward, where it ran.
+    """
+
+    bench: Bench
+    result: FactResult
+
+    @property
+    def fact(self) -> Fact:
+        return self.result.sets.fact
+
+    @property
+    def methods(self) -> dict[str, MethodResult]:
+        """By name; empty where the model does not know the fact."""
+        return self.result.methods
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Those that were reached, by standard."""
+        return self.result.verdicts
+
+    @property
+    def published(self) -> Verdict:
+        """The criterion of the published cards."""
+        return self.verdicts["published"]
+
+    @property
+    def strict(self) -> Verdict:
+        """Whether it holds in other phrasings, and nothing else goes."""
+        return self.verdicts["strict"]
+
+    @property
+    def robust(self) -> Verdict:
+        """Whether it stays deleted under attack. Raises ProbeError where no certificate was made."""
+        if "robust" not in self.verdicts:
+            raise ProbeError(f"{self.fact.name}: no certificate was made, so robust is not known; use certificate=True")
+        return self.verdicts["robust"]
+
+    @contextmanager
+    def applied(self, method: str | None = None) -> Iterator[None]:
+        """The model with the change in it; afterwards its weight is restored bit for bit.
+
+        method: one of `methods`, by default the main one. Raises ProbeError where it has made no change.
+        """
+        with patched(self.bench.model, self._made(method).delta.edits(self.bench.stored)):
+            yield
+
+    def _made(self, method: str | None) -> MethodResult:
+        if not self.methods:
+            raise ProbeError(f"{self.fact.name}: nothing was deleted, the model does not know this fact")
+        name = method or self.result.main
+        if name not in self.methods:
+            raise ProbeError(f"method {name!r}: expected one that was run, {', '.join(self.methods)}")
+        return self.methods[name]
+
+    def record(self) -> dict[str, Any]:
+        """Everything measured, prompt by prompt (docs/gate3.md)."""
+        return record.one(self.bench, self.result)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each method: mean losses of the fact, its paraphrases and what should stay, and the verdicts."""
+        return [
+            {
+                "method": name,
+                "layer": found.delta.layer,
+                "fact": found.effect.headline.loss,
+                "paraphrases": found.effect.paraphrases.mean,
+                "other subjects": found.effect.other_subjects.mean_absolute,
+                "its other facts": found.effect.same_subject.mean,
+                "same answer": found.effect.same_answer.mean,
+                "neutral KL": found.effect.neutral_kl,
+                **{standard: verdict.result for standard, verdict in found.verdicts.items()},
+            }
+            for name, found in self.methods.items()
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write the patch where `path` ends in .safetensors, the record where it ends in .json.
+
+        Raises TargetError for another ending, ProbeError where no method has made a patch.
+        """
+        path = Path(path)
+        if path.suffix == ".json":
+            super().save(path)
+        elif path.suffix == ".safetensors":
+            self.save_patch(path)
+        else:
+            raise TargetError(f"{path}: expected .safetensors for the patch, or .json for the record")
+
+    def save_patch(self, path: Path) -> Delta:
+        """Write the first rank-1 change of a gate_proj as a patch file of any name, and return it."""
+        made = next(((found, found.delta) for found in self.methods.values() if isinstance(found.delta, Delta)), None)
+        if made is None:
+            why = "its methods change other weights" if self.methods else "the model does not know this fact"
+            raise ProbeError(f"{self.fact.name}: no patch to save, {why}")
+        (found, delta), loaded = made, self.bench.loaded
+        provenance = {
+            "model": loaded.name,
+            "revision": loaded.revision,
+            "fact": self.fact.name,
+            "answer": self.fact.answer,
+            "seed": self.result.sets.seed,
+            "chat": self.bench.options.chat,
+            "suppression": found.effect.headline.loss,
+            "verdicts": {name: verdict.result for name, verdict in found.verdicts.items()},
+        }
+        unpatched = weight(loaded.model, "gate_proj", delta.layer)
+        patches.save(path, delta, loaded.path, provenance, unpatched)
+        return delta
+
+    def plot(self, path: str | Path) -> None:
+        """Draw every held-out set before and after to `path`, .html or .png."""
+        plot.draw(self.record(), Path(path))
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {verdict.result}" for name, verdict in self.verdicts.items())
+        return f"<Deletion of {self.fact.name} → {self.fact.answer} by {self.result.main or 'nothing'}: {found}>"
+
+
+@dataclass(frozen=True, repr=False)
+class Verification(Deletion):
+    """A patch measured again from the base, and the verdicts that it records."""
+
+    claims: tuple[Claim, ...]
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether every recorded verdict was measured again."""
+        return all(claim.holds for claim in self.claims)
+
+    def record(self) -> dict[str, Any]:
+        """As of a deletion, with `claims`."""
+        return super().record() | {"claims": [claim._asdict() for claim in self.claims]}
+
+
+@dataclass(frozen=True, repr=False)
+class Deletions(Result):
+    """Many facts, each deleted from the same unchanged model."""
+
+    bench: Bench
+    asked: Mapping[str, Any]
+    """Which facts: `relations`, and `known_from`, the least probability of the answer before."""
+    facts: tuple[record.Entry, ...]
+    """What the record says of each."""
+
+    def rates(self, method: str) -> dict[str, record.Rate]:
+        """How many facts pass each verdict, with 95 % Wilson intervals; without one that nothing was held to."""
+        found = {name: record.rate(self.facts, method, name) for name in STANDARDS}
+        return {name: rate for name, rate in found.items() if rate.of}
+
+    def record(self) -> dict[str, Any]:
+        """Rates, and a short entry for each fact (docs/gate3.md)."""
+        return record.all_facts(self.bench, self.asked, self.facts)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each fact and method."""
+        return [
+            {
+                "fact": fact["name"],
+                "answer": fact["answer"],
+                "method": name,
+                "layer": found["layer"],
+                "loss": found["suppression"],
+                "paraphrases": found["sets"]["paraphrases"]["mean"],
+                "other subjects": found["sets"]["other_subjects"]["mean_absolute"],
+                **{standard: verdict["result"] for standard, verdict in found["verdicts"].items()},
+            }
+            for fact in self.facts
+            for name, found in fact["methods"].items()
+        ]
+
+    def plot(self, path: str | Path) -> None:
+        """Draw what each fact, its paraphrases and other subjects lost to `path`, .html or .png."""
+        plot.draw(self.record(), Path(path))
+
+    def __repr__(self) -> str:
+        return f"<Deletions of {len(self.facts)} facts: {', '.join(self.asked['relations'])}>"

@@ -1,0 +1,12 @@
+"""What a process that is forked for each command of a test has loaded already: libraries, and nothing of a command."""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before the libraries that look at them
+
+import numpy  # noqa: F401
+import orjson  # noqa: F401
+import torch  # noqa: F401
+import typer  # noqa: F401

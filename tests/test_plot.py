@@ -1,0 +1,47 @@
+"""`vindex plot`: saved records are drawn again, whatever made them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vindex.__main__ import app
+
+RECORDS = Path(__file__).parents[1] / "docs" / "records"
+DRAWN = ("atlas.json", "gates-atlas.json", "gate3-135m-france.json", "gate3-135m-capitals.json")
+
+
+def plot(*arguments):
+    return CliRunner().invoke(app, ["plot", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_records_of_every_kind_are_drawn_again(name, tmp_path):
+    done = plot(RECORDS / name, "-o", tmp_path / "p.html")
+    assert done.exit_code == 0 and done.output == f"wrote {tmp_path / 'p.html'}\n", done.exception
+    content = (tmp_path / "p.html").read_text()
+    assert json.loads((RECORDS / name).read_text())["model"]["name"] in content and "plotly" in content
+
+
+def test_what_cannot_be_drawn_is_one_line(tmp_path):
+    record = tmp_path / "r.json"
+    for content, message in (
+        (
+            {"record": "vindex-training/1"},
+            "its record is 'vindex-training/1', of which there is no picture; known",
+        ),
+        ({}, "its record is 'None', of which there is no picture"),
+        (
+            {"record": "vindex-comparison/1"},
+            r"not a whole vindex-comparison/1 record \(KeyError: 'layers'\); write",
+        ),
+    ):
+        record.write_text(json.dumps(content))
+        with pytest.raises(Exception, match=message):
+            raise plot(record).exception
+    with pytest.raises(Exception, match="p.pdf: plots are written as .html or .png"):
+        raise plot(record, "-o", tmp_path / "p.pdf").exception
+    assert not list(tmp_path.glob("*.html"))

@@ -1,0 +1,40 @@
+"""Whether a directory is a whole vindex: the files of the format, each of its exact size, listed in SHA256SUMS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vindex.errors import FormatError
+from vindex.files import TEXT_LIMIT, opened
+from vindex.format import SUMS, files_of
+from vindex.index import Index
+from vindex.schema import OF_A_VINDEX, listed
+
+OF_NUMBERS = OF_A_VINDEX._replace(limit=None)
+
+
+def check_files(path: Path, index: Index, digests: dict[str, str]) -> int:
+    """Every file of the table is there with its exact size, and SHA256SUMS lists the same files; their bytes."""
+    problems: list[str] = []
+    total = 0
+    for spec in files_of(index):
+        try:
+            with opened(path / spec.name, OF_NUMBERS) as file:
+                size = os.fstat(file.fileno()).st_size
+        except FormatError as error:
+            problems.append(str(error).removeprefix(f"{path}/").removesuffix(f"; {OF_NUMBERS.way_out}"))
+            continue
+        total += size
+        if spec.byte_size and size != spec.byte_size(index):
+            problems.append(f"{spec.name}: expected {spec.byte_size(index)} bytes, got {size}")
+        if not spec.byte_size and size > TEXT_LIMIT:
+            problems.append(f"{spec.name}: expected at most {TEXT_LIMIT} bytes, got {size}")
+        if spec is not SUMS and spec.name not in digests:
+            problems.append(f"{spec.name}: not listed in SHA256SUMS")
+    for name, digest in index.checksums.items():
+        if digests.get(name) not in (None, digest):
+            problems.append(f"{name}: index.json and SHA256SUMS give different checksums")
+    if problems:
+        raise OF_NUMBERS.refusal(path, listed(problems))
+    return total
