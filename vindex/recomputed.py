@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vindex.chance import POLE, Statistics, random_directions, sampled_tokens
+from vindex.errors import VindexError
 from vindex.format import GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, SAMPLE
 from vindex.reader import Vindex
 from vindex.verification import Check
@@ -23,7 +24,11 @@ TOLERANCE = 2e-3  # of a mean, a deviation or a |z|, in deviations; of a compone
 
 def statistics(v: Vindex) -> Iterator[Check]:
     """Checks of the optional files; of a vindex without embeddings only what needs none."""
-    tokens, found = min(v.index.vocab_size, len(v.vocabulary)), v.statistics
+    try:
+        tokens, found = min(v.index.vocab_size, len(v.vocabulary)), v.statistics
+    except VindexError as error:
+        yield Check("statistics in range", False, str(error))
+        return
     sane = _in_range(found, tokens)
     yield sane
     if not sane.holds or not v.index.has_embeddings:
