@@ -44,10 +44,8 @@ def statistics(v: Vindex) -> Iterator[Check]:
         cosines[:, first : first + len(unit)] = directions @ unit.T
         centre += unit.sum(axis=0) / tokens
     yield _means(found, rows, cosines[: len(rows)].astype(np.float64))
-    error = float(np.abs(found.centre - centre).max() / max(np.linalg.norm(centre), 1e-30))
-    yield Check(
-        f"{MEAN_EMBEDDING.name} recomputed", error <= TOLERANCE, f"largest difference {error:.1e} of its length"
-    )
+    away = float(np.abs(found.centre - centre).max() / max(np.linalg.norm(centre), 1e-30))
+    yield Check(f"{MEAN_EMBEDDING.name} recomputed", away <= TOLERANCE, f"largest difference {away:.1e} of its length")
     yield _peaks(v, found, tokens)
     yield _poles(found, cosines[len(rows) :])
 

@@ -20,7 +20,7 @@ SHOWN = 5  # problems in a message
 MOST_PROBLEMS = 10_000  # after which a file is not read on
 LONGEST_TEXT = 10_000  # characters of a name
 OF_A_VINDEX = Kind(FormatError, "rebuild the vindex or download it again")
-RECORD = Kind(FormatError, "write it with --json")
+RECORD = Kind(FormatError, "write it with -o")
 
 
 class Problems(list[str]):

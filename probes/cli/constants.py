@@ -10,7 +10,7 @@ import typer
 
 from probes.cli.constants_tables import print_record
 from probes.cli.model import load_model
-from vindex.console import print_json, progress, say, warn
+from vindex.console import check_places, progress, put, say, warn
 
 
 def probe(
@@ -54,7 +54,7 @@ def probe(
     import probes
     import vindex as artifact
 
-    _check(output, plot)
+    check_places(output, plot)
     try:
         opened = artifact.open(vindex) if vindex else None
         with progress() as stage:
@@ -65,12 +65,9 @@ def probe(
     except KeyboardInterrupt:
         warn("stopped; nothing was written")
         raise typer.Exit(130) from None
-    if output:
-        found.save(output)
     if plot:
         found.plot(plot)
-    if json:
-        print_json(found.record())
+    if put(found.record(), json, output):
         return
     print_record(found.record(), everything)
     for what, place in (("plot", plot), ("record", output)):
@@ -80,14 +77,3 @@ def probe(
         say(f"next: vindex card {quote(str(vindex or 'VINDEX'))} --probe {quote(str(output))}")
     elif not everything:
         say("next: --all prints variants and spectra, -o FILE keeps the record, --plot FILE draws it")
-
-
-def _check(output: Path | None, plot: Path | None) -> None:
-    """Before the work: whether there is a place for what it is to write."""
-    from vindex.charts import check_target
-    from vindex.targets import check_file
-
-    if output:
-        check_file(output)
-    if plot:
-        check_target(plot)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probes.cli import delete_tables as tables
+from probes.cli.model import load_model
 from vindex.console import print_json, progress, say, typed, warn
 from vindex.demo import or_bundled
 from vindex.errors import PatchError, ProbeError, QueryError
@@ -159,16 +160,10 @@ def verify(
 def _load(model: str, facts: Path | None, dtype: str, device: str, stages: Progress) -> tuple[Loaded, Panel]:
     """The model and its facts, which are read first."""
     from probes.deletion.bench import panel_for
-    from probes.live.load import load
 
     source = or_bundled(model)
     panel = panel_for(source, facts)
-    advance = stages("loading", 1)
-    loaded = load(source, dtype=dtype, device=device)
-    advance(1)
-    for note in loaded.notes:
-        warn(f"note: {note}")
-    return loaded, panel
+    return load_model(source, dtype=dtype, device=device, progress=stages), panel
 
 
 def _show(found: Deletion | Deletions, json: bool, output: Path | None) -> None:

@@ -32,15 +32,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Lambda gates: separate recall from reasoning.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def example(line: str) -> str:
-    return f"Example: vindex gates {line}"
+app.command()(gates_train.train)
+app.command("eval")(gates_eval.evaluate)
 
 
-app.command(epilog=example("train atlas -o gates --learning-rate 0.05 --max-steps 240"))(gates_train.train)
-app.command("eval", epilog=example("eval atlas gates -o eval.json --plot eval.html"))(gates_eval.evaluate)
-
-
-@app.command(epilog=example("stats gates"))
+@app.command()
 def stats(directory: Directory, json: Json = False, output: Output = None) -> None:
     """Recompute a directory's figures, and check those that its files state."""
     from probes.gates.stats import read_stats
@@ -73,7 +69,7 @@ def print_stats(found: Stats) -> None:
     print_table("gate_stats.json", ["stated", ">value", ">recomputed", ">agree to 0.001"], checks)
 
 
-@app.command(epilog=example("convert gates/lambda_logits.pt -o again"))
+@app.command()
 def convert(
     source: Annotated[
         Path, typer.Argument(metavar="GATES", help="A directory of gates, or a .pt or .safetensors file.")
@@ -90,7 +86,7 @@ def convert(
     say(f"wrote {output}; next: vindex gates stats {output}")
 
 
-@app.command(epilog=example('apply atlas gates --off 25% --prompt "The capital of France is"'))
+@app.command()
 def apply(
     model: Model,
     directory: Directory,
@@ -132,7 +128,7 @@ def apply(
         print_table(one.prompt, ["gates", "the model goes on"], rows)
 
 
-@app.command(epilog=example("bake atlas gates --off 25% -o atlas-gated"))
+@app.command()
 def bake(
     model: Model,
     directory: Directory,
@@ -156,7 +152,7 @@ def bake(
     say(f"next: load it as any checkpoint, or vindex probe {output}")
 
 
-@app.command(epilog=example("compare gates other-gates"))
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(metavar="GATES", help="A directory of gates.")],
     second: Annotated[Path, typer.Argument(metavar="GATES", help="Another, of the same model.")],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from probes.cli.model import load_model
 from vindex.console import print_json, print_table, progress, say, styled, typed, warn
-from vindex.demo import or_bundled
 
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
@@ -20,7 +21,9 @@ LONGEST_PIECE = 10
 
 
 def trace(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
+    ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model reads.")],
     vindex: Annotated[
         Path | None, typer.Option(metavar="VINDEX", help="A vindex of the same model: what its FFNs read and write.")
@@ -40,7 +43,9 @@ def trace(
     position: Annotated[int, typer.Option(help="Of the token, from 0; negative from the end.")] = -1,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="Generic text for z, a UTF-8 file or a bundled name; repeatable. Default: all bundled."),
+        typer.Option(
+            metavar="FILE", help="Generic text for z, a UTF-8 file or a bundled name; repeatable. Default: all bundled."
+        ),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Show the reads and writes of this layer.")] = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions to show.")] = 10,
@@ -59,31 +64,31 @@ def trace(
 
     Example: vindex trace atlas "The capital of France is" --vindex atlas.vindex --target " Paris" --check 3
     """
-    from probes import texts
-    from probes.live.load import load
+    import probes
+    import vindex as artifact
     from probes.tracing.result import check_target
-    from probes.tracing.trace import trace as traced
-    from vindex.reader import open_vindex
 
     if output:
         check_target(output)
-    opened = open_vindex(vindex) if vindex else None
-    loaded = load(or_bundled(model), dtype=dtype, device=device, revision=revision)
-    for note in loaded.notes:
-        warn(f"note: {note}")
-    with progress() as stage:
-        found = traced(
-            loaded,
-            typed(prompt),
-            vindex=opened,
-            target=None if target is None else typed(target),
-            against=None if against is None else typed(against),
-            patch=patch,
-            check=check,
-            position=position,
-            text=text or texts.BUNDLED,
-            progress=stage,
-        )
+    opened = artifact.open(vindex) if vindex else None
+    try:
+        with progress() as stage:
+            loaded = load_model(model, dtype=dtype, device=device, revision=revision, progress=stage)
+            found = probes.trace(
+                loaded,
+                typed(prompt),
+                vindex=opened,
+                target=None if target is None else typed(target),
+                against=None if against is None else typed(against),
+                patch=patch,
+                check=check,
+                position=position,
+                text=text,
+                progress=stage,
+            )
+    except KeyboardInterrupt:
+        warn("stopped; nothing was written")
+        raise typer.Exit(130) from None
     if output:
         found.save(output)
     if json:
@@ -155,7 +160,7 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
     count, generic = found.directions.vindex.gate.shape[1], found.directions.generic
     print_table(
         "Reads: the strongest gate direction of each layer" if layer is None else f"Reads of layer {layer}",
-        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95 %"]), "tokens"],
+        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95%"]), "tokens"],
         [
             (
                 row["layer"],
@@ -168,7 +173,7 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
             for row in rows
         ],
         f"READ: z of v·x{' of the difference' * bool(found.against)} against {generic.tokens} tokens of generic text"
-        + ("; 95 %: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
+        + ("; 95%: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
         + f". x inside: share of ‖x‖² in the {count} directions; by chance {found.chance:.0%}",
     )
 
@@ -235,13 +240,13 @@ def _print_fate(found: Trace) -> None:
 
 def _next(found: Trace, model: str, vindex: Path | None, output: Path | None) -> str:
     if found.directions is None:
-        return f"vindex build {model} -o own.vindex, then --vindex own.vindex: which directions read and write"
+        return f"vindex build {quote(model)} -o own.vindex, then --vindex own.vindex: which directions read and write"
     if not found.directions.tested:
         return "--check 5: what the strongest directions do when they are taken out of the live model"
     if output is None:
         return "-o trace.html: every layer's directions on one page"
     strongest = found.writes(k=1)[0]
-    return f"vindex feature {vindex} {strongest['layer']} {strongest['feature']}"
+    return f"vindex feature {quote(str(vindex))} {strongest['layer']} {strongest['feature']}"
 
 
 def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:

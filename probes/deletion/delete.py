@@ -151,10 +151,9 @@ def _resumed(bench: Bench, asked: dict[str, Any], path: Path) -> list[record.Ent
     found = load_record(path)
     if found.get("record") != record.ALL:
         raise QueryError(f"{path}: expected the record of gate3 --all ({record.ALL}); name the file that -o gave it")
-    head = record.all_facts(bench, asked, [])
-    for key in ("model", "options", "facts_file", "relations", "known_from"):
-        if found.get(key) != head[key]:
-            theirs, ours = _differing(found.get(key), head[key]), _differing(head[key], found.get(key))
+    for key, wanted in (record.choices(bench) | asked).items():
+        if found.get(key) != wanted:
+            theirs, ours = _differing(found.get(key), wanted), _differing(wanted, found.get(key))
             raise QueryError(f"{path}: made with {key} {theirs}, not {ours}; repeat its options, or name another file")
     return list(found["facts"])
 

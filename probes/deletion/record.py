@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +24,8 @@ from probes.deletion.options import TrialOptions
 from probes.deletion.verdict import STANDARDS, Verdict
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Sets
-from probes.live.sites import layers
-from probes.records import libraries, plain
+from probes.live.match import describe
+from probes.records import head, plain
 
 ONE, ALL = "vindex-gate3/1", "vindex-gate3-all/1"
 Z95 = 1.959964
@@ -69,9 +68,8 @@ def one(bench: Bench, result: FactResult) -> dict[str, Any]:
         for name, found in result.methods.items()
     }
     return {
-        "record": ONE,
-        "created": _now(),
-        **head(bench),
+        **head(ONE),
+        **choices(bench),
         **plain({"fact": _fact(bench, result), "method": result.main, **_outcome(result), "methods": methods}),
         **plain({"sets": _sets(result.sets), "seconds": result.seconds}),
     }
@@ -85,7 +83,7 @@ def all_facts(bench: Bench, asked: Mapping[str, Any], entries: Sequence[Entry]) 
     }
     seconds = sum(entry["seconds"] for entry in entries)
     more = {"rates": rates, "facts": list(entries), "seconds": seconds}
-    return {"record": ALL, "created": _now(), **head(bench), **plain({**asked, **more})}
+    return {**head(ALL), **choices(bench), **plain({**asked, **more})}
 
 
 def entry(bench: Bench, result: FactResult) -> Entry:
@@ -94,38 +92,21 @@ def entry(bench: Bench, result: FactResult) -> Entry:
     return plain({**_fact(bench, result), "methods": methods, "seconds": result.seconds})
 
 
-def head(bench: Bench) -> dict[str, Any]:
+def choices(bench: Bench) -> dict[str, Any]:
     """What was run, with every free choice."""
-    model = bench.model
-    gate = layers(model)[0].gate_proj.weight
     about = {
-        "name": bench.loaded.name,
-        "revision": bench.loaded.revision,
-        "weights_sha256": bench.weights_sha256,
-        "architecture": type(model).__name__,
-        "num_layers": len(layers(model)),
-        "hidden_size": gate.shape[1],
-        "intermediate_size": gate.shape[0],
-        "vocab_size": model.config.vocab_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "patch_rounded_to": str(bench.stored or model.dtype).removeprefix("torch."),
-        "device": model.device.type,
+        "patch_rounded_to": str(bench.stored or bench.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
     return plain(
         {
-            "libraries": libraries(),
-            "model": about,
+            "model": describe(bench.loaded, bench.weights_sha256) | about,
             "activation": bench.activation,
             "null_layers": bench.null_layers,
             "facts_file": bench.panel.name,
             "options": asdict(bench.options),
         }
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _fact(bench: Bench, result: FactResult) -> dict[str, Any]:

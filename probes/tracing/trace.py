@@ -44,7 +44,7 @@ def trace(
     patch: str | Path | None = None,
     check: int = 0,
     position: int = -1,
-    text: Sequence[str] = texts.BUNDLED,
+    text: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Trace:
     """Trace a prompt through the model.
@@ -52,7 +52,7 @@ def trace(
     vindex: one of the same model; without it there are no reads and writes. target: a token's exact text or its id, by
     default what the model predicts. against: another prompt of as many tokens. patch: a file that `gate3` saved.
     check: how many directions of either side are taken out of the live model. position: from 0, or from the end if
-    negative. text: bundled names or files, the generic text that reads are held against.
+    negative. text: bundled names or files, the generic text that reads are held against; by default all bundled ones.
     Raises ProbeError, PatchError or QueryError, in one line.
     """
     require_head(model)
@@ -76,7 +76,7 @@ def trace(
     }
     found = None
     if vindex is not None:
-        about = directions.generic(model, vindex, text, progress)
+        about = directions.generic(model, vindex, text or texts.BUNDLED, progress)
         along = directions.along(vindex, traced.x, traced.y, frozen.u, about, difference=beside is not None)
         rows = np.concatenate([along.adds, along.outside[:, None]], axis=1)
         sums["writes"] = frozen.require_sum(rows, traced.grown @ frozen.u, "what the FFNs write")

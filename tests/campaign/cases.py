@@ -30,7 +30,7 @@ MAKING = f"""
     gates convert gates -o OUT
     probe missing -o OUT
     probe missing --plot OUT
-    gate3 missing --save-patch OUT --json OUT
+    gate3 missing --save-patch OUT -o OUT
     gates train missing -o OUT FORCE
     demo -o OUT"""
 ODD_OPTIONS = """

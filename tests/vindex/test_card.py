@@ -224,7 +224,7 @@ def test_a_damaged_record_is_told_with_the_place(copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message", [("{", "not valid JSON .*; write it with --json"), ("[]", "expected a JSON object, got list")]
+    "text, message", [("{", "not valid JSON .*; write it with -o"), ("[]", "expected a JSON object, got list")]
 )
 def test_files_that_are_no_records(copy, tmp_path, text, message):
     (tmp_path / "probe.json").write_text(text)

@@ -107,7 +107,7 @@ def test_score_prints_id_and_piece_and_mentions_the_other_spacing(built):
         (("verify", "--source", "nowhere"), "nowhere: no such directory"),
         (
             ("card", "--probe", "nowhere.json"),
-            "nowhere.json: cannot be read (No such file or directory); write it with --json",
+            "nowhere.json: cannot be read (No such file or directory); write it with -o",
         ),
     ],
 )

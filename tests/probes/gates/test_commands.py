@@ -20,7 +20,7 @@ from probes.gates.files import write_logits
 from probes.gates.gates import Gates
 from probes.gates.options import EvalOptions, TrainOptions
 from tests.probes.gates.progress import Told
-from vindex.__main__ import app
+from vindex.__main__ import EXAMPLES, app
 from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
 
@@ -130,7 +130,7 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     settings = ("--neutral", tmp_path / "n.txt", "--thresholds", 0.5, "-o", record, "--plot", picture)
     shown = run("eval", "atlas", out, *data, *settings)
     assert "random ×5" in shown and "gates minus random" in shown and picture.exists()
-    assert "next: vindex card VINDEX --gates" in " ".join(shown.splitlines()[-2:])
+    assert "next: vindex card VINDEX --gates" in " ".join(shown.split())[-200:]
     found = json.loads(record.read_text())
     assert found["choices"]["soft_scale_mode"] == "mean" and found["panels"]["counts"]["forget"] == 3
     digest = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
@@ -232,13 +232,11 @@ def commands():
     return typer.main.get_command(app).commands["gates"].commands
 
 
-def test_every_help_ends_in_an_example_that_parses():
+def test_every_example_in_a_help_parses():
     assert len(commands()) == 7
     for name, command in commands().items():
-        start, *words = shlex.split(command.epilog)
-        assert (start, words[:3]) == ("Example:", ["vindex", "gates", name])
+        words = shlex.split(EXAMPLES[f"gates {name}"])
         command.make_context(name, words[3:])  # raises on an option or argument that is not there
-        assert "Example: vindex gates" in CliRunner().invoke(app, ["gates", name, "-h"]).output[-250:]
 
 
 @pytest.mark.parametrize(

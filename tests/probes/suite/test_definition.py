@@ -16,9 +16,9 @@ def rows() -> dict[str, str]:
     """The table of choices: name in the record, value, and the sentence that follows it in the source."""
     found = {}
     for node, text in pairwise(ast.parse(inspect.getsource(definition)).body):
-        if isinstance(node, ast.Assign) and isinstance(text, ast.Expr):
+        if isinstance(node, ast.Assign) and isinstance(text, ast.Expr) and node.targets[0].id != "VERSION":
             name = node.targets[0].id.lower()
-            value = " ".join(f"{one:g}" for one in _several(ast.literal_eval(node.value)))
+            value = " ".join(f"{one:g}" for one in _several(definition.choices()[name]))
             found[name] = f"| `{name}` | {value} | {' '.join(ast.literal_eval(text.value).split())} |"
     return found
 
