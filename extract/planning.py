@@ -74,6 +74,7 @@ def plan_index(checkpoint: Checkpoint, layout: Layout, options: BuildOptions) ->
         num_experts=layout.mixture.num_experts if layout.mixture else None,
         num_features_per_expert=features if layout.mixture else None,
         num_shared_experts=shared or None,
+        has_gate_stats=True,
     )
 
 

@@ -1,15 +1,19 @@
 """The tokens at the two poles of every direction, in one pass over the vocabulary matrix.
 
 The matrix is read a block of rows at a time; each block meets every direction and leaves behind only the running
-extremes. Where experts make the directions many, the layers are taken in runs, with one pass for each: memory is one
-block and one run, whatever the vocabulary and the number of layers, and a run that is finished is never redone.
+extremes and sums. A few random directions pass with the model's own, to show what poles are like by chance. Where
+experts make the directions many, the layers are taken in runs, with one pass for each: memory is one block and one
+run, whatever the vocabulary and the number of layers, and a run that is finished is never redone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
+from vindex.chance import sampled_tokens
 from vindex.format import META_TOP_K, meta_record
 from vindex.index import Index
 
@@ -48,6 +52,72 @@ class TopTokens:
         records["top_token_id"] = records["tokens"]["token_id"][:, 0]
         records["top_score"] = records["tokens"]["score"][:, 0]
         return records
+
+
+class Spread:
+    """Running mean and standard deviation of the scores of so many features, and the sum of the tokens' rows.
+
+    Blocks are joined as in Chan, Golub & LeVeque 1983, in float64.
+    """
+
+    def __init__(self, features: int, device: str = "cpu") -> None:
+        self._mean, self._squares, self._count = torch.zeros(3, features, dtype=torch.float64, device=device)
+
+    def update(self, first_feature: int, scores: torch.Tensor) -> None:
+        """Take in scores (m, n) of m features and n more tokens."""
+        rows, more = slice(first_feature, first_feature + len(scores)), scores.shape[1]
+        variance, mean = (part.double() for part in torch.var_mean(scores, dim=1, correction=0))
+        before, step = self._count[rows], mean - self._mean[rows]
+        share = more / (before + more)
+        self._mean[rows] += step * share
+        self._squares[rows] += variance * more + step.square() * before * share
+        self._count[rows] += more
+
+    def result(self) -> torch.Tensor:
+        """(2, features) float32: means, and standard deviations over all tokens."""
+        return torch.stack([self._mean, (self._squares / self._count).sqrt()]).float()
+
+
+class Sample:
+    """The rows of format.SAMPLE tokens, evenly spread over `tokens` ids, and the mean of all rows."""
+
+    def __init__(self, tokens: int) -> None:
+        self._ids = sampled_tokens(tokens)
+        self._rows: list[torch.Tensor] = []
+        self._sum: torch.Tensor | float = 0.0
+        self._tokens = tokens
+
+    def update(self, first_id: int, rows: torch.Tensor) -> None:
+        """Take in rows (n, H) of the tokens first_id … first_id + n − 1."""
+        self._sum = self._sum + rows.sum(dim=0, dtype=torch.float64)
+        inside = self._ids[(self._ids >= first_id) & (self._ids < first_id + len(rows))] - first_id
+        self._rows.append(rows[torch.from_numpy(inside).to(rows.device)])
+
+    def rows(self) -> torch.Tensor:
+        """(SAMPLE, H), in the order of `sampled_tokens`."""
+        return torch.cat(self._rows)
+
+    def mean(self) -> torch.Tensor:
+        """(H,) float32."""
+        return (torch.as_tensor(self._sum) / self._tokens).float()
+
+
+def peaks_of(
+    directions: Iterable[tuple[int, torch.Tensor]], stats: torch.Tensor, rows: torch.Tensor, layer_of: torch.Tensor
+) -> torch.Tensor:
+    """Largest |z| of each row in each layer: (layers, n) float32.
+
+    directions: (first feature, (m, H)) pieces of all features. stats: `Spread.result`. rows: (n, H) of length one.
+    layer_of: (features,) int64, from 0. A direction without spread, as a zero one, has z 0.
+    """
+    peaks = torch.zeros(int(layer_of[-1]) + 1, len(rows), device=rows.device)
+    mean, deviation = stats[:, :, None]
+    for first, piece in directions:
+        at = slice(first, first + len(piece))
+        size = ((gate_scores(piece, rows) - mean[at]).abs() / deviation[at]).where(deviation[at] > 0, 0.0)
+        for layer in layer_of[at].unique().tolist():
+            peaks[layer] = peaks[layer].maximum(size[layer_of[at] == layer].amax(dim=0))
+    return peaks
 
 
 def runs_of(index: Index) -> list[range]:

@@ -7,7 +7,7 @@ and runs can be computed apart. They read the directions as they are stored, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from extract.checkpoint import Checkpoint
 from extract.device import wide
 from extract.job import Job
 from extract.layouts import Norm
-from extract.vocab import STEP, TopTokens, down_scores, gate_scores, runs_of, unit_rows
+from extract.vocab import STEP, Sample, Spread, TopTokens, down_scores, gate_scores, peaks_of, runs_of, unit_rows
 from vindex import format as form
+from vindex.chance import random_directions
+from vindex.format import RANDOM_DIRECTIONS
 from vindex.index import Index
 from vindex.options import BuildOptions
 
@@ -54,7 +56,7 @@ def vocabulary_blocks(job: Job) -> list[VocabularyBlock]:
             side=side,
             tensor=tensor,
             layers=run,
-            tokens=len(job.vocabulary),
+            tokens=min(len(job.vocabulary), job.index.vocab_size),
             first=run.start == 0,
             final_norm=job.layout.final_norm,
             index=job.index,
@@ -82,11 +84,12 @@ def project_vocabulary(
 ) -> dict[str, Any]:
     """Pass once over the matrix and write the run's records. `advance` is told the rows of each step."""
     final_norm, row_blocks = material
-    features = sum(block.index.layers[layer].num_features for layer in block.layers)
-    top_tokens, casts = TopTokens(features, options.device), []
+    gate, features = block.side == "gate", sum(block.index.layers[layer].num_features for layer in block.layers)
+    top_tokens, casts = TopTokens(features + RANDOM_DIRECTIONS * block.first, options.device), []
+    spread, sample = Spread(features + RANDOM_DIRECTIONS * block.first, options.device), Sample(block.tokens)
     kept = list(_directions(block, files, options.device)) if final_norm.is_cuda else None  # it has room for the run
     for first, rows in ahead(row_blocks):
-        if block.first and block.side == "gate" and options.embeddings:
+        if block.first and gate and options.embeddings:
             half = to_half(rows, block.tensor, first)
             files.write(form.EMBEDDINGS.name, first * rows.shape[1] * form.HALF, half.values.numpy())
             casts.append(asdict(cast_report(block.tensor, half)))
@@ -94,30 +97,70 @@ def project_vocabulary(
             require_finite(rows, block.tensor, first)
         candidates = rows[: max(0, block.tokens - first)]
         if len(candidates):
-            tokens = unit_rows(candidates) if block.side == "gate" else candidates
+            tokens = unit_rows(candidates) if gate else candidates
+            if gate:
+                sample.update(first, tokens)
             for feature, stored in kept or _directions(block, files, options.device):
                 directions = stored.to(torch.float32)
-                if block.side == "gate":
+                if gate:
                     scores = gate_scores(directions, tokens)
+                    spread.update(feature, scores)
                 else:
                     scores = down_scores(final_norm * directions, tokens)
                 top_tokens.update(feature, scores, first)
         advance(len(rows))
-    _write_meta(block, files, top_tokens.records())
+    records = top_tokens.records()
+    _write_meta(block, files, records[:features])
+    if block.first:
+        poles = records[features:]["tokens"]["token_id"]
+        files.write(form.RANDOM_POLES.name, 0 if gate else poles.nbytes, np.ascontiguousarray(poles))
+    if gate:
+        _write_statistics(block, files, spread, sample, kept or _directions(block, files, options.device))
     return {"casts": casts}
 
 
 def _directions(block: VocabularyBlock, files: BlockFiles, device: str) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number in the run, (n, H) float16 on the device) of its directions, some at a time, of any layer."""
+    """(number in the run, (n, H) on the device) of its directions, some at a time, of any layer.
+
+    They are float16; the first block's are followed by the random ones, float32.
+    """
     width = block.index.hidden_size * form.HALF
-    entries = [block.index.layers[layer] for layer in block.layers]
-    start, stop = entries[0].offset, entries[-1].offset + entries[-1].length
+    start, stop = _extent(block)
     for offset in range(start, stop, STEP * width):
         stored = files.read(
             (form.GATE if block.side == "gate" else form.DOWN).name, offset, min(STEP * width, stop - offset)
         )
         half = torch.frombuffer(bytearray(stored), dtype=torch.float16)
         yield (offset - start) // width, half.view(-1, block.index.hidden_size).to(device)
+    if block.first:
+        yield (stop - start) // width, torch.from_numpy(random_directions(block.index.hidden_size)).to(device)
+
+
+def _extent(block: VocabularyBlock) -> tuple[int, int]:
+    """First byte of the run's directions in their file, and the first one past them."""
+    entries = [block.index.layers[layer] for layer in block.layers]
+    return entries[0].offset, entries[-1].offset + entries[-1].length
+
+
+def _write_statistics(
+    block: VocabularyBlock,
+    files: BlockFiles,
+    spread: Spread,
+    sample: Sample,
+    directions: Iterable[tuple[int, torch.Tensor]],
+) -> None:
+    """The run's part of what scores are judged by; the sampled tokens meet its directions once more."""
+    counts = [block.index.layers[layer].num_features for layer in block.layers]
+    stats, rows = spread.result(), sample.rows()
+    layer_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(rows.device)
+    own = ((first, piece[: len(layer_of) - first].to(torch.float32)) for first, piece in directions)
+    peaks = peaks_of(((first, piece) for first, piece in own if len(piece)), stats, rows, layer_of)
+    row, width = _extent(block)[0] // (block.index.hidden_size * form.HALF), peaks.element_size()
+    for which, values in enumerate(stats[:, : len(layer_of)].cpu().numpy()):
+        files.write(form.GATE_STATS.name, (which * block.index.num_rows + row) * width, np.ascontiguousarray(values))
+    files.write(form.GATE_PEAKS.name, block.layers.start * form.SAMPLE * width, peaks.cpu().numpy())
+    if block.first:
+        files.write(form.MEAN_EMBEDDING.name, 0, sample.mean().cpu().numpy())
 
 
 def _write_meta(block: VocabularyBlock, files: BlockFiles, records: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from tests.vindex.test_commands import run
 from vindex.__main__ import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/commands.md", "docs/probes.md", "docs/trace.md"]
+PAGES = ["README.md", "docs/commands.md", "docs/probes.md", "docs/scores.md", "docs/trace.md"]
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -45,7 +45,7 @@ def test_every_command_has_an_example():
     assert len(listed) >= 8 and set(listed) <= shown
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/probes.md", "docs/trace.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/probes.md", "docs/scores.md", "docs/trace.md"])
 def test_python_blocks_run(page, tmp_path):
     run("build", "atlas", "-o", "atlas.vindex", cwd=tmp_path)
     code = "\n".join(blocks(page, "python"))

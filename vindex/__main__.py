@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from extract.cli import build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, patch, plot, trace
-from vindex import cli, console
+from vindex import cli, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
@@ -24,6 +24,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "info": "vindex info atlas.vindex",
     "verify": "vindex verify atlas.vindex --source atlas",
     "score": 'vindex score atlas.vindex " Paris" " Berlin" -k 5',
+    "search": "vindex search atlas.vindex Paris --reads",
     "feature": "vindex feature atlas.vindex 1 95",
     "compare": "vindex compare base.vindex tuned.vindex --plot angles.html",
     "card": "vindex card atlas.vindex --probe probe.json",
@@ -92,7 +93,7 @@ def demo(
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         (f"build {model} -o {there}", lambda: _build(atlas, output)),
         (f"verify {there} --source {model}", lambda: verifying.verify(output, source=atlas)),
-        (f'score {there} " Paris"', lambda: cli.score(output, [" Paris"], k=8)),
+        (f'score {there} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8)),
         (f"gate3 {model} --vindex {there}", lambda: delete.gate3(atlas, vindex=output)),
     )
     _require_own(output)
@@ -133,8 +134,9 @@ HANDLERS = (
     plan.plan,
     cli.info,
     verifying.verify,
-    cli.score,
-    cli.feature,
+    cli_scores.score,
+    cli_scores.search,
+    cli_scores.feature,
     cli.compare,
     cli.card,
     constants.probe,

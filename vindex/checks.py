@@ -3,7 +3,8 @@
 1. The directory: the files of the format and no others; checksums.
 2. Every number: finite, and what its file says it is (unit directions at right angles, falling singular values, scores
    in order). Rows are taken some at a time, so that memory does not grow with what a file claims to hold.
-3. index.json and manifest.json say the same of the model, the options and every weight.
+3. What scores are judged by, recomputed from the embeddings (vindex/recomputed.py).
+4. index.json and manifest.json say the same of the model, the options and every weight.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vindex.format import (
     ROUTER,
     SHARED_GATES,
     SIGMA,
+    STATISTICS,
     SUMS,
     FileSpec,
     files_of,
@@ -36,6 +38,7 @@ from vindex.format import (
 from vindex.index import LayerEntry
 from vindex.progress import Advance, Progress, silent
 from vindex.reader import Vindex
+from vindex.recomputed import statistics
 from vindex.schema import listed
 from vindex.targets import is_left_over
 from vindex.verification import DIRECTORY, Check, Verification
@@ -67,6 +70,8 @@ def _checks(v: Vindex, progress: Progress) -> Iterator[Check]:
         yield _biases(v)
     for spec in (GATE_META, DOWN_META):
         yield _tokens(v, spec)
+    if v.index.has_gate_stats:
+        yield from statistics(v)
     yield _manifest(v)
 
 
@@ -109,7 +114,7 @@ def _checksums(v: Vindex, advance: Advance) -> Iterator[Check]:
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
-    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES):
+    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, *STATISTICS):
         if spec.present(v.index):
             yield spec, v.array(spec)
 

@@ -141,7 +141,10 @@ def _settle(directory: Path) -> None:
 
 
 def vindex_id(digests: Mapping[str, str]) -> str:
-    """First 8 hex digits of the SHA-256 of the SHA256SUMS lines of the payload files, sorted by name."""
-    payload = {spec.name for spec in FILES if is_payload(spec)}
+    """First 8 hex digits of the SHA-256 of the SHA256SUMS lines of the payload files, sorted by name.
+
+    Optional ones are left out.
+    """
+    payload = {spec.name for spec in FILES if is_payload(spec) and not spec.optional}
     lines = render_sums({name: digest for name, digest in digests.items() if name in payload})
     return hashlib.sha256(lines.encode()).hexdigest()[:8]

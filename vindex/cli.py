@@ -1,4 +1,4 @@
-"""Commands that look at a vindex: info, verify, score, feature, compare, card. None of them loads torch."""
+"""Commands that look at a vindex: info, compare, card. None of them loads torch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.console import bytes_of, check_places, print_json, print_table, progress, put, say, styled, typed
+from vindex.console import bytes_of, check_places, print_json, print_table, progress, put, say, styled
 
 if TYPE_CHECKING:
     from vindex.differences import SideDifference
-    from vindex.reader import Vindex
-    from vindex.records import FeatureHit, TokenScore
 
 VindexPath = Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of tables.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record as JSON here.")]
-POLE_SHOWN = 4
 
 
 def info(path: VindexPath, json: Json = False, output: Output = None) -> None:
@@ -41,69 +38,6 @@ def info(path: VindexPath, json: Json = False, output: Output = None) -> None:
         if value is not None
     ]
     print_table(str(path), ["", ""], rows)
-
-
-def score(
-    path: VindexPath,
-    tokens: Annotated[list[str], typer.Argument(help='Tokens to score, quoted with their leading space: " Paris".')],
-    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Features to show for each token.")] = 10,
-    json: Json = False,
-    output: Output = None,
-) -> None:
-    """Which features read a token.
-
-    The score is the cosine of the token's embedding with every gate direction.
-    """
-    from vindex.reader import open_vindex
-
-    check_places(output)
-    v = open_vindex(path)
-    results = []
-    for text in map(typed, tokens):
-        token_id = v.token_id(text)
-        results.append((text, token_id, v.top_features(token_id, k)))
-    if put([_score_record(v, *result) for result in results], json, output):
-        return
-    for text, token_id, hits in results:
-        other = v.vocabulary.hint(text)
-        hint = f" ({other.removeprefix(', but ')})" if other else ""
-        say(f"token {text!r}, id {token_id}", styled(hint, "dim"))
-        _print_hits(v, hits)
-
-
-def feature(
-    path: VindexPath,
-    layer: Annotated[int, typer.Argument(help="Layer, from 0.")],
-    number: Annotated[int, typer.Argument(metavar="FEATURE", help="Feature, from 0: rank in the spectrum.")],
-    expert: Annotated[
-        int | None, typer.Option(help="Expert, from 0, where the layer has them; the shared one comes last.")
-    ] = None,
-    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
-    json: Json = False,
-    output: Output = None,
-) -> None:
-    """What one feature reads and writes, and its neighbours."""
-    from vindex.reader import open_vindex
-    from vindex.records import to_json
-
-    check_places(output)
-    v = open_vindex(path)
-    found = v.feature(layer, number, expert=expert)
-    nearest = v.nearest_features(layer, number, k, expert=expert)
-    if put(to_json(found) | {"nearest": to_json(nearest)}, json, output):
-        return
-    poles = (
-        ("reads +", found.reads),
-        ("reads −", found.reads_against),
-        ("writes +", found.writes),
-        ("writes −", found.writes_against),
-    )
-    place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
-    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
-    caption = "reads: cosine of embedding and gate direction; writes: logit lens of the down direction; ␣ is a space"
-    print_table(title, ["pole", "tokens (score)"], [(name, _scored(tokens)) for name, tokens in poles], caption)
-    say("nearest gate directions")
-    _print_hits(v, nearest)
 
 
 def compare(
@@ -173,45 +107,6 @@ def card(
     measured = {"probe": probe, "gate3": gate3, "gates eval": gates}
     missing = [f"vindex {command}" for command, record in measured.items() if record is None]
     say("next: " + (f"measure what it leaves open with {', '.join(missing)}" if missing else f"vindex verify {path}"))
-
-
-def _print_hits(v: Vindex, hits: list[FeatureHit]) -> None:
-    rows = []
-    mixture = bool(v.index.num_experts)
-    for hit in hits:
-        found = v.feature(hit.layer, hit.feature, expert=hit.expert)
-        reads = found.reads if hit.cosine >= 0 else found.reads_against
-        cells = (f"{hit.cosine:+.3f}", f"{hit.gate_sigma:.2f}", _pieces(reads), _pieces(found.writes))
-        expert = (_expert_name(v, hit.layer, hit.expert),) if mixture else ()
-        rows.append((hit.layer, *expert, hit.feature, *cells))
-    columns = [">layer", *([">expert"] if mixture else []), ">feature", ">cosine", ">σ"]
-    print_table("", [*columns, "what it reads", "what it writes"], rows, "␣ is a space")
-
-
-def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
-    if expert is None:
-        return "dense"
-    return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
-
-
-def _score_record(v: Vindex, text: str, token_id: int, hits: list[FeatureHit]) -> dict:
-    from vindex.records import to_json
-
-    features = [to_json(v.feature(hit.layer, hit.feature, expert=hit.expert)) | {"cosine": hit.cosine} for hit in hits]
-    return {"token": text, "token_id": token_id, "piece": v.vocabulary.piece(token_id), "features": features}
-
-
-def _pieces(tokens: list[TokenScore]) -> str:
-    return "  ".join(_visible(token) for token in tokens[:POLE_SHOWN])
-
-
-def _scored(tokens: list[TokenScore]) -> str:
-    return "  ".join(f"{_visible(token)}\u00a0{token.score:+.2f}" for token in tokens)
-
-
-def _visible(token: TokenScore) -> str:
-    """The piece with its spaces made visible, so that a table neither hides them nor breaks there."""
-    return repr(token.piece)[1:-1].replace(" ", "␣")
 
 
 def _difference_cells(side: SideDifference) -> tuple[str, ...]:

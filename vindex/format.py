@@ -18,6 +18,8 @@ LARQL_VERSION = 2
 META_MAGIC, META_VERSION = 0x444D4554, 1
 HALF = 2  # bytes of a half-precision number
 META_TOP_K = 20  # ten highest scores, then ten lowest
+SAMPLE = 1 << 12  # tokens, evenly spread over the vocabulary, whose largest |z| is kept
+RANDOM_DIRECTIONS = 1 << 8  # whose poles are kept, to judge the poles of the model's own
 
 # No model has as many by far; a count past these is damage, and is refused before anything is made of it.
 MOST_LAYERS, MOST_EXPERTS, MOST_COLUMNS = 1 << 14, 1 << 16, 1 << 20
@@ -59,6 +61,8 @@ class Dims(Protocol):
     @property
     def has_embeddings(self) -> bool: ...
     @property
+    def has_gate_stats(self) -> bool | None: ...
+    @property
     def num_experts(self) -> int | None: ...
     @property
     def num_shared_experts(self) -> int | None: ...
@@ -71,7 +75,10 @@ class Dims(Protocol):
 
 
 class FileSpec(NamedTuple):
-    """One file of a vindex. `byte_size` is None for text, whose size no header fixes."""
+    """One file of a vindex. `byte_size` is None for text, whose size no header fixes.
+
+    optional: a vindex has the same id with it and without it.
+    """
 
     name: str
     content: str
@@ -79,13 +86,26 @@ class FileSpec(NamedTuple):
     shape: Callable[[Dims], tuple[int, ...]] | None = None
     byte_size: Callable[[Dims], int] | None = None
     present: Callable[[Dims], bool] = lambda index: True
+    optional: bool = False
 
 
-def _array(name: str, dtype: str, shape: Callable, content: str, present: Callable = lambda index: True) -> FileSpec:
+def _array(
+    name: str,
+    dtype: str,
+    shape: Callable,
+    content: str,
+    present: Callable = lambda index: True,
+    optional: bool = False,
+) -> FileSpec:
     def byte_size(index: Dims) -> int:
         return math.prod(shape(index)) * np.dtype(dtype).itemsize
 
-    return FileSpec(name, content, dtype, shape, byte_size, present)
+    return FileSpec(name, content, dtype, shape, byte_size, present, optional)
+
+
+def _statistic(name: str, dtype: str, shape: Callable, content: str) -> FileSpec:
+    """One of the files that scores are judged by; a vindex has all of them or none."""
+    return _array(name, dtype, shape, content, lambda index: bool(index.has_gate_stats), optional=True)
 
 
 def _meta_size(index: Dims) -> int:
@@ -130,6 +150,27 @@ SHARED_GATES = _array(
     "vector that gates the shared expert of each layer that has one",
     present=lambda index: bool(index.num_shared_experts),
 )
+GATE_STATS = _statistic(
+    "gate_stats.bin",
+    "<f4",
+    lambda index: (2, *index.feature_shape),
+    "mean and standard deviation over the vocabulary of each gate direction's cosines [2, L, F]",
+)
+GATE_PEAKS = _statistic(
+    "gate_peaks.bin",
+    "<f4",
+    lambda index: (index.num_layers, SAMPLE),
+    f"largest |z| that {SAMPLE} tokens reach in each layer [L, {SAMPLE}]",
+)
+MEAN_EMBEDDING = _statistic(
+    "mean_embedding.bin", "<f4", lambda index: (index.hidden_size,), "mean of the embeddings at length one [H]"
+)
+RANDOM_POLES = _statistic(
+    "random_poles.bin",
+    "<u4",
+    lambda index: (2, RANDOM_DIRECTIONS, META_TOP_K),
+    f"tokens at the poles of {RANDOM_DIRECTIONS} random directions: row 0 read, row 1 written",
+)
 DOWN_META = FileSpec("down_meta.bin", "tokens each down feature pushes up and down", byte_size=_meta_size)
 GATE_META = FileSpec("gate_meta.bin", "tokens along and against each gate direction", byte_size=_meta_size)
 TOKENIZER = FileSpec("tokenizer.json", "the model's tokenizer, byte for byte")
@@ -139,7 +180,8 @@ CARD = FileSpec("README.md", "model card")
 SUMS = FileSpec("SHA256SUMS", "one line for every other file, written last")
 
 TEXTS = (TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
-FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META, *TEXTS)
+STATISTICS = (GATE_STATS, GATE_PEAKS, MEAN_EMBEDDING, RANDOM_POLES)
+FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META, *STATISTICS, *TEXTS)
 
 
 def files_of(index: Dims) -> list[FileSpec]:
@@ -148,5 +190,8 @@ def files_of(index: Dims) -> list[FileSpec]:
 
 
 def is_payload(spec: FileSpec) -> bool:
-    """Whether the file is content (a .bin or the tokenizer), which index.json's checksums and the vindex id cover."""
+    """Whether the file is content (a .bin or the tokenizer), which index.json's checksums cover.
+
+    The vindex id covers those that are not optional.
+    """
     return spec.byte_size is not None or spec is TOKENIZER

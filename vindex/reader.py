@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from vindex import places, scoring
+from vindex.beside import BesideChance
 from vindex.checksums import load_sums, settle, vindex_id
 from vindex.errors import FormatError, QueryError
 from vindex.files import opened
@@ -47,7 +48,6 @@ from vindex.info import facts_of
 from vindex.manifest import Certificate, Manifest, load_manifest
 from vindex.norms import Norms
 from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
-from vindex.scores import Scored, Scores
 from vindex.tokens import Vocabulary, load_vocabulary
 from vindex.whole import OF_NUMBERS, check_files
 
@@ -55,7 +55,7 @@ Query = str | int | Sequence[str | int] | np.ndarray
 LENGTHS = (1e-4, 1e18)  # of a vector: what float32 can square, and what EPSILON does not change
 
 
-class Vindex:
+class Vindex(BesideChance):
     """A vindex on disk, as read-only memory maps. Use `vindex.open(path)`."""
 
     def __init__(self, path: Path) -> None:
@@ -176,7 +176,7 @@ class Vindex:
 
         Raises QueryError when the text is not one token or the id is out of range.
         """
-        token_id = self.vocabulary.id_of(token) if isinstance(token, str) else _whole("token id", token)
+        token_id = self.vocabulary.id_of(token) if isinstance(token, str) else scoring.whole("token id", token)
         if not 0 <= token_id < self.index.vocab_size:
             raise QueryError(
                 f"token id {token_id} is out of range: this model has ids 0 to {self.index.vocab_size - 1}"
@@ -215,25 +215,6 @@ class Vindex:
             )
         return vectors.astype(np.float32)
 
-    def score(self, query: Query, k: int = 10) -> Scores:
-        """Which features read a token or a vector, or each of several: all cosines, and the k largest.
-
-        query: as for `cosines`, or a list of token texts. Raises QueryError.
-        """
-        k, cosines = _positive("k", k), self.cosines(query)
-        one = cosines.ndim < self.gate.ndim
-        queries: Any = [query] if one else query
-        batch = cosines[None] if one else cosines
-        return Scores(self.id, batch, tuple(self._scored(*each, k) for each in zip(queries, batch, strict=True)))
-
-    def _scored(self, query: Any, cosines: np.ndarray, k: int) -> Scored:
-        hits = self._hits(cosines, k)
-        features = [(self.feature(hit.layer, hit.feature, expert=hit.expert), hit.cosine) for hit in hits]
-        if isinstance(query, np.ndarray):
-            return Scored(None, None, None, features)
-        token_id = self.token_id(query)
-        return Scored(query if isinstance(query, str) else None, token_id, self.vocabulary.piece(token_id), features)
-
     def cosines(self, query: Query) -> np.ndarray:
         """Cosine of a token's embedding (or of a vector) with every gate direction.
 
@@ -245,7 +226,7 @@ class Vindex:
 
     def top_features(self, query: Query, k: int = 10) -> list[FeatureHit]:
         """The k features whose gate direction lies closest to the query, largest cosine first."""
-        k = _positive("k", k)
+        k = scoring.positive("k", k)
         vector = self.vector(query)
         if vector.ndim != 1:
             raise QueryError("top_features takes one token or vector at a time; use score() or cosines() for a batch")
@@ -253,7 +234,7 @@ class Vindex:
 
     def nearest_features(self, layer: int, feature: int, k: int = 10, *, expert: int | None = None) -> list[FeatureHit]:
         """The k other features, of any layer and expert, whose gate directions lie closest to this one by |cosine|."""
-        k, row = _positive("k", k), self._row(layer, feature, expert)
+        k, row = scoring.positive("k", k), self.row(layer, feature, expert)
         directions = self.gate.reshape(-1, self.index.hidden_size)
         scores = scoring.cosines(directions, directions[row].astype(np.float32))
         scores[row] = 0.0
@@ -265,29 +246,29 @@ class Vindex:
         expert: which one, in a layer that is a mixture; E for its shared expert.
         Raises QueryError when one of them is out of range, or the layer needs an expert and none is given.
         """
-        row = self._row(layer, feature, expert)
+        row = self.row(layer, feature, expert)
         layer, feature = int(layer), int(feature)
         poles = (*self._poles(GATE_META, layer, row), *self._poles(DOWN_META, layer, row))
         gate_sigma, down_sigma = (float(sigma) for sigma in self.singular_values.reshape(2, -1)[:, row])
         return Feature(layer, feature, gate_sigma, down_sigma, *poles, None if expert is None else int(expert))
 
     def _hits(self, scores: np.ndarray, k: int, key: np.ndarray | None = None) -> list[FeatureHit]:
-        sigma = self.singular_values[0].reshape(-1)
         found = scoring.largest(scores if key is None else key, k)
-        return [self._hit(row, float(scores.flat[row]), float(sigma[row])) for row in found]
+        return [self.hit(row, float(scores.flat[row])) for row in found]
 
-    def _hit(self, row: int, cosine: float, sigma: float) -> FeatureHit:
-        """Row `row` of all R as layer, expert and rank."""
+    def hit(self, row: int, cosine: float) -> FeatureHit:
+        """Row `row` of all R as layer, expert and rank, with a query's cosine."""
         layer = bisect_right(self._first_rows, row) - 1
         entry = self.index.layers[layer]
         group, feature = divmod(row - self._first_rows[layer], entry.features)
+        sigma = float(self.singular_values.reshape(2, -1)[0, row])
         return FeatureHit(layer, feature, cosine, sigma, group if entry.num_experts else None)
 
     @cached_property
     def _first_rows(self) -> list[int]:
         return [self.index.first_row(layer) for layer in range(self.index.num_layers)]
 
-    def _row(self, layer: int, feature: int, expert: int | None) -> int:
+    def row(self, layer: int, feature: int, expert: int | None) -> int:
         """Which of the R rows a feature is."""
         layer = self._in_range("layer", layer, self.index.num_layers)
         entry = self.index.layers[layer]
@@ -303,7 +284,7 @@ class Vindex:
         return self._first_rows[layer] + (expert or 0) * entry.features + feature
 
     def _in_range(self, what: str, value: Any, count: int) -> int:
-        number = _whole(what, value)
+        number = scoring.whole(what, value)
         if not 0 <= number < count:
             raise QueryError(f"{what} {number} is out of range: {self.path.name} has {what}s 0 to {count - 1}")
         return number
@@ -355,20 +336,6 @@ class Vindex:
                 return np.memmap(file, dtype=dtype, mode="r", shape=shape)
             except ValueError as error:  # it was cut after it was opened
                 raise OF_NUMBERS.refusal(path, f"cannot be mapped ({error})") from error
-
-
-def _whole(what: str, value: Any) -> int:
-    """An int or NumPy integer as an int; bool, float and what only looks like a number is none."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return int(value)
-    raise QueryError(f"{what} {str(value)[:40]}: expected an integer, got {type(value).__name__}")
-
-
-def _positive(what: str, value: Any) -> int:
-    number = _whole(what, value)
-    if number < 1:
-        raise QueryError(f"{what} {number}: expected a positive integer")
-    return number
 
 
 def open_vindex(path: str | Path) -> Vindex:

@@ -52,6 +52,8 @@ class FeatureHit(NamedTuple):
     """A feature found by a query: cosine with the query, and its gate singular value.
 
     expert: None in a dense layer; in a mixture of E experts 0 … E − 1, and E for the shared expert.
+    z: the cosine beside those of the vocabulary. chance: how often as many random directions reach that |z| or more for
+    this query. Both are None where they were not asked for, or the vindex has no statistics.
     """
 
     layer: int
@@ -59,10 +61,54 @@ class FeatureHit(NamedTuple):
     cosine: float
     gate_sigma: float
     expert: int | None = None
+    z: float | None = None
+    chance: float | None = None
+
+
+class Found(NamedTuple):
+    """A direction that holds a token at one of its poles.
+
+    side: "reads" or "writes". pole: "+" or "−". place: from 1, its rank there. score: see TokenScore.
+    """
+
+    side: str
+    layer: int
+    feature: int
+    pole: str
+    place: int
+    token_id: int
+    piece: str
+    score: float
+    expert: int | None = None
+
+
+class Alike(NamedTuple):
+    """How alike the ten tokens of a pole are: the mean cosine between them, and its z among poles by chance."""
+
+    cosine: float
+    z: float
+
+
+class Coherence(NamedTuple):
+    """That of the four poles of a feature, named as in Feature."""
+
+    reads: Alike
+    reads_against: Alike
+    writes: Alike
+    writes_against: Alike
+
+
+class Clusters(NamedTuple):
+    """The directions with nearly the same singular value as a feature's, itself among them, on either side."""
+
+    gate: range
+    down: range
 
 
 def to_json(record: Any) -> Any:
-    """NamedTuples, nested, as plain dicts and lists, ready for orjson."""
+    """NamedTuples, nested, as plain dicts and lists, ready for orjson; a range as its first and last."""
+    if isinstance(record, range):
+        return [record.start, record.stop - 1]
     if hasattr(record, "_asdict"):
         return {key: to_json(value) for key, value in record._asdict().items()}
     if isinstance(record, list | tuple):

@@ -128,6 +128,10 @@ class Fields:
     def flag(self, key: str) -> bool:
         return self._take(key, lambda v: isinstance(v, bool), "true or false", False)
 
+    def optional_flag(self, key: str) -> bool | None:
+        """True or false, that may be absent."""
+        return self.flag(key) if key in self._values else None
+
     def mapping(self, key: str) -> dict[str, Any]:
         return self._take(key, lambda v: isinstance(v, dict), "an object", {})
 

@@ -1,63 +1,87 @@
-"""What `Vindex.score` gives back: the cosine of each query with every gate direction, and the largest of them."""
+"""What `Vindex.score` gives back: the gate directions that read a query most, beside what random ones reach."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from vindex.records import Feature, TokenScore, to_json
+from vindex.chance import CHANCE, Judged
+from vindex.records import Feature, FeatureHit, TokenScore, to_json
 from vindex.results import Result
 
 PIECES = 4  # of a pole, in a row
 
 
-class Scored(NamedTuple):
-    """A query and the features that read it most, largest cosine first. A vector has neither token nor piece."""
+@dataclass(frozen=True)
+class Best:
+    """A query and the gate directions that read it most. A vector has neither token nor piece.
+
+    by: "z", largest |z| first, or "cosine", largest cosine first. judged: None for a vindex without statistics.
+    """
 
     token: str | None
     token_id: int | None
     piece: str | None
-    features: list[tuple[Feature, float]]
+    features: tuple[tuple[Feature, FeatureHit], ...]
+    by: str
+    judged: Judged | None
+
+    @property
+    def hits(self) -> tuple[FeatureHit, ...]:
+        return tuple(hit for _, hit in self.features)
+
+    @property
+    def summary(self) -> str:
+        """The largest |z|, how many tokens reach it, and what random directions reach; in words."""
+        if self.judged is None:
+            return "no z: the vindex has no statistics"
+        said = f"largest |z| {self.judged.reached:.1f}: {self.judged.token_share:.1%} of tokens reach that; "
+        return (
+            said + f"{self.judged.directions:,} random directions reach {self.judged.chance_reach:.1f} in {CHANCE:.0%}"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        figures = self.judged and {name: value for name, value in self.judged._asdict().items() if name != "z"}
+        named = {"token": self.token, "token_id": self.token_id, "piece": self.piece}
+        features = [to_json(of) | {"cosine": hit.cosine, "z": hit.z, "chance": hit.chance} for of, hit in self.features]
+        return named | {"by": self.by, "judged": figures, "features": features}
 
 
 @dataclass(frozen=True, repr=False)
 class Scores(Result):
     """Scores of one query or several.
 
-    cosines: float32, (B, L, F) or (B, R): B queries, the rest in the shape of `Vindex.gate` without H. top: the largest
+    cosines: float32, (B, L, F) or (B, R): B queries, the rest in the shape of `Vindex.gate` without H. top: the best
     of each.
     """
 
     vindex: str
     cosines: np.ndarray
-    top: tuple[Scored, ...]
+    top: tuple[Best, ...]
 
     def __repr__(self) -> str:
         asked = ", ".join(repr(found.piece) if found.token_id is not None else "a vector" for found in self.top[:4])
         return f"<scores of {asked}{', …' if len(self.top) > 4 else ''} in vindex {self.vindex}>"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One for each feature found: the query, where the feature stands, its cosine, what it reads and writes."""
+        """One for each feature found: the query, where the feature stands, its cosine beside chance, what it reads."""
         return [
-            {"token": found.piece, "layer": of.layer}
-            | ({} if of.expert is None else {"expert": of.expert})
-            | {"feature": of.feature, "cosine": cosine, "gate_sigma": of.gate_sigma}
-            | {"reads": _pieces(of.reads if cosine >= 0 else of.reads_against), "writes": _pieces(of.writes)}
+            {"token": found.piece, "layer": hit.layer}
+            | ({} if hit.expert is None else {"expert": hit.expert})
+            | {"feature": hit.feature, "cosine": hit.cosine, "z": hit.z, "chance": hit.chance}
+            | {"gate_sigma": hit.gate_sigma, "reads": [token.piece for token in read(of, hit)[:PIECES]]}
             for found in self.top
-            for of, cosine in found.features
+            for of, hit in found.features
         ]
 
     def record(self) -> dict[str, Any]:
         """The features found, whole; of the cosines no others."""
-        return {"vindex": self.vindex, "scores": [_record(found) for found in self.top]}
+        return {"vindex": self.vindex, "scores": [found.record() for found in self.top]}
 
 
-def _record(found: Scored) -> dict[str, Any]:
-    features = [to_json(of) | {"cosine": cosine} for of, cosine in found.features]
-    return {"token": found.token, "token_id": found.token_id, "piece": found.piece, "features": features}
-
-
-def _pieces(tokens: list[TokenScore]) -> list[str]:
-    return [token.piece for token in tokens[:PIECES]]
+def read(feature: Feature, hit: FeatureHit) -> list[TokenScore]:
+    """The tokens at the pole of the feature that a hit is on: by the sign of z, or of the cosine without z."""
+    return feature.reads if (hit.cosine if hit.z is None else hit.z) >= 0 else feature.reads_against

@@ -1,8 +1,12 @@
-"""Cosines between vectors and feature directions: arrays in, arrays out."""
+"""Cosines between vectors and feature directions, and the numbers in a question: plain values in, plain values out."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from vindex.errors import QueryError
 
 ROWS = 1 << 9
 EPSILON = 1e-8  # as in the published reader: a zero row scores zero, it does not divide by zero
@@ -32,3 +36,18 @@ def _lengths(rows: np.ndarray) -> np.ndarray:
 def largest(scores: np.ndarray, k: int) -> list[int]:
     """Flat positions of the k largest scores; the earlier position wins a tie."""
     return [int(position) for position in np.argsort(-scores, axis=None, kind="stable")[:k]]
+
+
+def whole(what: str, value: Any) -> int:
+    """An int or NumPy integer as an int; bool, float and what only looks like a number is none. Raises QueryError."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    raise QueryError(f"{what} {str(value)[:40]}: expected an integer, got {type(value).__name__}")
+
+
+def positive(what: str, value: Any) -> int:
+    """The same, from 1."""
+    number = whole(what, value)
+    if number < 1:
+        raise QueryError(f"{what} {number}: expected a positive integer")
+    return number

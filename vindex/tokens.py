@@ -1,7 +1,7 @@
 """Token strings and ids, read from tokenizer.json alone.
 
-Scoring needs single tokens, not text, so no merge rules are applied: a string is looked up as one piece of the
-vocabulary, in the spelling the tokenizer uses inside (byte-level "Ġ" or SentencePiece "▁" for a space).
+A string is first looked up as one piece of the vocabulary, in the spelling the tokenizer uses inside (byte-level "Ġ"
+or SentencePiece "▁" for a space). A word of several tokens is taken apart where the tokenizer is byte-level BPE.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import orjson
 from vindex.errors import FormatError, QueryError
 from vindex.files import Kind, parse_json, read_bytes
 from vindex.format import MOST_TOKENS
+from vindex.pieces import CannotTakeApart, take_apart
 
 OF_TOKENS = Kind(FormatError, "download it again, or give another with --tokenizer")
 
@@ -24,8 +25,10 @@ OF_TOKENS = Kind(FormatError, "download it again, or give another with --tokeniz
 class Vocabulary:
     """Pieces and ids of one tokenizer, both ways."""
 
-    def __init__(self, ids: dict[str, int], special: dict[str, int], byte_level: bool) -> None:
-        self._ids, self._special, self._byte_level = ids, special, byte_level
+    def __init__(
+        self, ids: dict[str, int], special: dict[str, int], byte_level: bool, tokenizer: Mapping[str, Any]
+    ) -> None:
+        self._ids, self._special, self._byte_level, self._tokenizer = ids, special, byte_level, tokenizer
         self._encode = _byte_characters() if byte_level else {}
         self._decode = {character: byte for byte, character in self._encode.items()}
         self._special_text = {token_id: text for text, token_id in special.items()}
@@ -52,9 +55,30 @@ class Vocabulary:
         """The id of `text` as one token, or None."""
         if text in self._special:
             return self._special[text]
-        if self._byte_level:
-            return self._ids.get("".join(self._encode[byte] for byte in text.encode()))
-        return self._ids.get(text.replace(" ", "▁"))
+        return self._ids.get(self._spelled(text))
+
+    def _spelled(self, text: str) -> str:
+        return "".join(self._encode[byte] for byte in text.encode()) if self._byte_level else text.replace(" ", "▁")
+
+    def take_apart(self, text: str) -> list[int]:
+        """The ids of `text`: one where it is a token, else those of its pieces, as the model's tokenizer has them.
+
+        Raises QueryError where it is empty, has a piece without an id, or the tokenizer is none that vindex/pieces.py
+        follows.
+        """
+        whole = self.find(text)
+        if whole is not None:
+            return [whole]
+        try:
+            if not self._byte_level:
+                raise CannotTakeApart("no byte-level pieces")
+            return [self._ids[piece] for piece in take_apart(text, self._tokenizer, self._spelled)] or [
+                self.id_of(text)
+            ]
+        except (CannotTakeApart, KeyError, TypeError, ValueError) as error:
+            why = f"{error} in tokenizer.json" if isinstance(error, CannotTakeApart) else "a piece of it has no id"
+            apart = f", and it cannot be taken apart here ({why}); give its pieces, or their ids with --id"
+            raise QueryError(f"{text!r} is not a single token of this model{self.hint(text) or apart}") from error
 
     def id_of(self, text: str) -> int:
         """The id of `text` as one token. Raises QueryError, with a hint when the other spacing is a token."""
@@ -100,7 +124,7 @@ def parse_vocabulary(content: bytes, name: str) -> Vocabulary:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OF_TOKENS.refusal(name, f"not a tokenizer.json with a vocabulary of pieces ({_reason(error)})") from error
     parts = orjson.dumps([tokenizer.get("pre_tokenizer"), tokenizer.get("decoder")])
-    return Vocabulary(ids, special, byte_level=b'"ByteLevel"' in parts)
+    return Vocabulary(ids, special, byte_level=b'"ByteLevel"' in parts, tokenizer=tokenizer)
 
 
 def _numbered(pieces: Iterable[tuple[Any, Any]]) -> dict[str, int]:

@@ -93,7 +93,7 @@ def test_tables_fit_eighty_columns_and_json_holds_the_same(built):
 def test_score_prints_id_and_piece_and_mentions_the_other_spacing(built):
     shown = run("score", built, " Paris", "-k", 2).stdout
     assert "token ' Paris', id 0" in shown and "'Paris' is one (id 2): leading spaces matter" in shown
-    record = json.loads(run("score", built, " Paris", "-k", 2, "--json").stdout)
+    record = json.loads(run("score", built, " Paris", "-k", 2, "--json").stdout)["scores"]
     assert record[0]["token_id"] == 0 and record[0]["piece"] == " Paris" and len(record[0]["features"]) == 2
 
 
@@ -220,7 +220,7 @@ def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp
     with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another -o"):
         demo(tmp_path / "w")
     assert (mine / "thesis.txt").exists() and (tmp_path / "w.partial" / "journal.jsonl").exists()
-    for step in ("extract.cli.verify.verify", "vindex.cli.score", "probes.cli.delete.gate3"):
+    for step in ("extract.cli.verify.verify", "vindex.cli_scores.score", "probes.cli.delete.gate3"):
         monkeypatch.setattr(step, lambda *arguments, **options: None)
     demo(tmp_path / "demo.vindex")
     before = (tmp_path / "demo.vindex").stat().st_ino

@@ -52,10 +52,10 @@ def test_scores_of_several_tokens_are_those_of_each(built, results):
     for at, token in enumerate((" Paris", " Berlin")):
         np.testing.assert_array_equal(v.cosines(token), v.score(token).cosines[0])
         np.testing.assert_allclose(found.cosines[at], v.cosines(token), atol=1e-6)
-        hits = [(of.layer, of.feature, cosine) for of, cosine in v.score(token, k=3).top[0].features]
-        assert hits == [(hit.layer, hit.feature, hit.cosine) for hit in v.top_features(token, k=3)]
+        hits = [hit[:3] for hit in v.score(token, k=3, by="cosine").top[0].hits]
+        assert hits == [hit[:3] for hit in v.top_features(token, k=3)]
         rows = [row for row in found.rows() if row["token"] == token]
-        assert [row["feature"] for row in rows] == [feature for _, feature, _ in hits]
+        assert [row["feature"] for row in rows] == [hit.feature for hit in v.score(token, k=3).top[0].hits]
     vector = v.score(v.embeddings[0].astype(np.float32), k=1)
     assert vector.record()["scores"][0]["token"] is None and "a vector" in repr(vector)
 

@@ -1,0 +1,239 @@
+"""Commands that ask a vindex about tokens: score, search, feature. None of them loads torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vindex.cli import Json, Output, VindexPath
+from vindex.console import check_places, print_table, put, say, styled, typed
+
+if TYPE_CHECKING:
+    from vindex.reader import Vindex
+    from vindex.records import Feature, FeatureHit, TokenScore
+    from vindex.scores import Best
+
+POLE_SHOWN = 4
+
+
+def score(
+    path: VindexPath,
+    tokens: Annotated[
+        list[str] | None, typer.Argument(help='Words to score, quoted with their leading space: " Paris".')
+    ] = None,
+    ids: Annotated[list[int] | None, typer.Option("--id", help="A token's id; may be repeated.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Words, one a line, spaces kept; - reads standard input.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Order: z (largest |z|) or cosine (largest; as published).")] = None,
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Features to show for each token.")] = 10,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Which gate directions read a token, beside what random directions reach.
+
+    The cosine of the token's embedding with a direction; z is the cosine beside all tokens' on that direction. A word
+    of several tokens is taken apart. Definitions: docs/scores.md.
+    """
+    from vindex.reader import open_vindex
+
+    check_places(output)
+    words = [*map(typed, tokens or ()), *(_lines_of(file) if file else ())]
+    if not words and not ids:
+        raise typer.BadParameter("give a word, --id or --file")
+    v = open_vindex(path)
+    apart = [(word, v.vocabulary.take_apart(word)) for word in words] + [(None, [token_id]) for token_id in ids or ()]
+    found = v.score([piece for _, pieces in apart for piece in pieces], k, by=by)
+    named = [word for word, pieces in apart for _ in pieces]
+    found = replace(found, top=tuple(replace(of, token=word) for word, of in zip(named, found.top, strict=True)))
+    if put(found.record(), json, output):
+        return
+    left = iter(found.top)
+    for word, pieces in apart:
+        if len(pieces) > 1:
+            shown = " ".join(repr(v.vocabulary.piece(piece)) for piece in pieces)
+            say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}", "bold"))
+        for best in islice(left, len(pieces)):
+            other = v.vocabulary.hint(best.piece or "")
+            hint = styled(f" ({other.removeprefix(', but ')})" if other else "", "dim")
+            say(f"token {best.piece!r}, id {best.token_id}", hint)
+            _print_best(v, best)
+
+
+def search(
+    path: VindexPath,
+    text: Annotated[str, typer.Argument(help="A token; with and without its leading space.")],
+    reads: Annotated[bool, typer.Option("--reads", help="Only gate directions.")] = False,
+    writes: Annotated[bool, typer.Option("--writes", help="Only down directions.")] = False,
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions of each side to show.")] = 10,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Directions that hold a token among the ten of a pole.
+
+    Gate directions by cosine, down directions by logit-lens score, the largest first. --json has all of them.
+    """
+    from vindex.reader import open_vindex
+    from vindex.records import to_json
+
+    check_places(output)
+    v, text = open_vindex(path), typed(text)
+    found = v.search(text, reads=reads or not writes, writes=writes or not reads)
+    if put(to_json(found), json, output):
+        return
+    shown = [one for side in ("reads", "writes") for one in [of for of in found if of.side == side][:k]]
+    mixture = bool(v.index.num_experts)
+    rows = [
+        (
+            one.side,
+            one.layer,
+            *([_expert_name(v, one.layer, one.expert)] if mixture else []),
+            one.feature,
+            f"{one.pole}{one.place}",
+            f"{one.score:+.3f}",
+            _visible(one.piece),
+        )
+        for one in shown
+    ]
+    if rows:
+        columns = ["side", ">layer", *([">expert"] if mixture else []), ">feature", ">pole", ">score", "token"]
+        more = f"; {len(found) - len(shown)} more in --json or with -k" if len(found) > len(shown) else ""
+        print_table("", columns, rows, f"pole: its sign and the token's place there; ␣ is a space{more}")
+    else:
+        say(f"no direction holds {text!r}, with or without a leading space, among the ten tokens of a pole")
+
+
+def feature(
+    path: VindexPath,
+    layer: Annotated[int, typer.Argument(help="Layer, from 0.")],
+    number: Annotated[int, typer.Argument(metavar="FEATURE", help="Feature, from 0: rank in the spectrum.")],
+    expert: Annotated[
+        int | None, typer.Option(help="Expert, from 0, where the layer has them; the shared one comes last.")
+    ] = None,
+    k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """What one feature reads and writes, how alike these tokens are, and its neighbours.
+
+    Coherence is the mean cosine between the tokens of a pole, as z among the poles of random directions.
+    """
+    from vindex.errors import QueryError
+    from vindex.reader import open_vindex
+    from vindex.records import to_json
+
+    check_places(output)
+    v = open_vindex(path)
+    found = v.feature(layer, number, expert=expert)
+    nearest, clusters = v.nearest_features(layer, number, k, expert=expert), v.clusters(layer, number, expert=expert)
+    try:
+        coherence, missing = v.coherence(layer, number, expert=expert), ""
+    except QueryError as error:  # no statistics, or no embeddings
+        coherence, missing = None, str(error)
+    more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
+    if put(to_json(found) | more, json, output):
+        return
+    poles = (found.reads, found.reads_against, found.writes, found.writes_against)
+    names, likeness = ("reads +", "reads −", "writes +", "writes −"), coherence or (None,) * len(poles)
+    place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
+    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
+    caption = (
+        "reads: cosine of embedding and gate direction; writes: logit lens of the down direction of the same rank, "
+    )
+    caption += "which is another direction; alike: z of the coherence of the tokens; ␣ is a space"
+    rows = [
+        (name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens))
+        for name, alike, tokens in zip(names, likeness, poles, strict=True)
+    ]
+    print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
+    if missing:
+        say(styled(f"no coherence: {missing}", "dim"))
+    for side, together in clusters._asdict().items():
+        if len(together) > 1:
+            first, last = together[0], together[-1]
+            say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
+    say("nearest gate directions")
+    _print_hits(v, [(v.feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
+
+
+def _lines_of(file: Path) -> list[str]:
+    """The lines of a file or, of `-`, of standard input that are not empty."""
+    from vindex.errors import QueryError
+    from vindex.files import Kind, read_text
+
+    if str(file) == "-":
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise QueryError(f"standard input is not text: byte {error.start} is not UTF-8") from error
+    else:
+        text = read_text(file, Kind(QueryError, "give a text file with a word on each line"))
+    return [word for word in (line.removesuffix("\r") for line in text.split("\n")) if word]
+
+
+def _print_best(v: Vindex, best: Best) -> None:
+    """The hits, those that chance explains dim, and what it all amounts to in words."""
+    from vindex.chance import CHANCE
+
+    _print_hits(v, best.features)
+    if best.judged is None:
+        say(styled(f"no z: {v.path.name} has no statistics; build it again with this version", "dim"))
+        return
+    say(best.summary)
+    beyond = sum(hit.chance is not None and hit.chance < CHANCE for hit in best.hits)
+    if beyond:
+        say(f"{beyond} of these {len(best.hits)} are more than chance")
+    else:
+        say("chance explains all of these: random directions would read this token as much")
+
+
+def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> None:
+    from vindex.chance import CHANCE
+    from vindex.scores import read
+
+    judged, mixture = any(hit.z is not None for _, hit in features), bool(v.index.num_experts)
+    rows = []
+    for found, hit in features:
+        expert = (_expert_name(v, hit.layer, hit.expert),) if mixture else ()
+        worth = (f"{hit.z:+.1f}", _percent(hit.chance)) if hit.z is not None and hit.chance is not None else ()
+        cells = (hit.layer, *expert, hit.feature, f"{hit.cosine:+.3f}", *worth, _pieces(read(found, hit)))
+        dim = hit.chance is not None and hit.chance >= CHANCE
+        rows.append([styled(cell, "dim") for cell in cells] if dim else cells)
+    columns = [
+        ">layer",
+        *([">expert"] if mixture else []),
+        ">feature",
+        ">cosine",
+        *([">z", ">chance"] if judged else []),
+    ]
+    caption = "the sign of z is the pole; chance: how often random directions reach that |z|; " if judged else ""
+    print_table("", [*columns, "what it reads"], rows, f"{caption}␣ is a space")
+
+
+def _percent(share: float) -> str:
+    return "<0.1%" if share < 0.001 else f"{share:.1%}"
+
+
+def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
+    if expert is None:
+        return "dense"
+    return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
+
+
+def _pieces(tokens: list[TokenScore]) -> str:
+    return "  ".join(_visible(token.piece) for token in tokens[:POLE_SHOWN])
+
+
+def _scored(tokens: list[TokenScore]) -> str:
+    return "  ".join(f"{_visible(token.piece)}\u00a0{token.score:+.2f}" for token in tokens)
+
+
+def _visible(piece: str) -> str:
+    """The piece with its spaces made visible, so that a table neither hides them nor breaks there."""
+    return repr(piece)[1:-1].replace(" ", "␣")

@@ -1,0 +1,116 @@
+"""The statistics of a vindex, computed another way than the build does: a sample of them, from the embeddings it holds.
+
+The build accumulates in float32, block by block, from the embeddings as the source stores them. Here a few directions
+meet all embeddings at once in float64, a few tokens meet all directions, and a few random directions are sorted. The
+float16 of embeddings.bin is the difference that may remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vindex.chance import POLE, Statistics, random_directions, sampled_tokens
+from vindex.errors import VindexError
+from vindex.format import GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, SAMPLE
+from vindex.reader import Vindex
+from vindex.verification import Check
+
+DIRECTIONS, TOKENS, RANDOM = 12, 8, 4  # how many are recomputed
+ROWS = 1 << 13  # embeddings at a time
+TOLERANCE = 2e-3  # of a mean, a deviation or a |z|, in deviations; of a component of the mean embedding, in its length
+
+
+def statistics(v: Vindex) -> Iterator[Check]:
+    """Checks of the optional files; of a vindex without embeddings only what needs none."""
+    try:
+        tokens, found = min(v.index.vocab_size, len(v.vocabulary)), v.statistics
+    except VindexError as error:
+        yield Check("statistics in range", False, str(error))
+        return
+    sane = _in_range(found, tokens)
+    yield sane
+    if not sane.holds or not v.index.has_embeddings:
+        return
+    gate = v.gate.reshape(-1, v.index.hidden_size)
+    rows = np.unique(np.linspace(0, len(gate) - 1, DIRECTIONS).astype(int))
+    directions = np.concatenate([gate[rows], random_directions(v.index.hidden_size)[:RANDOM]]).astype(np.float64)
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    directions = np.divide(directions, lengths, out=np.zeros_like(directions), where=lengths > 0)
+    cosines, centre = np.empty((len(directions), tokens), np.float32), np.zeros(v.index.hidden_size)
+    for first in range(0, tokens, ROWS):
+        unit = _unit(v.embeddings[first : min(first + ROWS, tokens)])
+        cosines[:, first : first + len(unit)] = directions @ unit.T
+        centre += unit.sum(axis=0) / tokens
+    yield _means(found, rows, cosines[: len(rows)].astype(np.float64))
+    away = float(np.abs(found.centre - centre).max() / max(np.linalg.norm(centre), 1e-30))
+    yield Check(f"{MEAN_EMBEDDING.name} recomputed", away <= TOLERANCE, f"largest difference {away:.1e} of its length")
+    yield _peaks(v, found, tokens)
+    yield _poles(found, cosines[len(rows) :])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+
+def _in_range(found: Statistics, tokens: int) -> Check:
+    what = "statistics in range"
+    if (np.abs(found.gate) > 1.001).any() or (found.gate[1] < 0).any():
+        return Check(what, False, f"{GATE_STATS.name}: a mean or a deviation is none of cosines")
+    if (found.peaks < 0).any():
+        return Check(what, False, f"{GATE_PEAKS.name}: a largest |z| is negative")
+    if (found.random_poles >= tokens).any():
+        return Check(what, False, f"{RANDOM_POLES.name}: expected token ids below {tokens}")
+    return Check(what, True, f"{found.gate.shape[1]:,} directions, {SAMPLE:,} tokens")
+
+
+def _means(found: Statistics, rows: np.ndarray, cosines: np.ndarray) -> Check:
+    """cosines: (n, T) of the rows with every token."""
+    what, fresh = f"{GATE_STATS.name} recomputed", np.stack([cosines.mean(axis=1), cosines.std(axis=1)])
+    off = np.abs(found.gate[:, rows] - fresh) / np.maximum(fresh[1], 1e-6)
+    wrong = np.flatnonzero((off > TOLERANCE).any(axis=0))
+    if len(wrong):
+        stored, expected = found.gate[:, rows[wrong[0]]], fresh[:, wrong[0]]
+        said = ", ".join(
+            f"{name} {a:.4g} and not {b:.4g}"
+            for name, a, b in zip(("mean", "deviation"), stored, expected, strict=True)
+        )
+        return Check(what, False, f"row {rows[wrong[0]]} has {said}")
+    return Check(what, True, f"{len(rows)} directions; largest difference {off.max():.1e} deviations")
+
+
+def _peaks(v: Vindex, found: Statistics, tokens: int) -> Check:
+    """A few tokens with every direction; the largest |z| by layer."""
+    what, places = f"{GATE_PEAKS.name} recomputed", np.linspace(0, SAMPLE - 1, TOKENS).astype(int)
+    unit, worst = _unit(v.embeddings[sampled_tokens(tokens)[places]]).astype(np.float32), 0.0
+    for layer, entry in enumerate(v.index.layers):
+        first = v.index.first_row(layer)
+        mean, deviation = found.gate[:, first : first + entry.num_features]
+        size = np.abs(v.layer(layer).gate.reshape(entry.num_features, -1).astype(np.float32) @ unit.T - mean[:, None])
+        fresh = np.divide(size, deviation[:, None], out=np.zeros_like(size), where=deviation[:, None] > 0).max(axis=0)
+        off = np.abs(found.peaks[layer, places] - fresh) / np.maximum(fresh, 1.0)
+        if not off.max() <= 5 * TOLERANCE:  # directions in float16 are of length one to 5e-4, and z may be ten
+            at = places[off.argmax()]
+            return Check(
+                what,
+                False,
+                f"layer {layer}, token {at} has {found.peaks[layer, at]:.4g} and not {fresh[off.argmax()]:.4g}",
+            )
+        worst = max(worst, float(off.max()))
+    return Check(what, True, f"{TOKENS} tokens in every layer; largest relative difference {worst:.1e}")
+
+
+def _poles(found: Statistics, cosines: np.ndarray) -> Check:
+    """Of the first random directions, (n, T) cosines: a pole's tokens score what the ten best of all score."""
+    ids = found.random_poles[0, : len(cosines)]
+    worst = 0.0
+    for scores, of in zip(cosines, ids, strict=True):
+        for sign, pole in ((1, of[:POLE]), (-1, of[POLE:])):
+            best = np.sort(sign * scores)[::-1][: len(pole)]
+            worst = max(worst, float(np.abs(sign * scores[pole] - best).max() / max(scores.std(), 1e-6)))
+    held = worst <= 5 * TOLERANCE
+    return Check(
+        f"{RANDOM_POLES.name} recomputed", held, f"{len(cosines)} directions; largest difference {worst:.1e} deviations"
+    )
