@@ -264,7 +264,7 @@ main()
 
 def test_ctrl_c_is_one_line_and_can_be_resumed(tmp_path):
     """The terminal sends SIGINT to every process of the group: workers must not answer."""
-    source, target = write_checkpoint(tmp_path / "m", layers=40, hidden=96, neurons=320), tmp_path / "v"
+    source, target = write_checkpoint(tmp_path / "m", layers=12), tmp_path / "v"
     command = [sys.executable, "-c", SLOW_BUILD, "build", str(source), "-o", str(target), "--features", "8"]
     running = start([*command, "--engine", "dask", "--workers", "2"], start_new_session=True)
     journal = tmp_path / "v.partial" / "journal.jsonl"
