@@ -65,10 +65,10 @@ def test_any_number_of_workers_gives_the_same_bytes(client, tmp_path):
     source = write_checkpoint(tmp_path / "m", layers=4, hidden=48, neurons=96)
     build_quietly(source, tmp_path / "0.vindex")
     build_quietly(source, tmp_path / "2.vindex", engine=on(client, source))
-    for workers in (1, 4):
+    for workers in (1, 3):
         with dask_engine(str(source), None, scheduler=None, workers=workers) as engine:
             build_quietly(source, tmp_path / f"{workers}.vindex", engine=engine)
-    for workers in (1, 2, 4):
+    for workers in (1, 2, 3):
         assert contents(tmp_path / f"{workers}.vindex") == contents(tmp_path / "0.vindex")
 
 
@@ -105,7 +105,7 @@ def test_finished_blocks_are_not_done_again_by_another_engine(client, checkpoint
     assert contents(target) == contents(built)
 
 
-@pytest.mark.parametrize("kills", [3])
+@pytest.mark.parametrize("kills", [2])
 def test_killed_workers_change_nothing(tmp_path, kills):
     kill_workers_during_builds(tmp_path, kills)
 
@@ -115,6 +115,7 @@ def kill_workers_during_builds(where: Path, kills: int) -> tuple[int, int]:
     source = write_checkpoint(where / "m", layers=40, hidden=64, neurons=160)
     build_quietly(source, where / "whole.vindex")
     dice, done, builds = random.Random(5), 0, 0
+    spared = worker_processes()  # of the cluster that other tests share
     while done < kills:
         with dask_engine(str(source), None, scheduler=None, workers=2) as engine:
             stopped = threading.Event()
@@ -122,7 +123,7 @@ def kill_workers_during_builds(where: Path, kills: int) -> tuple[int, int]:
 
             def murder(stopped=stopped, victims=victims, most=kills - done):
                 while len(victims) < most and not stopped.wait(dice.uniform(0.05, 0.6)):
-                    if alive := worker_processes():  # both may be dead at once
+                    if alive := [one for one in worker_processes() if one not in spared]:  # both may be dead at once
                         victim = dice.choice(alive)
                         victim.send_signal(signal.SIGKILL)
                         victims.append(victim.pid)
