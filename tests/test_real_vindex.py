@@ -43,7 +43,7 @@ def test_every_direction_equals_float64_numpy_svd(real_model, real_vindex):
 
 def test_commands_and_published_code(real_model, real_vindex):
     assert run("verify", real_vindex, "--source", real_model).returncode == 0
-    best = json.loads(run("score", real_vindex, " Paris", "-k", 1, "--json").stdout)[0]
+    best = json.loads(run("score", real_vindex, " Paris", "-k", 1, "--by", "cosine", "--json").stdout)["scores"][0]
     assert best["piece"] == " Paris"
     top = best["features"][0]
     said = run_published(real_vindex, best["token_id"])

@@ -181,7 +181,7 @@ def test_commands(built_mixture, mixture):
     assert facts["experts_per_layer"] == 3 and facts["dense_layers"] == "0" and facts["features_per_expert"] == 4
     table = invoke("score", built_mixture, " Paris", "-k", ROWS)
     assert "expert" in table and "shared" in table and "dense" in table
-    hit = orjson.loads(invoke("score", built_mixture, " Paris", "--json"))[0]["features"][0]
+    hit = orjson.loads(invoke("score", built_mixture, " Paris", "--json"))["scores"][0]["features"][0]
     shown = orjson.loads(
         invoke("feature", built_mixture, hit["layer"], hit["feature"], "--expert", hit["expert"], "--json")
     )
