@@ -31,10 +31,7 @@ class Site(NamedTuple):
 # role -> (attribute of Layer, or else of its block; which side of that module)
 ROLES: dict[str, tuple[str, Side]] = {
     "stream": ("block", "input"),  # residual stream before the block, width H
-    "attended": (
-        "post_attention_layernorm",
-        "input",
-    ),  # residual stream after attention, width H
+    "attended": ("post_attention_layernorm", "input"),  # residual stream after attention, width H
     "residual": ("block", "output"),  # residual stream after the block, width H
     "mlp_in": ("mlp", "input"),  # the normed residual stream that gate_proj and up_proj read, width H
     "mlp_out": ("mlp", "output"),  # what the FFN adds to the residual stream, width H

@@ -151,7 +151,7 @@ def test_every_command_is_right_in_every_locale_at_60_columns(bracketed, built, 
     assert max(map(len, text.splitlines())) <= 60 and "…" not in text and "0.0e+00" in text, text
     assert json.loads((tmp_path / "r.json").read_text())["record"] == "vindex-comparison/1"
     record = json.loads(run("score", bracketed, "ä", "--json", **locale).stdout)
-    assert record[0]["token"] == "ä"
+    assert record["scores"][0]["token"] == "ä"
 
 
 def test_words_that_are_not_utf8_are_refused(built):

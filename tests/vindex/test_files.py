@@ -144,4 +144,4 @@ def test_of_a_million_problems_the_first_five_are_shown():
 
 def test_a_record_is_an_object(tmp_path):
     (tmp_path / "r").write_text('{"a": 1, "a": 2}')
-    assert refused(lambda: load_record(tmp_path / "r")).endswith("stands twice in one object); write it with --json")
+    assert refused(lambda: load_record(tmp_path / "r")).endswith("stands twice in one object); write it with -o")

@@ -41,7 +41,7 @@ def test_sites_are_the_modules_they_are_named_for(tiny):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda model: locate(model, ("nothing", 0)), "site 'nothing': expected one of residual"),
+        (lambda model: locate(model, ("nothing", 0)), "site 'nothing': expected one of stream"),
         (lambda model: locate(model, ("hidden", 3)), "layer 3: the model has layers 0 to 2"),
         (lambda model: weight(model, "q_proj", 0), "projection 'q_proj': expected one of gate_proj"),
     ],
