@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.cli import Json, Output, VindexPath
-from vindex.console import check_places, print_table, put, say, styled, typed
+from vindex.console import check_places, print_table, put, say, styled, typed, visible
 
 if TYPE_CHECKING:
     from vindex.reader import Vindex
@@ -97,7 +97,7 @@ def search(
             one.feature,
             f"{one.pole}{one.place}",
             f"{one.score:+.3f}",
-            _visible(one.piece),
+            visible(one.piece),
         )
         for one in shown
     ]
@@ -227,13 +227,8 @@ def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
 
 
 def _pieces(tokens: list[TokenScore]) -> str:
-    return "  ".join(_visible(token.piece) for token in tokens[:POLE_SHOWN])
+    return "  ".join(visible(token.piece) for token in tokens[:POLE_SHOWN])
 
 
 def _scored(tokens: list[TokenScore]) -> str:
-    return "  ".join(f"{_visible(token.piece)}\u00a0{token.score:+.2f}" for token in tokens)
-
-
-def _visible(piece: str) -> str:
-    """The piece with its spaces made visible, so that a table neither hides them nor breaks there."""
-    return repr(piece)[1:-1].replace(" ", "␣")
+    return "  ".join(f"{visible(token.piece)}\u00a0{token.score:+.2f}" for token in tokens)

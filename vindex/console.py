@@ -51,6 +51,11 @@ def one_line(text: str) -> str:
     return shown(" ".join(text.split("\n")))
 
 
+def visible(piece: str) -> str:
+    """A token with its spaces made visible, so that a table neither hides them nor breaks there."""
+    return repr(piece)[1:-1].replace(" ", "␣")
+
+
 def typed(argument: str) -> str:
     """What a user typed, where it is text and not a path: UTF-8 in any locale. Raises QueryError where it is not."""
     try:

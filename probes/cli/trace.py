@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probes.cli.model import load_model
-from vindex.console import print_json, print_table, progress, say, styled, typed, warn
+from vindex.console import print_json, print_table, progress, say, styled, typed, visible, warn
 
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
@@ -254,7 +254,5 @@ def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:
 
 
 def _piece(piece: str) -> str:
-    from probes.tracing.page import visible
-
     found = visible(piece)
     return found if len(found) <= LONGEST_PIECE else f"{found[: LONGEST_PIECE - 1]}…"

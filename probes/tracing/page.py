@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vindex.charts import COLOURS, QUIET
+from vindex.console import visible
 
 WIDTH, HEIGHT, LEFT, FOOT = 720, 180, 64, 22
 
@@ -82,11 +83,6 @@ def _chart(names: Sequence[str], curves: Mapping[str, Sequence[float]], bars: Se
 def stage(row: Mapping[str, Any]) -> str:
     """A row of the trajectory by name: `12 FFN`."""
     return row["after"] if row["layer"] is None else f"{row['layer']} {row['after']}"
-
-
-def visible(piece: str) -> str:
-    """A token with its spaces made visible, so that a table neither hides them nor breaks there."""
-    return repr(piece)[1:-1].replace(" ", "␣")
 
 
 def number(value: float | None, form: str = "+.3f") -> str:
