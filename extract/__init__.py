@@ -3,6 +3,7 @@
 import extract
 v = extract.build("Qwen/Qwen3-0.6B", "qwen3-0.6b.vindex")   # the opened vindex; every option of `vindex build`
 extract.verify(v, "Qwen/Qwen3-0.6B")                        # and of `vindex verify --source`
+extract.audit(v, "Qwen/Qwen3-0.6B").summary                 # of `vindex audit`; `repair` builds what it found wanting
 extract.plan("Qwen/Qwen3-0.6B").rows()                      # and of `vindex plan`
 """
 
@@ -10,12 +11,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from extract.auditing import audit, repair
     from extract.estimate import plan
     from extract.rederive import verify
     from extract.run import build
 
-FACE = {"build": "extract.run", "plan": "extract.estimate", "verify": "extract.rederive"}
-__all__ = ["build", "plan", "verify"]
+FACE = {
+    "audit": "extract.auditing",
+    "build": "extract.run",
+    "plan": "extract.estimate",
+    "repair": "extract.auditing",
+    "verify": "extract.rederive",
+}
+__all__ = ["audit", "build", "plan", "repair", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from extract.cli import build, plan
+from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, patch, plot, trace
 from vindex import cli, cli_scores, console
@@ -23,6 +23,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "plan": "vindex plan Qwen/Qwen3-0.6B --measure",
     "info": "vindex info atlas.vindex",
     "verify": "vindex verify atlas.vindex --source atlas",
+    "audit": "vindex audit atlas.vindex --source atlas",
     "score": 'vindex score atlas.vindex " Paris" " Berlin" -k 5',
     "search": "vindex search atlas.vindex Paris --reads",
     "feature": "vindex feature atlas.vindex 1 95",
@@ -134,6 +135,7 @@ HANDLERS = (
     plan.plan,
     cli.info,
     verifying.verify,
+    audit.audit,
     cli_scores.score,
     cli_scores.search,
     cli_scores.feature,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -56,36 +58,42 @@ def build(
     """Build a vindex from a checkpoint, one tensor at a time."""
     import extract
 
-    try:
-        with progress() as stage:
-            v = extract.build(
-                checkpoint,
-                output,
-                features=features,
-                device=device,
-                threads=threads,
-                tolerance=tolerance,
-                embeddings=embeddings,
-                revision=revision,
-                tokenizer=tokenizer,
-                resume=resume,
-                force=force,
-                engine=engine,
-                scheduler=scheduler,
-                workers=workers,
-                progress=stage,
-                note=warn,
-            )
-    except KeyboardInterrupt:
-        kept = f"what is finished is kept in {output}.partial: repeat with --resume to go on"
-        warn(f"stopped; {kept if Path(f'{output}.partial').exists() else 'nothing was written yet'}")
-        raise typer.Exit(130) from None
+    with resumable(output), progress() as stage:
+        v = extract.build(
+            checkpoint,
+            output,
+            features=features,
+            device=device,
+            threads=threads,
+            tolerance=tolerance,
+            embeddings=embeddings,
+            revision=revision,
+            tokenizer=tokenizer,
+            resume=resume,
+            force=force,
+            engine=engine,
+            scheduler=scheduler,
+            workers=workers,
+            progress=stage,
+            note=warn,
+        )
     if json:
         print_json(v.info())
     else:
         print_built(v, output)
         there = quote(str(output))
         say(f'next: vindex verify {there} --source {quote(checkpoint)}, or vindex score {there} " Paris"')
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Where a build inside is interrupted, say what became of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"what is finished is kept in {output}.partial: repeat with --resume to go on"
+        warn(f"stopped; {kept if Path(f'{output}.partial').exists() else 'nothing was written yet'}")
+        raise typer.Exit(130) from None
 
 
 def print_built(v: Vindex, output: Path) -> None:

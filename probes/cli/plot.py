@@ -16,12 +16,14 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
     "vindex-gate3-all": "probes.deletion.plot",
     "vindex-gates-evaluation": "probes.gates.plot",
     "vindex-comparison": "vindex.differences",
+    "vindex-audit": "vindex.audits",
 }
 
 
 def plot(
     record: Annotated[
-        Path, typer.Argument(metavar="RECORD", help="A record as probe, gate3, gates eval and compare write with -o.")
+        Path,
+        typer.Argument(metavar="RECORD", help="A record as probe, gate3, gates eval, compare and audit write with -o."),
     ],
     output: Annotated[
         Path | None,

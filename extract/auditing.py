@@ -1,0 +1,120 @@
+"""Hold every direction of a vindex against the weights that it is said to be of, one weight at a time.
+
+1. A weight W of the source is read.
+2. The claimed rows are measured against W and beside its own directions (extract/measuring.py).
+3. vindex/verdicts.py says in a word what the figures mean.
+
+Nothing of one weight is kept but its figures, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from extract.ahead import ahead
+from extract.checkpoint import Checkpoint, open_checkpoint
+from extract.contents import compare_contents, unless_lacking
+from extract.ffn import Weight
+from extract.layouts import Layout, find_layout
+from extract.measuring import measure
+from extract.rederive import evenly
+from extract.run import build
+from vindex.audits import Audit, audited
+from vindex.demo import or_bundled
+from vindex.errors import QueryError
+from vindex.progress import Progress, silent
+from vindex.reader import Vindex, open_vindex
+
+SIDES = ("gate", "down")
+
+
+class Claim(NamedTuple):
+    """Directions that a vindex claims for one weight: (F, H) rows as stored, and σ (F,) where it is stated."""
+
+    layer: int
+    side: str
+    expert: int | None
+    weight: Weight
+    rows: np.ndarray
+    sigma: np.ndarray | None
+
+
+def audit(
+    v: Vindex | str | Path, source: str | Path, *, layers: int | None = None, progress: Progress = silent
+) -> Audit:
+    """Compare all that a vindex says of a model with the model's weights.
+
+    v: an opened vindex or its directory. source: the checkpoint it is said to be of, as `build` takes it: a directory,
+    a GGUF file, a Hub id, hf://ID to read it by byte range. layers: so many, evenly spread; None for all.
+    Raises FormatError, CheckpointError, QueryError where the two have other shapes, or NumericError.
+    """
+    v = v if isinstance(v, Vindex) else open_vindex(v)
+    checkpoint = open_checkpoint(or_bundled(str(source)))
+    layout = find_layout(checkpoint)
+    _require_fit(v, checkpoint, layout)
+    claims = list(_claims(v, layout, evenly(v.index.num_layers, layers or v.index.num_layers)))
+    advance, found = progress("audit", len(claims)), []
+    for of, by_neuron in ahead((claim, claim.weight.by_neuron(checkpoint)) for claim in claims):
+        figures = measure(of.rows, of.sigma, by_neuron.to(torch.float32), of.weight.name)
+        found.append(audited(of.layer, of.side, of.expert, of.weight.name, figures))
+        del by_neuron  # or it would be kept while the next but one is read
+        advance(1, f"layer {of.layer}, {of.side}: {found[-1].verdict.word}")
+    return Audit(
+        name=v.path.name,
+        id=v.id,
+        source=str(source),
+        model=checkpoint.model,
+        revision=checkpoint.revision,
+        features=v.index.layers[0].features,
+        embeddings=v.index.has_embeddings,
+        stated=claims[0].sigma is not None,
+        signed=_fixes_signs(v),
+        weights=tuple(found),
+        contents=tuple(compare_contents(v, checkpoint, layout, progress)),
+    )
+
+
+def repair(found: Audit, target: str | Path, *, progress: Progress = silent) -> Vindex:
+    """Build a certified vindex of the same shape from the source of an audit; raises as `build` does."""
+    return build(found.source, target, features=found.features, embeddings=found.embeddings, progress=progress)
+
+
+def _claims(v: Vindex, layout: Layout, layers: list[int]) -> Iterator[Claim]:
+    """What v claims of each weight of these layers, gate before down; maps, of which nothing is read yet."""
+    hidden, firsts = v.index.hidden_size, [0, *accumulate(entry.num_features for entry in v.index.layers)]
+    frames = {"gate": v.gate, "down": unless_lacking(lambda: v.down)}
+    sigma = unless_lacking(lambda: v.singular_values.reshape(2, -1))
+    for layer in layers:
+        entry, ffn = v.index.layers[layer], layout.ffns[layer]
+        for at in range(entry.groups):
+            for row, (side, stored) in enumerate(frames.items()):
+                if stored is not None:
+                    first = firsts[layer] + at * entry.features
+                    rows = slice(first, first + entry.features)
+                    weight, expert = getattr(ffn, side)[at], at if entry.num_experts else None
+                    values = None if sigma is None else sigma[row, rows]
+                    yield Claim(layer, side, expert, weight, stored.reshape(-1, hidden)[rows], values)
+
+
+def _fixes_signs(v: Vindex) -> bool:
+    """Whether the format of v says which sign a direction has: ours does."""
+    return not getattr(getattr(v, "family", None), "title", "")
+
+
+def _require_fit(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
+    """Raise QueryError where the source has other layers, experts or a hidden size than v was made from."""
+    experts = [len(ffn.gate) for ffn in layout.ffns]
+    claimed = [entry.groups for entry in v.index.layers]
+    fits = len(claimed) == len(experts) and all(a <= b for a, b in zip(claimed, experts, strict=True))
+    if not fits or layout.hidden_size != v.index.hidden_size:
+        theirs, ours = (
+            f"{len(each)} layers of width {width}" + (f", {max(each)} experts" if max(each) > 1 else "")
+            for each, width in ((experts, layout.hidden_size), (claimed, v.index.hidden_size))
+        )
+        raise QueryError(f"{checkpoint.model} has {theirs}, and {v.path.name} {ours}; give the source that it is of")
