@@ -39,13 +39,13 @@ def measure(rows: np.ndarray, sigma: np.ndarray | None, weight: torch.Tensor, na
     turn = _orthonormalising(unit)
     basis = turn @ unit.double()
     stated = None if sigma is None else np.asarray(sigma[:rank], np.float64)
-    own = claimed.residual(claimed.quotient)
+    own, smaller = claimed.residual(claimed.quotient), (truth.sigma[match] / claimed.quotient).square()
     found = Figures(
         beyond=int(raw[rank:].any(dim=1).sum()),
         residual=own if stated is None else claimed.residual(torch.from_numpy(stated).float()),
         own=own,
         outside=claimed.outside(basis.float()),
-        rounded=rounded.residual(rounded.quotient)[match.numpy()],
+        rounded=rounded.residual(rounded.quotient)[match.numpy()] * smaller.where(unit.any(dim=1), 1.0).numpy(),
         quotient=claimed.quotient.numpy(),
         sigma=truth.sigma[:rank].numpy(),
         stated=stated,

@@ -73,7 +73,8 @@ class Figures:
 
     beyond: rows past the rank that are not zero. residual: ‖WᵀWv − σ²v‖/σ², with the stated σ where there is one.
     own: the same with ‖Wv‖ in place of σ. outside: the part of it that lies outside the span of all rows. rounded:
-    `own` of the matched true direction, rounded as the rows are stored. quotient: ‖Wv‖. sigma, stated: σ as it is and
+    `own` of the matched true direction, rounded as the rows are stored; (σ of that/‖Wv‖)² times as large, since what
+    rounding leaves grows as σ falls. quotient: ‖Wv‖. sigma, stated: σ as it is and
     as it is stated. match, cosine: the true direction, of the leading n, with the largest |cosine|. flipped: signed
     against the convention of docs/format.md. angles: principal angles (rad) with the leading n. defect: the largest
     |row·row − identity|. held, best: shares of ‖W‖², of these directions and of the leading ones. fraction: n/H.
