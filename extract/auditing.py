@@ -109,9 +109,9 @@ def _fixes_signs(v: Vindex) -> bool:
 
 def _require_fit(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
     """Raise QueryError where the source has other layers, experts or a hidden size than v was made from."""
-    experts = [len(ffn.gate) for ffn in layout.ffns]
+    experts, routed = [len(ffn.gate) for ffn in layout.ffns], [ffn.num_experts or 1 for ffn in layout.ffns]
     claimed = [entry.groups for entry in v.index.layers]
-    fits = len(claimed) == len(experts) and all(a <= b for a, b in zip(claimed, experts, strict=True))
+    fits = len(claimed) == len(experts) and all(map(lambda n, *of: n in of, claimed, experts, routed))
     if not fits or layout.hidden_size != v.index.hidden_size:
         theirs, ours = (
             f"{len(each)} layers of width {width}" + (f", {max(each)} experts" if max(each) > 1 else "")

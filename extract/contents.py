@@ -41,7 +41,7 @@ def compare_contents(v: Vindex, checkpoint: Checkpoint, layout: Layout, progress
     """
     advance = progress("vocabulary", 2 * layout.vocab_size)
     stored = unless_lacking(lambda: v.embeddings)
-    tokens = min(layout.vocab_size, v.index.vocab_size, len(v.vocabulary))
+    tokens = min(layout.vocab_size, unless_lacking(lambda: len(v.vocabulary)) or layout.vocab_size)
     scale = layout.final_norm.scale(checkpoint)
     for side, tensor in (("gate", layout.embeddings), ("down", layout.unembedding)):
         poles, other = unless_lacking(partial(_Poles, v, side, scale)), []

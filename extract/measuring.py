@@ -15,6 +15,7 @@ import torch
 from extract.svd import top_directions
 from extract.vocab import unit_rows
 from vindex.differences import principal_angles
+from vindex.errors import NumericError
 from vindex.options import DEFAULTS
 from vindex.verdicts import LIMITS, Figures
 
@@ -26,9 +27,16 @@ TINY = 1e-30
 def measure(rows: np.ndarray, sigma: np.ndarray | None, weight: torch.Tensor, name: str) -> Figures:
     """Claimed directions (F, H), as stored, beside those of a weight (I, H) float32, a row for each neuron.
 
-    sigma: (F,) as stated, or None. name: the tensor, for messages. Raises NumericError where the weight is not finite.
+    sigma: (F,) as stated, or None. name: the tensor, for messages. Raises NumericError where a row or the weight is not
+    finite.
     """
     raw, most = torch.from_numpy(np.array(rows)), min(weight.shape)
+    odd = torch.nonzero(~torch.isfinite(raw).all(dim=1))
+    if len(odd):
+        raise NumericError(
+            f"row {int(odd[0])} of the directions said to be of {name} holds what is no finite number; run vindex "
+            "verify, and get the vindex again"
+        )
     truth = top_directions(weight, min(len(raw), most), DEFAULTS.tolerance, name)
     rank = truth.rank if len(raw) <= most else 0  # of more rows than there are directions, none is compared
     best, square = truth.rows[:rank], max(float(weight.square().sum(dtype=torch.float64)), TINY)

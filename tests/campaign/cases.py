@@ -128,6 +128,7 @@ def vindexes(random: Random, base: Path, place: Path) -> Case:
     if random.random() < 0.7:
         damage.agree(path)
     copy(base, "tiny.vindex", place / "..")
+    copy(base, "tiny", place / "..")
     token = random.choice(("piece9", " Paris", "a", "0", "Ġ", damage.ESCAPES, ""))
     commands = commands_of(
         """verify NAME
@@ -141,6 +142,7 @@ def vindexes(random: Random, base: Path, place: Path) -> Case:
         feature NAME 0 0 --json
         compare NAME ../tiny.vindex
         compare ../tiny.vindex NAME --json
+        audit NAME --source ../tiny
         verify NAME --json""",
         NAME=name,
         TOKEN=token,

@@ -82,7 +82,7 @@ def run(category: str, seed: int, base: Path, root: Path, keep: bool = False) ->
 
 
 def outcome(command: Command, ended: Ended) -> str:
-    if ended.status == 1 and command[:1] in (("verify",), ("gates",)) and len(ended.out.splitlines()) > 2:
+    if ended.status == 1 and command[:1] in (("verify",), ("audit",), ("gates",)) and len(ended.out.splitlines()) > 2:
         return "verdict"
     return {0: "success", 1: "one line", 2: "usage"}.get(ended.status, "killed")
 

@@ -19,7 +19,7 @@ from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex.__main__ import app
 from vindex.audits import draw
-from vindex.errors import FormatError, QueryError, TargetError
+from vindex.errors import FormatError, NumericError, QueryError, TargetError
 from vindex.verdicts import VERDICTS, judge
 
 NEURONS, HIDDEN, KEPT = 90, 64, 16
@@ -257,6 +257,12 @@ def test_what_cannot_be_audited_is_one_line(built, built_mixture, checkpoint, tm
         QueryError, match="has 2 layers of width 16, and mixture.vindex 3 layers of width 16, 4 experts"
     ):
         extract.audit(built_mixture, checkpoint)
+    holed = TRUE.clone()
+    holed[2, 3] = torch.nan
+    with pytest.raises(
+        NumericError, match="row 2 of the directions said to be of w holds what is no finite number; run v"
+    ):
+        verdict(holed)
     with pytest.raises(FormatError, match="nowhere is not a directory"):
         extract.audit(tmp_path / "nowhere", checkpoint)
     with pytest.raises(TargetError, match="already exists"):

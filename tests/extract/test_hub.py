@@ -227,6 +227,7 @@ def test_a_vindex_is_verified_against_the_hub(hub, source, tmp_path):
     assert all(
         found.holds for found in rederived(vindex.open(tmp_path / "l.vindex"), "hf://someone/model@main", [0, 1])
     )
+    assert extract.audit(tmp_path / "l.vindex", "hf://someone/model").holds
 
 
 def test_the_command_builds_and_verifies_from_the_hub_and_fills_no_cache(hub, tmp_path):

@@ -141,6 +141,7 @@ def test_every_command_is_right_in_every_locale_at_60_columns(bracketed, built, 
     if locale is LOCALES[0]:
         commands += [
             ("verify", "c", "--source", checkpoint),
+            ("audit", "c", "--source", checkpoint),
             ("plan", checkpoint, "--features", 8),
             ("build", checkpoint, "-o", "v", "--features", 8, "--threads", 1),
         ]

@@ -33,10 +33,11 @@ def results(built, other, checkpoint):
         "verify": vindex.verify(v),
         "compare": vindex.compare(v, vindex.open(other)),
         "plan": extract.plan(checkpoint, features=8),
+        "audit": extract.audit(v, checkpoint),
     }
 
 
-@pytest.mark.parametrize("name", ["score", "verify", "compare", "plan"])
+@pytest.mark.parametrize("name", ["score", "verify", "compare", "plan", "audit"])
 def test_every_result_has_rows_a_record_and_one_line(results, name, tmp_path):
     found = results[name]
     assert repr(found).startswith("<") and "\n" not in repr(found) and len(repr(found)) < 250
@@ -111,11 +112,13 @@ def test_a_comparison_is_drawn(results, tmp_path):
 
 
 def test_packages_list_what_a_user_wants():
-    assert dir(extract) == ["build", "plan", "verify"] and all(
+    assert dir(extract) == ["audit", "build", "plan", "repair", "verify"] and all(
         callable(getattr(extract, name)) for name in dir(extract)
     )
     assert {"open", "compare", "verify", "write_card"} < set(dir(vindex)) and callable(vindex.compare)
-    with pytest.raises(AttributeError, match="module 'extract' has no attribute 'make'; it has build, plan, verify"):
+    with pytest.raises(
+        AttributeError, match="module 'extract' has no attribute 'make'; it has audit, build, plan, repair, verify"
+    ):
         extract.make  # noqa: B018
 
 
