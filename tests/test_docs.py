@@ -15,8 +15,16 @@ from tests.vindex.test_commands import run
 from vindex.__main__ import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/tutorial.md", "docs/commands.md", "docs/probes.md", "docs/scores.md", "docs/trace.md"]
-IN_PYTHON = ["README.md", "docs/python.md", "docs/probes.md", "docs/scores.md", "docs/trace.md"]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/commands.md",
+    "docs/probes.md",
+    "docs/scores.md",
+    "docs/trace.md",
+    "docs/audit.md",
+]
+IN_PYTHON = ["README.md", "docs/python.md", "docs/probes.md", "docs/scores.md", "docs/trace.md", "docs/audit.md"]
 LESS = {"--max-steps 60": "--max-steps 2 --forget-limit 32 --retain-limit 64", "--count 40": "--count 4"}
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -35,9 +35,11 @@ class Limits:
         1e-3, "How much less of ‖W‖² than the leading ones, in proportion, the same subspace may hold."
     )
     overlap: float = _limit(0.5, "The overlap under which directions are not of these weights.")
-    growth: float = _limit(4.0, "How many times larger what is outside must be for the last directions than the first.")
+    growth: float = _limit(
+        1.75, "How many times larger what is outside must be for the last directions than the first."
+    )
     fraction: float = _limit(0.5, "F/H over which any directions fill the space, so that a subspace says nothing.")
-    neuron: float = _limit(1e-3, "How far below 1 the |cosine| of a row with a neuron of W may be.")
+    neuron: float = _limit(1e-3, "How far below 1 the absolute cosine of a row with a neuron of W may be.")
 
 
 LIMITS = Limits()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from tests.conftest import build_quietly
 from vindex.__main__ import app
 from vindex.audits import draw
 from vindex.errors import FormatError, NumericError, QueryError, TargetError
-from vindex.verdicts import VERDICTS, judge
+from vindex.verdicts import VERDICTS, choices, judge, sentences
 
+ROOT = Path(__file__).parents[2]
 NEURONS, HIDDEN, KEPT = 90, 64, 16
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -94,6 +96,13 @@ def test_each_verdict_on_known_weights(name):
 def test_every_verdict_is_among_the_cases():
     told = {said.partition(":")[0] for _, said in CASES.values()}
     assert told == set(VERDICTS) - {"wrong σ"}
+
+
+def test_the_documented_limits_and_words_are_those_in_the_code():
+    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8").splitlines()
+    wanted = [f"| `{name}` | {choices()[name]:g} | {sentence} |" for name, sentence in sentences().items()]
+    assert not [row for row in wanted if row not in page], "\n".join(wanted)
+    assert all(any(line.startswith(f"| {word} |") for line in page) for word in VERDICTS)
 
 
 def test_a_stated_sigma_is_held_against_the_weight():
