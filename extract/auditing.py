@@ -19,7 +19,7 @@ import torch
 
 from extract.ahead import ahead
 from extract.checkpoint import Checkpoint, open_checkpoint
-from extract.contents import compare_contents, unless_lacking
+from extract.contents import compare_contents, is_ours, unless_lacking
 from extract.ffn import Weight
 from extract.layouts import Layout, find_layout
 from extract.measuring import measure
@@ -58,7 +58,8 @@ def audit(
     checkpoint = open_checkpoint(or_bundled(str(source)))
     layout = find_layout(checkpoint)
     _require_fit(v, checkpoint, layout)
-    claims = list(_claims(v, layout, evenly(v.index.num_layers, layers or v.index.num_layers)))
+    there = [entry.layer for entry in v.index.layers if entry.num_features]
+    claims = list(_claims(v, layout, [there[at] for at in evenly(len(there), layers or len(there))]))
     advance, found = progress("audit", len(claims)), []
     for of, by_neuron in ahead((claim, claim.weight.by_neuron(checkpoint)) for claim in claims):
         figures = measure(of.rows, of.sigma, by_neuron.to(torch.float32), of.weight.name)
@@ -71,10 +72,10 @@ def audit(
         source=str(source),
         model=checkpoint.model,
         revision=checkpoint.revision,
-        features=v.index.layers[0].features,
+        features=v.index.layers[there[0]].features,
         embeddings=v.index.has_embeddings,
         stated=claims[0].sigma is not None,
-        signed=_fixes_signs(v),
+        signed=is_ours(v),
         weights=tuple(found),
         contents=tuple(compare_contents(v, checkpoint, layout, progress)),
     )
@@ -102,17 +103,17 @@ def _claims(v: Vindex, layout: Layout, layers: list[int]) -> Iterator[Claim]:
                     yield Claim(layer, side, expert, weight, stored.reshape(-1, hidden)[rows], values)
 
 
-def _fixes_signs(v: Vindex) -> bool:
-    """Whether the format of v says which sign a direction has: ours does."""
-    return not getattr(getattr(v, "family", None), "title", "")
-
-
 def _require_fit(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
-    """Raise QueryError where the source has other layers, experts or a hidden size than v was made from."""
-    experts, routed = [len(ffn.gate) for ffn in layout.ffns], [ffn.num_experts or 1 for ffn in layout.ffns]
+    """Raise QueryError where the source has other layers, experts or a hidden size than v was made from.
+
+    A family that is not ours may leave out layers, and shared experts.
+    """
+    experts = [len(ffn.gate) for ffn in layout.ffns]
     claimed = [entry.groups for entry in v.index.layers]
-    fits = len(claimed) == len(experts) and all(map(lambda n, *of: n in of, claimed, experts, routed))
-    if not fits or layout.hidden_size != v.index.hidden_size:
+    routed = [{len(ffn.gate), ffn.num_experts or 1} for ffn in layout.ffns]
+    fits = all(not of.num_features or of.groups in known for of, known in zip(v.index.layers, routed, strict=False))
+    as_many = len(claimed) == len(experts) if is_ours(v) else len(claimed) <= len(experts)
+    if not (fits and as_many and layout.hidden_size == v.index.hidden_size):
         theirs, ours = (
             f"{len(each)} layers of width {width}" + (f", {max(each)} experts" if max(each) > 1 else "")
             for each, width in ((experts, layout.hidden_size), (claimed, v.index.hidden_size))
