@@ -35,9 +35,7 @@ class Limits:
         1e-3, "How much less of ‖W‖² than the leading ones, in proportion, the same subspace may hold."
     )
     overlap: float = _limit(0.5, "The overlap under which directions are not of these weights.")
-    growth: float = _limit(
-        1.75, "How many times larger what is outside must be for the last directions than the first."
-    )
+    lag: float = _limit(0.3, "The growth × (1 − overlap) from which on directions are those of an iteration cut off.")
     fraction: float = _limit(0.5, "F/H over which any directions fill the space, so that a subspace says nothing.")
     neuron: float = _limit(1e-3, "How far below 1 the absolute cosine of a row with a neuron of W may be.")
 
@@ -149,7 +147,7 @@ def judge(of: Figures) -> Verdict:
         return Verdict(ROTATED, f"{wrong} of {count} are mixtures of true ones")
     if of.overlap < LIMITS.overlap:
         return Verdict(FOREIGN, f"overlap {max(of.overlap, 0.0):.2f}")
-    if of.growth >= LIMITS.growth:
+    if of.growth * (1 - of.overlap) >= LIMITS.lag:
         return Verdict(EARLY, f"{wrong} of {count} directions have not converged")
     return Verdict(NEAR, f"{wrong} of {count} are turned away, together by up to {of.angles.max():.2g} rad")
 
