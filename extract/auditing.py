@@ -4,15 +4,17 @@
 2. The claimed rows are measured against W and beside its own directions (extract/measuring.py).
 3. vindex/verdicts.py says in a word what the figures mean.
 
-Nothing of one weight is kept but its figures, so that memory does not grow with the model.
+Nothing of one weight is kept but its figures, and room for those is taken before the first, so that memory does not
+grow from weight to weight: small arrays made among large ones would keep the places of these from being used again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from vindex.demo import or_bundled
 from vindex.errors import QueryError
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex, open_vindex
+from vindex.verdicts import OF_A_ROW, Figures
 
 SIDES = ("gate", "down")
 
@@ -60,9 +63,9 @@ def audit(
     _require_fit(v, checkpoint, layout)
     there = [entry.layer for entry in v.index.layers if entry.num_features]
     claims = list(_claims(v, layout, [there[at] for at in evenly(len(there), layers or len(there))]))
-    advance, found = progress("audit", len(claims)), []
+    advance, room, found = progress("audit", len(claims)), _Room(sum(len(claim.rows) for claim in claims)), []
     for of, by_neuron in ahead((claim, claim.weight.by_neuron(checkpoint)) for claim in claims):
-        figures = measure(of.rows, of.sigma, by_neuron.to(torch.float32), of.weight.name)
+        figures = room.moved(measure(of.rows, of.sigma, by_neuron.to(torch.float32), of.weight.name))
         found.append(audited(of.layer, of.side, of.expert, of.weight.name, figures))
         del by_neuron  # or it would be kept while the next but one is read
         advance(1, f"layer {of.layer}, {of.side}: {found[-1].verdict.word}")
@@ -84,6 +87,25 @@ def audit(
 def repair(found: Audit, target: str | Path, *, progress: Progress = silent) -> Vindex:
     """Build a certified vindex of the same shape from the source of an audit; raises as `build` does."""
     return build(found.source, target, features=found.features, embeddings=found.embeddings, progress=progress)
+
+
+class _Room:
+    """Memory for the figures of so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        self._places = {name: np.empty(rows, dtype) for name, dtype in OF_A_ROW.items()}
+        self._used = 0
+
+    def moved(self, figures: Figures) -> Figures:
+        """The same figures, lying here."""
+        moved: dict[str, Any] = {}
+        for name, places in self._places.items():
+            values = getattr(figures, name)
+            if values is not None:
+                moved[name] = places[self._used : self._used + len(values)]
+                moved[name][:] = values
+        self._used += len(figures.residual)
+        return replace(figures, **moved)
 
 
 def _claims(v: Vindex, layout: Layout, layers: list[int]) -> Iterator[Claim]:

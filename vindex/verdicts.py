@@ -67,6 +67,13 @@ class Verdict(NamedTuple):
         return f"{self.word}: {self.detail}" if self.detail else self.word
 
 
+OF_A_ROW = {  # the arrays of Figures
+    **dict.fromkeys(("residual", "own", "outside", "rounded", "quotient", "sigma", "stated", "cosine", "angles"), "f4"),
+    "match": "i4",
+    "flipped": "?",
+}
+
+
 @dataclass(frozen=True)
 class Figures:
     """What was measured of the n directions claimed for one weight, n at most its rank. Arrays are (n,).

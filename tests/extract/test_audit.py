@@ -21,7 +21,7 @@ from tests.conftest import build_quietly
 from vindex.__main__ import app
 from vindex.audits import draw
 from vindex.errors import FormatError, NumericError, QueryError, TargetError
-from vindex.verdicts import VERDICTS, choices, judge, sentences
+from vindex.verdicts import OF_A_ROW, VERDICTS, choices, judge, sentences
 
 ROOT = Path(__file__).parents[2]
 NEURONS, HIDDEN, KEPT = 90, 64, 16
@@ -291,7 +291,7 @@ def test_ctrl_c_during_a_repair_leaves_what_can_be_resumed(built, checkpoint, tm
 
 
 def test_memory_holds_one_weight_and_the_next(tmp_path, monkeypatch):
-    """However many layers there are, no more than three weights are alive: the last, this one and the one ahead."""
+    """Alive are at most the last weight, this one and the one ahead; all figures lie where room was taken for them."""
     source = write_checkpoint(tmp_path / "m", layers=6)
     build_quietly(source, tmp_path / "v")
     alive, most, read = set(), [0], Weight.by_neuron
@@ -304,5 +304,6 @@ def test_memory_holds_one_weight_and_the_next(tmp_path, monkeypatch):
         return weight
 
     monkeypatch.setattr(Weight, "by_neuron", watched)
-    extract.audit(tmp_path / "v", source)
+    found = extract.audit(tmp_path / "v", source)
     assert 1 <= most[0] <= 3
+    assert len({id(getattr(one.figures, name).base) for one in found for name in OF_A_ROW}) == len(OF_A_ROW)
