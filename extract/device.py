@@ -8,9 +8,12 @@ refers to it, so that a build has two or three such buffers, the one that is rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+
+CPU: Any = torch.backends.mkldnn  # the library that multiplies there; torch's annotations leave out its `matmul`
 
 
 def page_locked(size: int) -> torch.Tensor:
@@ -40,13 +43,27 @@ def fetched(computed: torch.Tensor) -> torch.Tensor:
     return torch.empty(computed.shape, dtype=computed.dtype, pin_memory=True).copy_(computed)
 
 
+def whole_products() -> AbstractContextManager[None]:
+    """Inside, float32 products keep all their bits, whatever this process chose: TF32 has 10 of 23, bfloat16 7."""
+    return _products("ieee", torch.backends.cuda.matmul, CPU.matmul)
+
+
+def bfloat16_products() -> AbstractContextManager[None]:
+    """Inside, large float32 products on a CPU round their factors to bfloat16 first, if it multiplies such numbers.
+
+    Sums stay float32. A processor without such units (AMX, AVX512-BF16) multiplies as always.
+    """
+    return _products("bf16", CPU.matmul)
+
+
 @contextmanager
-def whole_products() -> Iterator[None]:
-    """Inside, float32 products on a GPU keep all their bits, whatever this process chose: TF32 has 10 of 23."""
-    products = torch.backends.cuda.matmul
-    before = products.fp32_precision
-    products.fp32_precision = "ieee"
+def _products(precision: str, *libraries: Any) -> Iterator[None]:
+    """Every library's precision of float32 products, changed and put back. It is the process's, not the thread's."""
+    before = [library.fp32_precision for library in libraries]
+    for library in libraries:
+        library.fp32_precision = precision
     try:
         yield
     finally:
-        products.fp32_precision = before
+        for library, chosen in zip(libraries, before, strict=True):
+            library.fp32_precision = chosen

@@ -4,7 +4,8 @@ A weight W is seen as (I, H): a row for each neuron, a column for each residual 
 are what gate_proj reads; down_proj is passed transposed, so that they are what it writes.
 
 1. Gram matrix G of W's shorter side: WᵀW (H, H), or WWᵀ (I, I) where the neurons are fewer, as in the experts of a
-   mixture. Float32, upper blocks only: the symmetric rank-k update in half the multiplications.
+   mixture. Float32, upper blocks only: the symmetric rank-k update in half the multiplications. Weights that were
+   stored in bfloat16 go through the processor's bfloat16 units, where it has them: nothing is rounded but the sums.
 2. Block Lanczos on G with full reorthogonalisation (Golub & Underwood 1977; Saad, Numerical Methods for Large
    Eigenvalue Problems, ch. 6): an orthonormal basis grows by a block a step until the Rayleigh-Ritz residuals of the
    wanted pairs are small.
@@ -20,11 +21,13 @@ Randomised SVD is not used: at F = 128 it returns residuals of 0.03-0.2 on real 
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 
 from extract.cast import require_finite
+from extract.device import bfloat16_products
 from vindex.errors import NumericError
 
 PAIRS_PER_VECTOR = 4  # wanted pairs for each vector of a Lanczos block: G is read seldom, and few products are wasted
@@ -39,6 +42,7 @@ RANK_TOLERANCE = 1e-6  # σ/σ_1 under which a direction of a float64 Gram matri
 JACOBI_ROWS = 512  # up to which torch solves float32 eigenproblems on a GPU by rotations
 CLOSE = 1e-3  # relative distance under which neighbours in the spectrum count as close
 GRAM_PANELS, PANEL_WIDTH = 16, 128  # at most so many panels, none much narrower
+PIECE_ROWS = 64  # looked at in one go, so that what a check needs stays in the cache
 
 
 class Directions(NamedTuple):
@@ -115,11 +119,20 @@ def gram_matrix(weight: torch.Tensor) -> torch.Tensor:
     gram = weight.new_empty(columns, columns)
     panels = min(GRAM_PANELS, max(1, columns // PANEL_WIDTH))
     edges = [columns * panel // panels for panel in range(panels + 1)]
-    for left, right in itertools.pairwise(edges):
-        panel = weight[:, left:right].T @ weight[:, left:]
-        gram[left:right, left:] = panel
-        gram[right:, left:right] = panel[:, right - left :].T
+    with bfloat16_products() if is_bfloat16(weight) else nullcontext():
+        for left, right in itertools.pairwise(edges):
+            panel = weight[:, left:right].T @ weight[:, left:]
+            gram[left:right, left:] = panel
+            gram[right:, left:right] = panel[:, right - left :].T
     return gram
+
+
+def is_bfloat16(weight: torch.Tensor) -> bool:
+    """Whether every entry of a float32 matrix on the CPU is a bfloat16 number: the lower half of its bits is zero."""
+    if weight.is_cuda or weight.dtype != torch.float32:
+        return False
+    rows = weight if weight.stride(1) == 1 else weight.T
+    return not any((piece.view(torch.int32) & 0xFFFF).any() for piece in rows.split(PIECE_ROWS))
 
 
 def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:
@@ -134,13 +147,13 @@ def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:
     for step in range(steps):
         old, new = step * width, (step + 1) * width
         basis[old:new] = block.T
-        known = basis[:new]
+        known, nearest = basis[:new], basis[max(0, old - width) : new]
         image = gram @ block
-        coefficients = known @ image
-        image -= known.T @ coefficients
-        correction = known @ image  # "twice is enough": one pass leaves the basis orthogonal only to 1e-4
-        image -= known.T @ correction
-        coefficients += correction
+        coefficients = gram.new_zeros(new, width)
+        for part, among in ((coefficients[-len(nearest) :], nearest), (coefficients, known)):
+            found = among @ image  # G·block lies in the two nearest blocks and the next; of the others only rounding is
+            image -= among.T @ found  # left, but one pass over all of them leaves the basis orthogonal only to 1e-4
+            part += found
         projected[:new, old:new] = coefficients
         projected[old:new, :new] = coefficients.T
         block, coupling = torch.linalg.qr(image)

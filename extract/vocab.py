@@ -89,7 +89,7 @@ class Sample:
 
     def update(self, first_id: int, rows: torch.Tensor) -> None:
         """Take in rows (n, H) of the tokens first_id … first_id + n − 1."""
-        self._sum = self._sum + rows.sum(dim=0, dtype=torch.float64)
+        self._sum = self._sum + rows.sum(dim=0).double()
         inside = self._ids[(self._ids >= first_id) & (self._ids < first_id + len(rows))] - first_id
         self._rows.append(rows[torch.from_numpy(inside).to(rows.device)])
 

@@ -87,7 +87,8 @@ def project_vocabulary(
     gate, features = block.side == "gate", sum(block.index.layers[layer].num_features for layer in block.layers)
     top_tokens, casts = TopTokens(features + RANDOM_DIRECTIONS * block.first, options.device), []
     spread, sample = Spread(features + RANDOM_DIRECTIONS * block.first, options.device), Sample(block.tokens)
-    kept = list(_directions(block, files, options.device)) if final_norm.is_cuda else None  # it has room for the run
+    chance = torch.from_numpy(random_directions(block.index.hidden_size)).to(options.device) if block.first else None
+    kept = list(_directions(block, files, chance, options.device)) if final_norm.is_cuda else None  # it has room for it
     for first, rows in ahead(row_blocks):
         if block.first and gate and options.embeddings:
             half = to_half(rows, block.tensor, first)
@@ -100,7 +101,7 @@ def project_vocabulary(
             tokens = unit_rows(candidates) if gate else candidates
             if gate:
                 sample.update(first, tokens)
-            for feature, stored in kept or _directions(block, files, options.device):
+            for feature, stored in kept or _directions(block, files, chance, options.device):
                 directions = stored.to(torch.float32)
                 if gate:
                     scores = gate_scores(directions, tokens)
@@ -115,14 +116,16 @@ def project_vocabulary(
         poles = records[features:]["tokens"]["token_id"]
         files.write(form.RANDOM_POLES.name, 0 if gate else poles.nbytes, np.ascontiguousarray(poles))
     if gate:
-        _write_statistics(block, files, spread, sample, kept or _directions(block, files, options.device))
+        _write_statistics(block, files, spread, sample, kept or _directions(block, files, chance, options.device))
     return {"casts": casts}
 
 
-def _directions(block: VocabularyBlock, files: BlockFiles, device: str) -> Iterator[tuple[int, torch.Tensor]]:
+def _directions(
+    block: VocabularyBlock, files: BlockFiles, chance: torch.Tensor | None, device: str
+) -> Iterator[tuple[int, torch.Tensor]]:
     """(number in the run, (n, H) on the device) of its directions, some at a time, of any layer.
 
-    They are float16; the first block's are followed by the random ones, float32.
+    They are float16; the first block's are followed by the random ones, `chance`, float32.
     """
     width = block.index.hidden_size * form.HALF
     start, stop = _extent(block)
@@ -132,8 +135,8 @@ def _directions(block: VocabularyBlock, files: BlockFiles, device: str) -> Itera
         )
         half = torch.frombuffer(bytearray(stored), dtype=torch.float16)
         yield (offset - start) // width, half.view(-1, block.index.hidden_size).to(device)
-    if block.first:
-        yield (stop - start) // width, torch.from_numpy(random_directions(block.index.hidden_size)).to(device)
+    if chance is not None:
+        yield (stop - start) // width, chance
 
 
 def _extent(block: VocabularyBlock) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from extract.checkpoint import open_checkpoint
-from extract.device import fetched, whole_products, wide
+from extract.device import bfloat16_products, fetched, whole_products, wide
 from tests.checkpoints import write_checkpoint
 from tests.extract.test_svd import spectrum_matrix
 
@@ -53,3 +53,14 @@ def test_tf32_is_off_inside_and_as_it_was_afterwards(choice):
         assert products.fp32_precision == before and torch.get_float32_matmul_precision() == choice
     finally:
         torch.set_float32_matmul_precision(default)
+
+
+def test_the_precision_of_products_on_the_cpu_is_as_it_was_after_either_context():
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    with whole_products():
+        assert products.fp32_precision == "ieee"
+        with bfloat16_products():
+            assert products.fp32_precision == "bf16"
+        assert products.fp32_precision == "ieee"
+    assert products.fp32_precision == before

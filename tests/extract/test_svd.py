@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract import svd
-from extract.svd import gram_matrix, top_directions
+from extract.svd import gram_matrix, is_bfloat16, top_directions
 from vindex.differences import principal_angles
 from vindex.errors import NumericError
 
@@ -80,6 +80,22 @@ def test_a_transposed_view_gives_what_down_proj_writes(large):
 def test_gram_panels_equal_the_full_product():
     weight = torch.randn(50, 37)
     torch.testing.assert_close(gram_matrix(weight), weight.T @ weight)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_the_gram_matrix_keeps_the_bits_of_every_weight_whatever_units_the_processor_has(large, stored):
+    weight = large.to(stored).float()
+    exact = weight.double().T @ weight.double()
+    off = (gram_matrix(weight) - exact).norm() / exact.norm()
+    rounded = large.bfloat16().double()
+    assert off < 1e-6 < (rounded.T @ rounded - large.double().T @ large.double()).norm() / exact.norm()
+
+
+def test_weights_that_were_bfloat16_are_told_by_every_entry(large):
+    weight = large.bfloat16().float()
+    assert is_bfloat16(weight) and is_bfloat16(weight.T) and not is_bfloat16(weight.double())
+    weight[700, 3] = 1.001
+    assert not is_bfloat16(weight) and not is_bfloat16(weight.T)
 
 
 @settings(max_examples=25, deadline=None)
