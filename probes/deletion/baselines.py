@@ -257,7 +257,7 @@ def baseline(
     if name == "neurons":
         made = ((count, make(trial.seen, layer, count=count)) for count in options.neurons)
         sized = tuple(trial.judge(change, layer)._replace(size=count) for count, change in made)
-        scan, middle = scan + sized, least_harmful(sized, trial.rule).size or middle
+        scan, middle = scan + sized, least_harmful(sized, trial.options.close).size or middle
     return Baseline(make(trial.fit, layer, options.whole, middle), scan)
 
 

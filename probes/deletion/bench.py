@@ -23,7 +23,7 @@ from probes.deletion.generic import generic_prompts
 from probes.deletion.keys import Moment, observe
 from probes.deletion.layer import Trial, candidates
 from probes.deletion.measure import Baseline, Outcome
-from probes.deletion.options import ForwardOptions, TrialOptions
+from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import check_parts
 from probes.facts import Fact, Panel, bundled, read
 from probes.facts.passes import check_layers
@@ -64,9 +64,6 @@ class Options:
     seed: int = 0
     chat: bool = False
     layer: int | None = None
-    samples: int = 1024
-    """Tokens of the model's own text in the generic second moment, beside the bundled text."""
-    trial: TrialOptions = field(default_factory=TrialOptions)
     forward: ForwardOptions = field(default_factory=ForwardOptions)
     baselines: BaselineOptions = field(default_factory=BaselineOptions)
     certificate: bool = True
@@ -136,12 +133,12 @@ class Bench:
     def layers(self) -> tuple[int, ...]:
         """Those that a method may choose from."""
         chosen = self.options.layer
-        return candidates(self.model, self.options.trial.layers) if chosen is None else (chosen,)
+        return candidates(self.model, self.options.forward.layers) if chosen is None else (chosen,)
 
     def generic_moments(self, role: str = "mlp_in") -> dict[int, Moment]:
         """Second moments, in generic text, of the site of that role in every layer of `layers`; computed once."""
         if role not in self.generic:
-            prompts = generic_prompts(self.model, self.loaded.tokenizer, self.options.samples)
+            prompts = generic_prompts(self.model, self.loaded.tokenizer, self.options.forward.samples)
             seen = observe(self.model, prompts, self.layers, role)
             self.generic[role] = {index: found.moment for index, found in seen.items()}
         return self.generic[role]
@@ -149,7 +146,7 @@ class Bench:
     def trial(self, fit: Fit) -> Trial:
         """The trial by which every method gets its layer; what the unchanged model says is computed once for a fact."""
         if self._trial is None or self._trial.given is not fit:
-            self._trial = Trial(self.model, fit, self.options.trial)
+            self._trial = Trial(self.model, fit, self.options.forward)
         return self._trial
 
     def known(self, relation: str, least: float) -> list[tuple[Fact, Outcome]]:

@@ -77,17 +77,13 @@ def forward(
     tick(f"value in layer {layer}")
     read = observe_all(trial.model, fit, [layer])[layer]
     place = Place(trial.model, fit, layer, read, generic[layer], options)
-    own: list[Prompt] = []
     delta = place.fitted()
-    for _ in range(options.rounds):
-        tick("what it says by itself")
-        more = speak(delta)
-        if not more:
-            break
-        own += more
-        place.asked += begin(trial.model, layer, more)
+    tick("what it says by itself")
+    own = tuple(speak(delta))
+    if own:
+        place.asked += begin(trial.model, layer, own)
         delta = place.fitted(delta)
-    return Forward(delta, scan, tuple(own))
+    return Forward(delta, scan, own)
 
 
 class Place:

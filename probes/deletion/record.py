@@ -20,7 +20,6 @@ from probes.deletion.experiment import FactResult, MethodResult
 from probes.deletion.forward import Forward
 from probes.deletion.layer import Tried
 from probes.deletion.measure import GROUPS, Change, Effect, Outcome, SetChange
-from probes.deletion.options import TrialOptions
 from probes.deletion.verdict import STANDARDS, Verdict
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Sets
@@ -62,9 +61,8 @@ def rate(entries: Iterable[Entry], method: str, standard: str) -> Rate:
 
 def one(bench: Bench, result: FactResult) -> dict[str, Any]:
     """The record of one fact: head of the run, its headline method's outcome, then everything."""
-    rule = bench.options.trial
     methods = {
-        name: {**_method(bench, found), "scan": _scan(found, rule), "own": _own(found)}
+        name: {**_method(bench, found), "scan": _scan(found), "own": _own(found)}
         for name, found in result.methods.items()
     }
     return {
@@ -236,9 +234,9 @@ def _answer(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     return {"probability": outcome.probability, "rank": outcome.rank, "top": top}
 
 
-def _scan(found: MethodResult, rule: TrialOptions) -> list[dict[str, Any]]:
+def _scan(found: MethodResult) -> list[dict[str, Any]]:
     """A row for each layer that the method looked at, with the harm of its trial where one was made."""
-    return [row._asdict() | ({"harm": row.harm(rule)} if isinstance(row, Tried) else {}) for row in found.found.scan]
+    return [row._asdict() | ({"harm": row.harm} if isinstance(row, Tried) else {}) for row in found.found.scan]
 
 
 def _own(found: MethodResult) -> list[str]:

@@ -8,7 +8,7 @@ With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·�
     + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
-ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
+ρ is what the phrasing with the firmest answer needs to come down to τ = 1 − WANTED of its P: a phrasing never seen may be as firm.
 The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few neutral sentences
 at random; the KL on the latter is a mean over every position from the subject on. Other subjects come as rows r
 of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d is scaled
@@ -28,6 +28,7 @@ from torch.nn.functional import softplus
 
 from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import Begun, Tail
+from probes.deletion.verdict import WANTED
 from probes.facts.passes import kl_rows
 from vindex.errors import NumericError
 
@@ -52,7 +53,7 @@ def fit_value(
     """
     key_gate = torch.stack([each.gate[each.subjects].float().mean(0) for each in asked]).mean(0)
     unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
-    reach = _reach(Tail(model, layer, asked), options.target)
+    reach = _reach(Tail(model, layer, asked), 1 - WANTED)
     z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)

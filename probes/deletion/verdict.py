@@ -61,6 +61,17 @@ LIMITS = (
 )
 
 
+def limit(standard: str, criterion: str) -> float:
+    """That of one row."""
+    return next(row.limit for row in LIMITS if (row.standard, row.criterion) == (standard, criterion))
+
+
+WANTED = limit("strict", "suppression of the fact")
+"""Suppression that a fit should reach, as `strict` asks of the headline: its pull lets go at τ = 1 − WANTED."""
+SUBJECTS_SHARE = limit("strict", "other facts of the subject, mean loss") / limit("strict", "other subjects, mean |loss|")
+"""How much worse harm to other subjects is than harm to the deleted one: `strict` allows them so much less."""
+
+
 class Figure(NamedTuple):
     """A number that limits are held against."""
 

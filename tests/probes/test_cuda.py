@@ -10,6 +10,7 @@ from probes.atlas import panel as facts
 from probes.deletion.bench import Bench, Options
 from probes.deletion.experiment import run
 from probes.deletion.generic import own_text
+from probes.deletion.options import ForwardOptions
 from probes.gates.apply import gated
 from probes.gates.data import read_forget, read_retain
 from probes.gates.gates import Gates
@@ -97,7 +98,7 @@ def test_gate_3_comes_to_the_same_verdicts(here, there):
     before = {name: parameter.detach().clone() for name, parameter in there.model.named_parameters()}
     results = []
     for loaded in (there, here):
-        bench = Bench(loaded, facts.panel(), Options(samples=512))
+        bench = Bench(loaded, facts.panel(), Options(forward=ForwardOptions(samples=512)))
         results.append(run(bench, bench.panel.find("France/capital")))
     ours, theirs = results
     assert ours.before.probability == pytest.approx(theirs.before.probability, abs=1e-4)

@@ -94,7 +94,7 @@ def test_every_baseline_changes_one_projection_of_a_layer_that_was_tried(name, m
     projection = "down_proj" if name.startswith("rome") else "gate_proj"
     assert (found.delta.method, found.delta.projection) == (name, projection)
     assert [tried.layer for tried in found.scan][:2] == list(bench.layers)
-    assert found.delta.layer == least_harmful(found.scan[:2], bench.options.trial).layer
+    assert found.delta.layer == least_harmful(found.scan[:2], bench.options.forward.close).layer
     assert 0 < relative_norm(bench.model, found.delta) < 1
 
 
@@ -121,7 +121,7 @@ def test_the_shapes_of_the_changes_are_those_of_their_formulas(made, bench):
     closed = made["neurons"].delta
     left = weight(bench.model, "gate_proj", closed.layer) + closed.change
     assert int((left == 0).all(1).sum()) == int(closed.change.any(1).sum())
-    sizes = {tried.size: tried.harm(bench.options.trial) for tried in made["neurons"].scan if tried.size}
+    sizes = {tried.size: tried.harm for tried in made["neurons"].scan if tried.size}
     assert set(sizes) == set(OPTIONS.neurons)
     assert int(closed.change.any(1).sum()) in sizes
 

@@ -25,7 +25,7 @@ from probes.live.load import load
 from vindex.demo import CHECKPOINT
 from vindex.errors import NumericError
 
-BRIEF = ForwardOptions(steps=9, trial_steps=3, rounds=0)
+BRIEF = ForwardOptions(steps=9, trial_steps=3)
 
 
 def test_the_read_direction_fires_evenly_on_its_keys_and_least_elsewhere(loaded, sets):
@@ -184,9 +184,8 @@ def test_what_the_patched_model_says_by_itself_is_fitted_too(bench, sets):
         heard.append(delta)
         return said
 
-    options = dataclasses.replace(BRIEF, rounds=1)
-    found = forward(bench.trial(sets.fit), [0], bench.generic_moments(), options, speak)
-    silent = forward(bench.trial(sets.fit), [0], bench.generic_moments(), options, lambda _: [])
+    found = forward(bench.trial(sets.fit), [0], bench.generic_moments(), BRIEF, speak)
+    silent = forward(bench.trial(sets.fit), [0], bench.generic_moments(), BRIEF, lambda _: [])
     assert found.own == said
     assert torch.equal(heard[0].gate_write, silent.delta.gate_write)
     assert not torch.equal(found.delta.gate_write, silent.delta.gate_write)
@@ -195,8 +194,8 @@ def test_what_the_patched_model_says_by_itself_is_fitted_too(bench, sets):
 @pytest.mark.parametrize(("dtype", "chat"), [("bfloat16", False), ("float32", True)])
 def test_a_fact_goes_in_bfloat16_and_in_a_chat_too(loaded, dtype, chat):
     model = loaded if dtype == "float32" else load(CHECKPOINT, dtype=dtype, device="cpu")
-    fitted = ForwardOptions(steps=20, rounds=0)
-    options = Options(("forward",), chat=chat, layer=0, samples=256, forward=fitted, certificate=False)
+    fitted = ForwardOptions(steps=20, samples=256)
+    options = Options(("forward",), chat=chat, layer=0, forward=fitted, certificate=False)
     bench = Bench(model, atlas.panel(), options)
     effect = run(bench, bench.panel.find("France/capital")).methods["forward"].effect
     assert effect.headline.before.probability > 0.5 and effect.headline.loss > 0.7

@@ -153,8 +153,8 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     lines += [{"subject": name, "relation": "name", "answer": name} for name in names.split()]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
     panel = facts.read(tmp_path / "f.jsonl")
-    brief, short = ForwardOptions(steps=9), Attacks(tokens=4, samples=2, negated=1, learnt=2, steps=2)
-    bench = Bench(loaded, panel, Options(layer=1, samples=32, forward=brief, attacks=short))
+    brief, short = ForwardOptions(steps=9, samples=32), Attacks(tokens=4, samples=2, negated=1, learnt=2, steps=2)
+    bench = Bench(loaded, panel, Options(layer=1, forward=brief, attacks=short))
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
     assert all(torch.isfinite(found.delta.gate_write).all() for found in result.methods.values())
