@@ -17,12 +17,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from probes.deletion.layer import Trial, Tried, asked, least_harmful, once_each
+from probes.deletion.layer import Found, Trial, asked, least_harmful, once_each
 from probes.deletion.tail import Tail
 from probes.facts.passes import kl_rows, unembed
 from probes.facts.sets import Fit
@@ -59,13 +59,6 @@ class BaselineOptions:
     """Learning rate of `gradient` (FT-L of Meng et al.)."""
     gradient_bound: float = 5e-4
     """Largest entry of its ΔW before it is scaled (Zhu et al.; the number is FT-L's)."""
-
-
-class Baseline(NamedTuple):
-    """The change, and what the trial found."""
-
-    delta: Wide
-    scan: tuple[Tried, ...]
 
 
 def response(key: Tensor, moment: Tensor | None = None, ridge: float = 0.0) -> Tensor:
@@ -240,7 +233,7 @@ def baseline(
     moment: Callable[[int], Tensor],
     options: BaselineOptions,
     tick: Callable[[str], object] = lambda _: None,
-) -> Baseline:
+) -> Found:
     """The change by the baseline of that name, in the layer among `chosen` (and with the number) that a trial favours.
 
     `moment` gives C for a layer.
@@ -258,7 +251,7 @@ def baseline(
         made = ((count, make(trial.seen, layer, count=count)) for count in options.neurons)
         sized = tuple(trial.judge(change, layer)._replace(size=count) for count, change in made)
         scan, middle = scan + sized, least_harmful(sized, trial.options.close).size or middle
-    return Baseline(make(trial.fit, layer, options.whole, middle), scan)
+    return Found(make(trial.fit, layer, options.whole, middle), scan)
 
 
 def _hidden(tail: Tail) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from probes.deletion.fisher import fisher_rows
-from probes.deletion.keys import Moment, Seen, observe, read_direction
-from probes.deletion.layer import Trial, Tried, asked, once_each
+from probes.deletion.keys import Seen, observe, read_direction
+from probes.deletion.layer import Found, Trial, Tried, asked, once_each
 from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import Begun, Tail, begin
 from probes.deletion.value import fit_value, least_enough
@@ -32,15 +32,6 @@ from probes.weights.delta import Delta
 
 Speak = Callable[[Delta], Sequence[Prompt]]
 """What the patched model says of the fact when it writes by itself: texts up to the answer."""
-
-
-class Forward(NamedTuple):
-    """The patch and how it was found."""
-
-    delta: Delta
-    scan: tuple[Tried, ...]
-    own: tuple[Prompt, ...]
-    """Phrasings that the patched model came to by itself."""
 
 
 class Read(NamedTuple):
@@ -57,11 +48,11 @@ class Read(NamedTuple):
 def forward(
     trial: Trial,
     chosen: Sequence[int],
-    generic: Mapping[int, Moment],
+    generic: Mapping[int, Tensor],
     options: ForwardOptions,
     speak: Speak,
     tick: Callable[[str], object] = lambda _: None,
-) -> Forward:
+) -> Found:
     """Compute the patch for the fact of `trial`, in one of the `chosen` layers.
 
     `generic` holds the second moment of generic text in each of them.
@@ -83,13 +74,13 @@ def forward(
     if own:
         place.asked += begin(trial.model, layer, own)
         delta = place.fitted(delta)
-    return Forward(delta, scan, own)
+    return Found(delta, scan, own)
 
 
 class Place:
     """One layer, ready for a value to be fitted there: the read direction, the guard and the prompts begun."""
 
-    def __init__(self, model: nn.Module, fit: Fit, layer: int, read: Read, generic: Moment, options: ForwardOptions):
+    def __init__(self, model: nn.Module, fit: Fit, layer: int, read: Read, generic: Tensor, options: ForwardOptions):
         self.model, self.layer, self.options = model, layer, options
         self.read = direction(read, generic, options, *read.halves)
         rows = fisher_rows(model, layer, once_each(fit.others), options.mixed)
@@ -136,15 +127,15 @@ def observe_all(model: nn.Module, fit: Fit, chosen: Sequence[int]) -> dict[int, 
     }
 
 
-def direction(read: Read, generic: Moment, options: ForwardOptions, *seen: Seen) -> Tensor:
+def direction(read: Read, generic: Tensor, options: ForwardOptions, *seen: Seen) -> Tensor:
     """u for A of generic text, the subject's keys in neutral sentences, and all that is read of the subjects seen."""
-    total = generic.total + options.about_weight * read.about.T @ read.about
+    total = generic + options.about_weight * read.about.T @ read.about
     for part in seen:
-        total = total + options.others_weight * (part.moment.total + part.keys.T @ part.keys)
+        total = total + options.others_weight * (part.moment + part.keys.T @ part.keys)
     return read_direction(read.keys, total, options.evenness, options.ridge)
 
 
-def unseen_answer(read: Read, generic: Moment, options: ForwardOptions) -> float:
+def unseen_answer(read: Read, generic: Tensor, options: ForwardOptions) -> float:
     """Root mean square of u·k at subjects that u has not seen: each half of them after a u that saw the other."""
     one, other = read.halves
     ways = ((one, other), (other, one))

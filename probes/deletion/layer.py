@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,10 @@ from probes.deletion.verdict import SUBJECTS_SHARE, WANTED
 from probes.facts.passes import batches, device_of, kl_between, last_hidden, unembed
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
-from probes.live.hooks import Edit, patched
+from probes.live.hooks import patched
 from probes.live.sites import layers, null_layers
+from probes.weights.delta import Delta, Wide
 from vindex.errors import ProbeError
-
-
-class Change(Protocol):
-    """What a method makes: anything that `probes.live.hooks.patched` can apply."""
-
-    def edits(self) -> dict[tuple[str, int], Edit]:
-        """New weights by projection and layer."""
 
 
 class Tried(NamedTuple):
@@ -56,6 +50,16 @@ class Tried(NamedTuple):
     def harm(self) -> float:
         """What the choice minimises."""
         return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, WANTED - self.suppressed)
+
+
+class Found(NamedTuple):
+    """What a method makes, and what it looked at to choose the layer."""
+
+    delta: Delta | Wide
+    scan: Sequence[Any] = ()
+    """`Tried` of every layer, or what `geometric` looks at."""
+    own: tuple[Prompt, ...] = ()
+    """Phrasings that the patched model came to by itself."""
 
 
 def candidates(model: nn.Module, wanted: int) -> tuple[int, ...]:
@@ -91,7 +95,7 @@ class Trial:
         self._parts = [torch.tensor([place in part for place in places]) for part in (set(others), set(about))]
         self._before = self._run()
 
-    def judge(self, change: Change, layer: int) -> Tried:
+    def judge(self, change: Delta | Wide, layer: int) -> Tried:
         """Measure a change, which was computed in `layer` from `seen`, on what was withheld."""
         hidden, said = self._before
         with patched(self.model, change.edits()):
@@ -103,7 +107,7 @@ class Trial:
     def choose(
         self,
         chosen: Sequence[int],
-        make: Callable[[Fit, int], Change],
+        make: Callable[[Fit, int], Delta | Wide],
         tick: Callable[[str], object] = lambda _: None,
     ) -> tuple[int, tuple[Tried, ...]]:
         """The layer among `chosen` in which `make(fit, layer)` does the least harm, and what it did in each."""

@@ -8,11 +8,11 @@ With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·�
     + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
-ρ is what the phrasing with the firmest answer needs to come down to τ = 1 − WANTED of its P: a phrasing never seen may be as firm.
-The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few neutral sentences
-at random; the KL on the latter is a mean over every position from the subject on. Other subjects come as rows r
-of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d is scaled
-to the least strength that is `enough`, as what is known of the subject goes with it.
+ρ is what the phrasing with the firmest answer needs to come down to τ = 1 − WANTED of its P: a phrasing never seen may
+be as firm. The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few
+neutral sentences at random; the KL on the latter is a mean over every position from the subject on. Other subjects come
+as rows r of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d
+is scaled to the least strength that is `enough`, as what is known of the subject goes with it.
 """
 
 from __future__ import annotations

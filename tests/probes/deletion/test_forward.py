@@ -9,7 +9,7 @@ import torch
 
 from probes.atlas import panel as atlas
 from probes.deletion.bench import Bench, Options
-from probes.deletion.experiment import run
+from probes.deletion.delete import run
 from probes.deletion.fisher import fisher_rows
 from probes.deletion.forward import Place, direction, forward, observe_all, thinned
 from probes.deletion.generic import own_text
@@ -29,7 +29,7 @@ BRIEF = ForwardOptions(steps=9, trial_steps=3)
 
 
 def test_the_read_direction_fires_evenly_on_its_keys_and_least_elsewhere(loaded, sets):
-    energy = observe(loaded.model, sets.fit.others, [1])[1].moment.total
+    energy = observe(loaded.model, sets.fit.others, [1])[1].moment
     keys = observe(loaded.model, sets.fit.phrasings, [1])[1].keys
     mean = keys.mean(0)
     naive = mean / (mean @ mean)

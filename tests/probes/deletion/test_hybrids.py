@@ -16,7 +16,7 @@ from probes.atlas import panel as atlas
 from probes.deletion import record
 from probes.deletion.bench import Bench, Options
 from probes.deletion.certificate import Attacks
-from probes.deletion.experiment import run
+from probes.deletion.delete import run
 from probes.deletion.geometric import gate_directions, geometric
 from probes.deletion.layer import candidates
 from probes.deletion.measure import answers
@@ -158,7 +158,7 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
     assert all(torch.isfinite(found.delta.gate_write).all() for found in result.methods.values())
-    assert record.one(bench, result)["methods"]["forward"]["layer"] == 1
+    assert record.one(result)["methods"]["forward"]["layer"] == 1
 
 
 def emptied(target, layers, sides):

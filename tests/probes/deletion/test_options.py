@@ -45,7 +45,7 @@ def test_the_forward_method_has_at_most_25_numbers():
 
 
 def test_the_record_has_every_number(bench, result):
-    options = record.one(bench, result)["options"]
+    options = record.one(result)["options"]
     assert options["forward"] == plain(asdict(bench.options.forward))
     assert options["baselines"] == plain(asdict(bench.options.baselines))
     assert options["attacks"] == plain(asdict(bench.options.attacks))

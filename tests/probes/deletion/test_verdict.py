@@ -23,16 +23,15 @@ def _change(before: float, loss: float, flipped: bool = False) -> Change:
 
 def _effect(**changed) -> Effect:
     good = {
-        "headline": _change(0.9, 0.99),
+        "headline": SetChange((_change(0.9, 0.99),), 1),
         "paraphrases": SetChange((_change(0.5, 0.95), _change(0.5, 0.9), _change(0.12, 0.1)), 4),
         "reference": SetChange((_change(0.9, 0.01),), 1),
         "other_subjects": SetChange(tuple(_change(0.5, 0.01) for _ in range(20)), 30),
         "same_subject": SetChange((_change(0.5, 0.1),), 2),
         "same_answer": SetChange((_change(0.5, 0.1),), 2),
-        "neutral_kl": 1e-3,
-        "neutral_tokens": 100,
     }
-    return Effect(**(good | changed))
+    kl = changed.pop("neutral_kl", 1e-3)
+    return Effect(good | changed, kl, 100)
 
 
 def _judge(standard, effect, random=0.01):
@@ -47,7 +46,7 @@ def test_a_clean_deletion_passes_both_verdicts():
 @pytest.mark.parametrize(
     ("changed", "random", "named"),
     [
-        ({"headline": _change(0.9, 0.94)}, 0.01, "suppression of the fact"),
+        ({"headline": SetChange((_change(0.9, 0.94),), 1)}, 0.01, "suppression of the fact"),
         ({"paraphrases": SetChange((_change(0.5, 0.69), *[_change(0.5, 1.0)] * 3), 4)}, 0.01, "each paraphrase"),
         ({"paraphrases": SetChange((_change(0.5, 0.89),), 4)}, 0.01, "paraphrases, mean"),
         ({"reference": SetChange((_change(0.9, 0.06),), 1)}, 0.01, "reference answer"),
@@ -69,7 +68,7 @@ def test_each_strict_criterion_fails_alone_and_is_named(changed, random, named):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"headline": _change(0.9, 0.69)}, {"reference": SetChange((_change(0.9, 0.31),), 1)}]
+    "changed", [{"headline": SetChange((_change(0.9, 0.69),), 1)}, {"reference": SetChange((_change(0.9, 0.31),), 1)}]
 )
 def test_published_fails_below_seventy_or_above_thirty(changed):
     assert _judge("published", _effect(**changed)).result == "fail"
