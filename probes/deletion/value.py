@@ -75,8 +75,11 @@ def fit_value(
 def least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ForwardOptions) -> Tensor:
     """`fitted` (I,) by the least strength that is enough for the first prompt of `tail`, and on average for most."""
 
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+
     def suffices(strength: float) -> bool:
-        gone = suppression(tail, read, strength * fitted)
+        gone = suppression(tail, read, strength * fitted, before)
         yielding = gone.sort().values[len(gone) // options.stubborn :]
         return min(float(gone[0]), float(yielding.mean())) >= options.enough
 
@@ -126,10 +129,9 @@ def shift(tail: Tail, read: Tensor, d: Tensor) -> Tensor:
     return (tail.mlp_in.float() @ read)[:, None] * d
 
 
-def suppression(tail: Tail, read: Tensor, d: Tensor) -> Tensor:
-    """(B,) 1 − P′/P of each prompt's answer."""
+def suppression(tail: Tail, read: Tensor, d: Tensor, before: Tensor) -> Tensor:
+    """(B,) 1 − P′/P of each prompt's answer, whose log P (B,) was `before`."""
     with torch.no_grad():
-        before = tail.answers(tail.log_probs())
         after = tail.answers(tail.log_probs(shift(tail, read, d)))
     return 1 - (after - before).exp()
 

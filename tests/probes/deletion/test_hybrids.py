@@ -81,7 +81,7 @@ def hybrid(request):
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_prompts_are_run_separately_where_they_cannot_lie_end_to_end(hybrid, layer):
     assert separate(hybrid, layer, 31) == (layer < 3)
-    begun = begin(hybrid, layer, PROMPTS)
+    begun = begin(hybrid, [layer], PROMPTS)[layer]
     for chosen in (begun, begun[2:0:-1]):
         tail = Tail(hybrid, layer, chosen)
         change = torch.randn(tail.gate.shape, generator=torch.Generator().manual_seed(0))
@@ -104,7 +104,7 @@ def test_prompts_are_run_separately_where_they_cannot_lie_end_to_end(hybrid, lay
 def test_a_window_that_no_prompt_outgrows_separates_nothing():
     model = make("mistral", sliding_window=40)
     assert not separate(model, 0, 40) and separate(model, 0, 41)
-    assert not begin(model, 0, PROMPTS)[0].separate and begin(model, 0, PROMPTS)[0].before == 5
+    assert not begin(model, [0], PROMPTS)[0][0].separate and begin(model, [0], PROMPTS)[0][0].before == 5
     check_parts(model, 0, prompt(5, 48, (24,)))
     assert not separate(make("llama"), 0, 10**6)
 
