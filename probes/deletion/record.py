@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import binomtest
 
 from probes.deletion.bench import Bench
 from probes.deletion.certificate import Certificate
@@ -26,7 +27,6 @@ from probes.live.match import describe
 from probes.records import head, plain
 
 ONE, ALL = "vindex-gate3/1", "vindex-gate3-all/1"
-Z95 = 1.959964
 Entry = dict[str, Any]
 """One fact in the record of many."""
 
@@ -45,10 +45,8 @@ def wilson(passed: int, of: int) -> Rate:
     """Wilson score interval at 95 % (Wilson 1927)."""
     if not of:
         return Rate(0, 0, math.nan, 0.0, 1.0)
-    share, z2 = passed / of, Z95**2
-    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z95 / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
-    return Rate(passed, of, share, max(0.0, centre - half), min(1.0, centre + half))
+    interval = binomtest(passed, of).proportion_ci(0.95, method="wilson")
+    return Rate(passed, of, passed / of, float(interval.low), float(interval.high))
 
 
 def rate(entries: Iterable[Entry], method: str, standard: str) -> Rate:

@@ -140,7 +140,9 @@ class Tail:
         ]
         device = self.gate.device
         self.rows, self._columns, self.targets = torch.tensor(places, device=device).unbind(1)
-        self.subjects = [[at + first for at in each.subjects] for each, first in zip(begun, begins, strict=True)]
+        self.reads = torch.zeros(len(begun), len(self.gate), device=device)  # 1 where each prompt's subject is read
+        for row, (each, first) in enumerate(zip(begun, begins, strict=True)):
+            self.reads[row, [at + first for at in each.subjects]] = 1.0
         self._separate = begun[0].separate
         self._owner, self._positions, self._mask = self._attends([each.before for each in begun], lengths)
         self._rest = part(model, layer + 1, len(layers(model)))
@@ -156,11 +158,12 @@ class Tail:
 
     def last_hidden(self, change: Tensor | None = None) -> Tensor:
         """The last layer's residual stream (N, H) there, from which the distributions are computed."""
-        if change is None:
-            return self._unchanged
+        return self._unchanged if change is None else self.last_hidden_of(self.down_in(change))
+
+    def down_in(self, change: Tensor | float = 0.0) -> Tensor:
+        """(T, I) what down_proj reads, after adding `change` (T, I) to the gate."""
         activation: Any = self.at.mlp.act_fn
-        gate = (self.gate + change).to(self.gate.dtype)
-        return self.last_hidden_of(activation(gate) * self.up)
+        return activation((self.gate + change).to(self.gate.dtype)) * self.up
 
     def last_hidden_of(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
         """The same for another input of down_proj, (T, I), and after adding (T, H) to what it gives."""
@@ -177,6 +180,10 @@ class Tail:
             past_key_values=self._cache(),
         )
         return after[0, self._columns]
+
+    def at_subjects(self, rows: Tensor) -> Tensor:
+        """(B, n) float32 mean of rows (T, n) over each prompt's mentions of the subject."""
+        return self.reads @ rows.float() / self.reads.sum(1, keepdim=True)
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""

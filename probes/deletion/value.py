@@ -51,9 +51,10 @@ def fit_value(
     `guard` (N, I): the sum of the squares of `guard` @ d is about the KL in nats a position that d does elsewhere.
     Raises NumericError where it does not stay finite.
     """
-    key_gate = torch.stack([each.gate[each.subjects].float().mean(0) for each in asked]).mean(0)
+    whole = Tail(model, layer, asked)
+    key_gate = whole.at_subjects(whole.gate).mean(0)
     unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
-    reach = _reach(Tail(model, layer, asked), 1 - WANTED)
+    reach = _reach(whole, 1 - WANTED)
     z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
