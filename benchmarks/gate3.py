@@ -22,7 +22,7 @@ from benchmarks.probe import resident
 from probes import facts
 from probes.atlas import panel as atlas
 from probes.deletion.bench import Bench, Options
-from probes.deletion.experiment import run
+from probes.deletion.delete import run
 from probes.deletion.tail import Tail
 from probes.facts.sets import split
 from probes.live.hooks import edited

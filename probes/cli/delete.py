@@ -147,7 +147,7 @@ def verify(
             loaded, found, fact=name, facts=panel, chat=chat, seed=seed, certificate=certificate, progress=stages
         )
     _show(done, json, output)
-    wrong = [one for one in done.claims if not one.holds]
+    wrong = [one for one in done.claims or () if not one.holds]
     if wrong:
         raise PatchError(
             f"{patch}: {len(wrong)} recorded verdict(s) not confirmed, first {wrong[0].standard}: "

@@ -12,11 +12,10 @@ if TYPE_CHECKING:
 
     from probes.deletion.bench import Bench
     from probes.deletion.certificate import Certificate
-    from probes.deletion.experiment import FactResult, MethodResult
+    from probes.deletion.experiment import MethodResult
     from probes.deletion.measure import SetChange
-    from probes.deletion.results import Deletion, Deletions
+    from probes.deletion.results import Claim, Deletion, Deletions
     from probes.deletion.verdict import Verdict
-    from probes.deletion.verify import Claim
 
 COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
 MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}
@@ -30,34 +29,34 @@ LABELS = {
 
 def show(found: Deletion | Deletions) -> None:
     """Everything about one fact, or the rates of many."""
-    from probes.deletion.results import Deletion, Verification
+    from probes.deletion.results import Deletion
 
     _left_out(found.bench)
     if not isinstance(found, Deletion):
         rates(found)
         return
     fact(found)
-    if isinstance(found, Verification):
+    if found.claims is not None:
         claims(found.claims)
 
 
 def fact(found: Deletion) -> None:
     """Everything about one fact, method by method."""
-    bench, result, before = found.bench, found.result, found.result.before
+    bench, before = found.bench, found.before
     say(
         styled(f"{found.fact.name} → {found.fact.answer}", "bold"),
         f"   P = {before.probability:.3f}, rank {before.rank}",
     )
-    if not result.known:
+    if not found.known:
         say(_coloured("not_applicable"), ": the model does not know this fact; P ≥ 0.1 is needed")
         say("it says: " + _tops(bench, before.top))
         return
-    for name, outcome in result.methods.items():
-        _method(bench, result, name, outcome)
-    _controls(result)
-    if len(result.methods) > 1:
+    for name, outcome in found.methods.items():
+        _method(bench, found, name, outcome)
+    _controls(found)
+    if len(found.methods) > 1:
         _side_by_side(found)
-    say(f"{result.seconds:.0f} s for this fact")
+    say(f"{found.seconds:.0f} s for this fact")
 
 
 def short_lines(found: Deletion) -> None:
@@ -66,7 +65,7 @@ def short_lines(found: Deletion) -> None:
         effect = outcome.effect
         say(
             f"{found.fact.name:22} {name:10} L{outcome.delta.layer:<2} {effect.headline.loss:6.3f} "
-            f"others {_signed(effect.other_subjects.mean)}",
+            f"others {_signed(effect.groups['other_subjects'].mean)}",
             *(part for key, one in outcome.verdicts.items() for part in (f" {key} ", _coloured(one.result))),
         )
 
@@ -104,12 +103,10 @@ def _left_out(bench: Bench) -> None:
         say(f"layers that write nothing, since a projection is zero, are left out: {', '.join(zero)}")
 
 
-def _method(bench: Bench, result: FactResult, name: str, outcome: MethodResult) -> None:
-    from probes.deletion.record import groups
-
+def _method(bench: Bench, result: Deletion, name: str, outcome: MethodResult) -> None:
     effect, head = outcome.effect, outcome.effect.headline
     rows = [("the fact", "1/1", _p(head.before.probability), _p(head.after.probability), _signed(head.loss), "", "")]
-    for key, group in groups(effect).items():
+    for key, group in list(effect.groups.items())[1:]:
         label = LABELS.get(key) or _short(result.sets.held_out.reference[0].name, result)
         rows.append((label, *_group(group, result, least=key == "paraphrases")))
     print_table(
@@ -133,11 +130,12 @@ def _verdict(verdict: Verdict) -> None:
     if verdict.standard == "robust":
         say(f"\n    {'attack':23} {'before':>6} {'after':>7} {'value':>7}  limit")
         for one, limit in zip(verdict.criteria, limits, strict=True):
-            figures = f" {one.name:23} {_g(one.before):>6} {_g(one.after):>7} {_g(one.value):>7}  {limit}"
+            value, _, _, before, after = one.figure
+            figures = f" {one.name:23} {_g(before):>6} {_g(after):>7} {_g(value):>7}  {limit}"
             say("  ", styled(*MARKS[one.holds]), figures)
         return
     rows = [
-        (styled(*MARKS[one.holds]), one.name, _g(one.value), limit, str(one.counted))
+        (styled(*MARKS[one.holds]), one.name, _g(one.figure.value), limit, str(one.figure.counted))
         for one, limit in zip(verdict.criteria, limits, strict=True)
     ]
     print_table("", ["", "criterion", ">value", ">limit", ">n"], rows)
@@ -171,7 +169,7 @@ def _side_by_side(found: Deletion) -> None:
     print_table("Methods side by side", columns, rows, caption=caption)
 
 
-def _controls(result: FactResult) -> None:
+def _controls(result: Deletion) -> None:
     rows = [
         (kind, name, _span([c.suppression for c in some]), _span([c.reference_loss for c in some]))
         for name, outcome in result.methods.items()
@@ -181,7 +179,7 @@ def _controls(result: FactResult) -> None:
     print_table("Controls at equal ‖ΔW‖", ["control", "of", ">suppression", ">reference loss"], rows)
 
 
-def _group(group: SetChange, result: FactResult, least: bool) -> tuple[str, str, str, str, str, str]:
+def _group(group: SetChange, result: Deletion, least: bool) -> tuple[str, str, str, str, str, str]:
     if not group.changes:
         return (f"0/{group.asked}", "", "", "", "", "the model knows none")
     extreme = group.least if least else group.worst
@@ -197,7 +195,7 @@ def _group(group: SetChange, result: FactResult, least: bool) -> tuple[str, str,
     )
 
 
-def _short(name: str, result: FactResult) -> str:
+def _short(name: str, result: Deletion) -> str:
     """A prompt's name without what goes without saying: the fact's own subject and relation, and template 0."""
     own = result.sets.fact
     name = name.replace(f"{own.subject}/", "", 1) if name.startswith(f"{own.subject}/") else name

@@ -3,6 +3,6 @@
 `forward` and `geometric` compute a `Delta`, `baselines` a `Wide` change, and none touches the model;
 `probes.live.hooks.patched` applies it and restores the weight bit for bit; `layer` is the rule by which a method gets
 its layer; `measure` runs real forward passes and knows nothing of the methods; `certificate` attacks what was deleted;
-`verdict` holds the figures to fixed limits; `experiment` is the order in which all this happens, `verify` the same for
+`verdict` holds the figures to fixed limits; `experiment` does all this to one change, `delete` to every method's, or to
 a patch that is there.
 """

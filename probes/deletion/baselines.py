@@ -17,12 +17,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from probes.deletion.layer import Trial, Tried, asked, least_harmful, once_each
+from probes.deletion.layer import Found, Trial, asked, least_harmful, once_each
 from probes.deletion.tail import Tail
 from probes.facts.passes import kl_rows, unembed
 from probes.facts.sets import Fit
@@ -59,13 +58,6 @@ class BaselineOptions:
     """Learning rate of `gradient` (FT-L of Meng et al.)."""
     gradient_bound: float = 5e-4
     """Largest entry of its ΔW before it is scaled (Zhu et al.; the number is FT-L's)."""
-
-
-class Baseline(NamedTuple):
-    """The change, and what the trial found."""
-
-    delta: Wide
-    scan: tuple[Tried, ...]
 
 
 def response(key: Tensor, moment: Tensor | None = None, ridge: float = 0.0) -> Tensor:
@@ -136,14 +128,14 @@ class Place:
         """(B,) log(P′/P) of the answers after adding (T, out) to what a projection gives."""
         tail = self.tail
         down = projection == "down_proj"
-        after = tail.last_hidden_of(_hidden(tail), added) if down else tail.last_hidden(added)
+        after = tail.last_hidden_of(tail.down_in(), added) if down else tail.last_hidden(added)
         return tail.answers(unembed(tail.model, after)) - tail.answers(tail.log_probs())
 
     def scaled(self, projection: str, change: Tensor, method: str) -> Wide:
         """The change at the least strength that suppresses the prompts enough, or at the one that does most."""
         whole = getattr(self.tail.at, projection).weight.float().norm()
         change = change * (whole / change.norm().clamp_min(1e-30))
-        inputs = self.tail.mlp_in if projection == "gate_proj" else _hidden(self.tail)
+        inputs = self.tail.mlp_in if projection == "gate_proj" else self.tail.down_in()
         added = inputs.float() @ change.T
 
         def gone(strength: float) -> float:
@@ -166,16 +158,15 @@ class Place:
 def rome(place: Place, whitened: bool = True) -> Wide:
     """δ uᵀ on down_proj, δ being what must be added to its output at the subject for the answer to go."""
     asking, options = place.tail, place.options
-    key = _at_subjects(asking, _hidden(asking)).mean(0)
-    size = _at_subjects(asking, asking.mlp_out).mean(0).norm()
+    key = asking.at_subjects(asking.down_in()).mean(0)
+    size = asking.at_subjects(asking.mlp_out).mean(0).norm()
     tail = Tail.of(asking.model, asking.at.number, [*asking.prompts, *place.fit.about[:2]])
-    count, before, hidden = len(asking.prompts), tail.log_probs(), _hidden(tail)
+    count, before, hidden = len(asking.prompts), tail.log_probs(), tail.down_in()
     neutral = tail.rows >= count
-    subjects = torch.tensor([row for rows in tail.subjects for row in rows], device=before.device)
+    times = tail.reads.sum(0)[:, None]
 
     def loss(delta: Tensor) -> tuple[Tensor, float]:
-        added = torch.zeros_like(tail.mlp_out).float().index_add(0, subjects, delta.expand(len(subjects), -1))
-        after = unembed(tail.model, tail.last_hidden_of(hidden, added))
+        after = unembed(tail.model, tail.last_hidden_of(hidden, times * delta))
         fallen = (tail.answers(after) - tail.answers(before))[:count]
         kl = kl_rows(before[neutral], after[neutral]).mean()
         kept = options.rome_kl * kl + options.rome_decay * delta.norm() / size**2
@@ -210,8 +201,8 @@ def ultraedit(place: Place) -> Wide:
     """H: what gate_proj reads at the subjects; V: ‖h‖² times the gradient of −log P(answer) in what it gives there."""
     added = torch.zeros_like(place.tail.gate).requires_grad_()
     (slope,) = torch.autograd.grad(-place.fallen("gate_proj", added).sum(), added)
-    inputs = _at_subjects(place.tail, place.tail.mlp_in)
-    values = inputs.square().sum(1, keepdim=True) * _at_subjects(place.tail, slope)
+    inputs = place.tail.at_subjects(place.tail.mlp_in)
+    values = inputs.square().sum(1, keepdim=True) * place.tail.at_subjects(slope)
     return place.scaled("gate_proj", regression(inputs, values), "ultraedit")
 
 
@@ -219,7 +210,7 @@ def neurons(place: Place) -> Wide:
     """The gate rows of the neurons that stand out become zero."""
     at = place.tail.at
     others = Tail.of(place.tail.model, at.number, once_each(place.fit.others)[: place.options.whole[0]])
-    own, theirs = (_at_subjects(tail, _hidden(tail)) for tail in (place.tail, others))
+    own, theirs = (tail.at_subjects(tail.down_in()) for tail in (place.tail, others))
     closed, gate = contrast(own, theirs, place.neurons).cpu(), at.gate_proj.weight.float().cpu()
     return Wide(at.number, "gate_proj", torch.zeros_like(gate).index_copy(0, closed, -gate[closed]), "neurons")
 
@@ -240,7 +231,7 @@ def baseline(
     moment: Callable[[int], Tensor],
     options: BaselineOptions,
     tick: Callable[[str], object] = lambda _: None,
-) -> Baseline:
+) -> Found:
     """The change by the baseline of that name, in the layer among `chosen` (and with the number) that a trial favours.
 
     `moment` gives C for a layer.
@@ -257,19 +248,8 @@ def baseline(
     if name == "neurons":
         made = ((count, make(trial.seen, layer, count=count)) for count in options.neurons)
         sized = tuple(trial.judge(change, layer)._replace(size=count) for count, change in made)
-        scan, middle = scan + sized, least_harmful(sized, trial.rule).size or middle
-    return Baseline(make(trial.fit, layer, options.whole, middle), scan)
-
-
-def _hidden(tail: Tail) -> Tensor:
-    """(T, I) what down_proj reads."""
-    activation: Any = tail.at.mlp.act_fn
-    return activation(tail.gate) * tail.up
-
-
-def _at_subjects(tail: Tail, rows: Tensor) -> Tensor:
-    """(B, n) float32 mean of rows (T, n) over each prompt's mentions of the subject."""
-    return torch.stack([rows[columns].float().mean(0) for columns in tail.subjects])
+        scan, middle = scan + sized, least_harmful(sized, trial.options.close).size or middle
+    return Found(make(trial.fit, layer, options.whole, middle), scan)
 
 
 def _suppressed(fallen: Tensor) -> float:

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from probes.atlas import panel as atlas
 from probes.deletion.baselines import BaselineOptions
 from probes.deletion.certificate import Attacks
 from probes.deletion.generic import generic_prompts
-from probes.deletion.keys import Moment, observe
+from probes.deletion.keys import observe
 from probes.deletion.layer import Trial, candidates
 from probes.deletion.measure import Baseline, Outcome
-from probes.deletion.options import ForwardOptions, TrialOptions
+from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import check_parts
 from probes.facts import Fact, Panel, bundled, read
 from probes.facts.passes import check_layers
@@ -36,7 +37,8 @@ from probes.live.sites import layers, null_layers
 from probes.weights.patches import stored_dtype
 from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
-from vindex.progress import Progress, silent
+from vindex.progress import Progress
+from vindex.reader import Vindex, open_vindex
 
 DEFAULT = ("forward", "geometric")
 """The methods that run where none is asked for."""
@@ -64,9 +66,6 @@ class Options:
     seed: int = 0
     chat: bool = False
     layer: int | None = None
-    samples: int = 1024
-    """Tokens of the model's own text in the generic second moment, beside the bundled text."""
-    trial: TrialOptions = field(default_factory=TrialOptions)
     forward: ForwardOptions = field(default_factory=ForwardOptions)
     baselines: BaselineOptions = field(default_factory=BaselineOptions)
     certificate: bool = True
@@ -86,7 +85,7 @@ class Bench:
     gate: Any = None
     """(L, F, H) gate directions of a vindex, for the geometric method."""
     tick: Tick = lambda _: None
-    generic: dict[str, dict[int, Moment]] = field(default_factory=dict)
+    generic: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model = self.loaded.model
@@ -110,23 +109,6 @@ class Bench:
             for layer in self.layers:
                 check_parts(self.model, layer, prompt)
 
-    @classmethod
-    def of(
-        cls,
-        loaded: Loaded,
-        facts: str | Path | Panel | None,
-        options: Options,
-        gate: Any = None,
-        progress: Progress = silent,
-    ) -> Bench:
-        """A model as `probes.load` gives it, its weight files hashed; patched weights are rounded as it stores them."""
-        require_head(loaded)
-        layers(loaded.model)  # refuses a mixture of experts before any work
-        panel, digests = panel_for(loaded.path, facts), weights_sha256(loaded, progress)
-        bench = cls(loaded, panel, options, stored=stored_dtype(loaded.path, 0), gate=gate)
-        bench.weights_sha256 = digests
-        return bench
-
     @cached_property
     def weights_sha256(self) -> dict[str, str]:
         """Of each weight file by name."""
@@ -136,12 +118,12 @@ class Bench:
     def layers(self) -> tuple[int, ...]:
         """Those that a method may choose from."""
         chosen = self.options.layer
-        return candidates(self.model, self.options.trial.layers) if chosen is None else (chosen,)
+        return candidates(self.model, self.options.forward.layers) if chosen is None else (chosen,)
 
-    def generic_moments(self, role: str = "mlp_in") -> dict[int, Moment]:
+    def generic_moments(self, role: str = "mlp_in") -> dict[int, Tensor]:
         """Second moments, in generic text, of the site of that role in every layer of `layers`; computed once."""
         if role not in self.generic:
-            prompts = generic_prompts(self.model, self.loaded.tokenizer, self.options.samples)
+            prompts = generic_prompts(self.model, self.loaded.tokenizer, self.options.forward.samples)
             seen = observe(self.model, prompts, self.layers, role)
             self.generic[role] = {index: found.moment for index, found in seen.items()}
         return self.generic[role]
@@ -149,7 +131,7 @@ class Bench:
     def trial(self, fit: Fit) -> Trial:
         """The trial by which every method gets its layer; what the unchanged model says is computed once for a fact."""
         if self._trial is None or self._trial.given is not fit:
-            self._trial = Trial(self.model, fit, self.options.trial)
+            self._trial = Trial(self.model, fit, self.options.forward)
         return self._trial
 
     def known(self, relation: str, least: float) -> list[tuple[Fact, Outcome]]:
@@ -158,3 +140,20 @@ class Bench:
         prompts = [self.encoder.fact(fact, self.panel.relations[relation], 0) for fact in facts]
         pairs = zip(facts, self.baseline.of(prompts), strict=True)
         return [(fact, outcome) for fact, outcome in pairs if outcome.probability >= least]
+
+
+def bench_for(
+    loaded: Loaded,
+    facts: str | Path | Panel | None,
+    options: Options,
+    vindex: Vindex | str | Path | None,
+    progress: Progress,
+) -> Bench:
+    """A model as `probes.load` gives it, its weight files hashed; patched weights are rounded as it stores them."""
+    require_head(loaded)
+    layers(loaded.model)  # refuses a mixture of experts before any work
+    directions = open_vindex(vindex) if isinstance(vindex, str | Path) else vindex
+    panel, digests = panel_for(loaded.path, facts), weights_sha256(loaded, progress)
+    bench = Bench(loaded, panel, options, stored_dtype(loaded.path, 0), directions and directions.gate)
+    bench.weights_sha256 = digests
+    return bench

@@ -8,7 +8,6 @@ its write permuted). Only the first decides a verdict; the others tell which fac
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -32,14 +31,12 @@ class Control(NamedTuple):
 
 def controls(baseline: Baseline, sets: Sets, patch: Delta | Wide, stored: torch.dtype | None) -> tuple[Control, ...]:
     """Measure every control on the headline prompt and the reference."""
-    return tuple(control(baseline, sets, delta, stored) for delta in _draw(patch, sets.seed))
-
-
-def control(baseline: Baseline, sets: Sets, delta: Delta | Wide, stored: torch.dtype | None) -> Control:
-    """Measure one change on the headline prompt and the reference."""
-    with patched(baseline.model, delta.edits(stored)):
-        headline, reference = measure_few(baseline, (sets.headline, *sets.held_out.reference))
-    return Control(delta.method, headline.loss, reference.loss if reference.known else None)
+    found = []
+    for change in drawn(patch, sets.seed):
+        with patched(baseline.model, change.edits(stored)):
+            headline, reference = measure_few(baseline, (sets.headline, *sets.held_out.reference))
+        found.append(Control(change.method, headline.loss, reference.loss if reference.known else None))
+    return tuple(found)
 
 
 def random_suppression(found: tuple[Control, ...]) -> float:
@@ -48,22 +45,12 @@ def random_suppression(found: tuple[Control, ...]) -> float:
     return sum(draws) / len(draws)
 
 
-def _random(layer: int, shape: torch.Size, draw: torch.Generator) -> Delta:
-    rows, columns = shape
-    return Delta(layer, torch.randn(rows, generator=draw), torch.randn(columns, generator=draw), "random")
-
-
-def _draw(patch: Delta | Wide, seed: int) -> Iterator[Delta | Wide]:
-    draw = torch.Generator().manual_seed(seed)
-    if isinstance(patch, Wide):
-        for _ in range(DRAWS):
-            one = _random(patch.layer, patch.change.shape, draw)
-            change = torch.outer(one.gate_write, one.gate_read)
-            yield replace(patch, change=change, method="random").scaled_to(patch.norm)
-        return
-    write, read = patch.gate_write, patch.gate_read
+def drawn(patch: Delta | Wide, seed: int) -> Iterator[Delta | Wide]:
+    """The changes of equal size."""
+    draw, (rows, columns) = torch.Generator().manual_seed(seed), patch.shape
     for _ in range(DRAWS):
-        yield _random(patch.layer, torch.Size((len(write), len(read))), draw).scaled_to(patch.norm)
-    aimless = replace(patch, gate_read=torch.randn(read.shape, generator=draw), method="random_read")
-    yield aimless.scaled_to(patch.norm)
-    yield replace(patch, gate_write=write[torch.randperm(len(write), generator=draw)], method="shuffled_write")
+        write = torch.randn(rows, generator=draw)
+        yield patch.like(write, torch.randn(columns, generator=draw), "random")
+    if isinstance(patch, Delta):
+        yield patch.like(patch.gate_write, torch.randn(columns, generator=draw), "random_read")
+        yield patch.like(patch.gate_write[torch.randperm(rows, generator=draw)], patch.gate_read, "shuffled_write")

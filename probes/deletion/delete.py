@@ -1,28 +1,38 @@
 """Delete facts from a loaded model, and measure a patch again: what `vindex gate3` does, as three functions.
 
-Each leaves the model as it was. Work tells of itself through `progress`, from the first seconds on.
+Each leaves the model as it was. Work tells of itself through `progress`, from the first seconds on. One fact (`run`):
+
+1. Split its prompts into what the methods see and what they do not (`probes.facts.sets`).
+2. Run everything once unpatched. A fact with P < 0.1 ends here: there is nothing to delete.
+3. Every method asked for (`methods`) computes a change of one weight, which is measured and judged (`experiment`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from probes.deletion import record
-from probes.deletion.bench import Bench, Options
-from probes.deletion.experiment import run
-from probes.deletion.methods import named
-from probes.deletion.results import Deletion, Deletions, Verification
-from probes.deletion.stages import Stages, expected_seconds
-from probes.deletion.verify import claimed, verify
-from probes.facts import Panel
+from probes.deletion.bench import Bench, Options, bench_for
+from probes.deletion.certificate import Exam
+from probes.deletion.experiment import MethodResult, judged
+from probes.deletion.layer import Found
+from probes.deletion.measure import KNOWN
+from probes.deletion.methods import METHODS, named
+from probes.deletion.results import Claim, Deletion, Deletions
+from probes.deletion.stages import expected_seconds, staged
+from probes.facts import Fact, Panel
+from probes.facts.sets import split
 from probes.live.load import Loaded
 from probes.weights import patches
+from probes.weights.delta import Delta
 from probes.weights.patches import Patch
 from vindex.errors import PatchError, ProbeError, QueryError
 from vindex.progress import Progress, silent
-from vindex.reader import Vindex, open_vindex
+from vindex.reader import Vindex
 from vindex.schema import load_record
 
 KNOWN_FROM = 0.2
@@ -51,8 +61,10 @@ def delete(
     Raises ProbeError, FactError or QueryError, in one line, for what cannot be measured.
     """
     options = Options(named(method), seed, chat, layer, certificate=certificate)
-    bench = Bench.of(model, facts, options, _gate(vindex), progress)
-    return Deletion(bench, _told(bench, fact, progress, lambda found: run(bench, found)))
+    bench = bench_for(model, facts, options, vindex, progress)
+    chosen = bench.panel.find(fact)
+    with staged(bench, progress(fact, expected_seconds(bench))):
+        return run(bench, chosen)
 
 
 def delete_all(
@@ -83,7 +95,7 @@ def delete_all(
     if resume and output is None:
         raise QueryError("there is nothing to resume without a record; name its file as output (-o)")
     options = Options(named(method), seed, chat, layer, certificate=certificate)
-    bench = Bench.of(model, facts, options, _gate(vindex), progress)
+    bench = bench_for(model, facts, options, vindex, progress)
     relations = [relation] if isinstance(relation, str) else list(relation)
     asked = {"relations": relations, "known_from": known_from}
     chosen = [fact for name in relations for fact, _ in bench.known(name, known_from)[:limit]]
@@ -93,13 +105,12 @@ def delete_all(
     left = [fact for fact in chosen if fact.name not in {entry["name"] for entry in entries}]
     advance = progress("facts", len(left) * expected_seconds(bench))
     for fact in left:
-        bench.tick = stages = Stages(bench, advance, f"{fact.name}: ")
-        result = run(bench, fact)
-        stages.end()
-        entries.append(record.entry(bench, result))
+        with staged(bench, advance, f"{fact.name}: "):
+            result = run(bench, fact)
+        entries.append(record.entry(result))
         if output:
             Deletions(bench, asked, tuple(entries)).save(output)
-        each(Deletion(bench, result))
+        each(result)
     return Deletions(bench, asked, tuple(entries))
 
 
@@ -113,37 +124,60 @@ def verify_patch(
     seed: int | None = None,
     certificate: bool = True,
     progress: Progress = silent,
-) -> Verification:
+) -> Deletion:
     """Measure a patch again from the unpatched model and the patch alone, beside the verdicts that it records.
 
-    What is not given is as the patch says; without a certificate, `robust` is not confirmed.
+    For a third party, who has neither the run that made it nor the method. What is not given is as the patch says;
+    without a certificate, `robust` is not confirmed.
     Raises PatchError when the patch was made for other weights, or does not say which fact it deletes.
     """
     found = patch if isinstance(patch, Patch) else patches.read(Path(patch))
-    said = claimed(found)
-    name = fact or said.fact
-    if name is None:
+    name = fact or _said(found, "fact", "")
+    if not name:
         raise PatchError("the patch does not say which fact it deletes; give --fact SUBJECT/RELATION (fact=…)")
-    seed, chat = said.seed if seed is None else seed, said.chat if chat is None else chat
-    options = Options((), seed, chat, certificate=certificate)
-    bench = Bench.of(model, facts, options, progress=progress)
-    return Verification(bench, *_told(bench, name, progress, lambda fact: verify(bench, found, fact)))
+    seed = _said(found, "seed", 0) if seed is None else seed
+    chat = _said(found, "chat", False) if chat is None else chat
+    recorded = _said(found, "verdicts", {})
+    bench = bench_for(model, facts, Options((), seed, chat, certificate=certificate), None, progress)
+    patches.require_base(model.path, found)
+    chosen = bench.panel.find(name)
+    with staged(bench, progress(name, expected_seconds(bench))):
+        done = run(bench, chosen, found.delta)
+    measured = {standard: verdict.result for standard, verdict in done.verdicts.items()}
+    claims = (Claim(standard, str(said), measured.get(standard, "none")) for standard, said in recorded.items())
+    return replace(done, claims=tuple(claims))
 
 
-def _told(bench: Bench, name: str, progress: Progress, work: Callable[[Any], Any]) -> Any:
-    """Do the work on one fact, telling its stages."""
-    fact = bench.panel.find(name)
-    bench.tick = stages = Stages(bench, progress(fact.name, expected_seconds(bench)))
-    done = work(fact)
-    stages.end()
-    return done
+def run(bench: Bench, fact: Fact, given: Delta | None = None) -> Deletion:
+    """Delete one fact by every method asked for, or by the change that is given, and measure it.
+
+    The model is as before when this returns.
+    """
+    began = time.perf_counter()
+    bench.tick("unpatched answers")
+    sets = split(bench.panel, fact, bench.encoder, bench.options.seed)
+    before = bench.baseline.of([sets.headline])[0]
+    results: dict[str, MethodResult] = {}
+    if before.probability >= KNOWN:
+        bench.baseline.prepare(sets)
+        exam = None
+        if bench.options.certificate:
+            bench.tick("attacks on the unpatched model")
+            exam = Exam(bench.baseline, bench.encoder, bench.panel, sets, bench.options.attacks)
+        for method in bench.options.methods if given is None else (given.method,):
+            start = time.perf_counter()
+            found = METHODS[method](bench, fact, sets.fit) if given is None else Found(given)
+            results[method] = judged(bench, sets, exam, found, start)
+    return Deletion(bench, sets, before, results, time.perf_counter() - began)
 
 
-def _gate(vindex: Vindex | str | Path | None) -> Any:
-    """(L, F, H) gate directions of a vindex, if there is one."""
-    if vindex is None:
-        return None
-    return (vindex if isinstance(vindex, Vindex) else open_vindex(vindex)).gate
+def _said(patch: Patch, key: str, default: Any) -> Any:
+    """What a patch says of itself, or else what `gate3` has by default. Raises PatchError on another type."""
+    found = patch.provenance.get(key)
+    if found is not None and type(found) is not type(default):
+        kind = type(default).__name__
+        raise PatchError(f"provenance: {key} is {found!r}, expected {kind}; the patch file was edited")
+    return default if found is None else found
 
 
 def _resumed(bench: Bench, asked: dict[str, Any], path: Path) -> list[record.Entry]:

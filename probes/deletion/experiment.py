@@ -1,62 +1,49 @@
-"""Gate 3, one fact from beginning to end.
+"""One fact on the bench: what a method's change does, measured, attacked and judged.
 
-1. Split the fact's prompts into what the methods see and what they do not (`probes.facts.sets`).
-2. Run everything once unpatched. A fact with P < 0.1 ends here: there is nothing to delete.
-3. Every method asked for (`methods`) computes a change of one weight.
-4. Each is applied (and afterwards the saved weight restored and compared bit for bit) and measured on the same prompts.
-5. Controls of the same norm, the certificate (attacks on what was deleted), and the verdicts.
+Each change is applied to the model (and afterwards the saved weight restored and compared bit for bit) and measured on
+the same held-out prompts; then come controls of the same norm, the certificate and the verdicts.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from probes.deletion import verdict
 from probes.deletion.bench import Bench
 from probes.deletion.certificate import Certificate, Exam
 from probes.deletion.controls import DRAWS, Control, controls, random_suppression
+from probes.deletion.layer import Found
 from probes.deletion.measure import KNOWN, Effect, Outcome, measure
-from probes.deletion.methods import METHODS, Found
 from probes.deletion.verdict import Verdict
-from probes.facts import Fact
-from probes.facts.sets import Sets, split
+from probes.facts.sets import Sets
 from probes.live.hooks import patched
 from probes.weights.delta import Delta, Wide, relative_norm
 
 
 class MethodResult(NamedTuple):
-    """One method's patch and everything measured about it."""
+    """One method's change and everything measured about it."""
 
-    delta: Delta | Wide
     found: Found
     relative_norm: float
     effect: Effect
     controls: tuple[Control, ...]
-    published: Verdict
-    strict: Verdict
-    robust: Verdict | None
-    """None without a certificate."""
+    verdicts: dict[str, Verdict]
+    """By standard; without a certificate none on `robust`."""
     certificate: Certificate | None
     seconds: float
 
     @property
-    def verdicts(self) -> dict[str, Verdict]:
-        """Those that were reached, by standard."""
-        found = (self.published, self.strict, self.robust)
-        return {verdict.standard: verdict for verdict in found if verdict is not None}
+    def delta(self) -> Delta | Wide:
+        return self.found.delta
 
 
-class Given(NamedTuple):
-    """A change that is there already, found by no method."""
-
-    delta: Delta
-    scan: tuple[Any, ...] = ()
-
-
-class FactResult(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class FactResult:
     """One fact's outcome. `methods` is empty when the model does not know it."""
 
+    bench: Bench
     sets: Sets
     before: Outcome
     methods: dict[str, MethodResult]
@@ -74,57 +61,25 @@ class FactResult(NamedTuple):
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """Of the main method, by standard."""
+        """Those on the main method, by standard."""
         if self.main is None:
             return {name: verdict.not_applicable(name, *self.before[:2]) for name in verdict.STANDARDS}
         return self.methods[self.main].verdicts
 
 
-def run(bench: Bench, fact: Fact, given: Delta | None = None) -> FactResult:
-    """Delete one fact by every method asked for, or by the change that is given, and measure it.
-
-    The model is as before when this returns.
-    """
-    began = time.perf_counter()
-    bench.tick("unpatched answers")
-    sets = split(bench.panel, fact, bench.encoder, bench.options.seed)
-    before = bench.baseline.of([sets.headline])[0]
-    results: dict[str, MethodResult] = {}
-    if before.probability >= KNOWN:
-        bench.baseline.prepare(sets)
-        exam = _exam(bench, sets) if bench.options.certificate else None
-        for method in bench.options.methods if given is None else (given.method,):
-            results[method] = _method(bench, sets, exam, method, given)
-    return FactResult(sets, before, results, time.perf_counter() - began)
-
-
-def _exam(bench: Bench, sets: Sets) -> Exam:
-    bench.tick("attacks on the unpatched model")
-    return Exam(bench.baseline, bench.encoder, bench.panel, sets, bench.options.attacks)
-
-
-def _method(bench: Bench, sets: Sets, exam: Exam | None, method: str, given: Delta | None) -> MethodResult:
-    began = time.perf_counter()
-    found = METHODS[method](bench, sets.fact, sets.fit) if given is None else Given(given)
-    bench.tick(f"measuring {method}")
+def judged(bench: Bench, sets: Sets, exam: Exam | None, found: Found, began: float) -> MethodResult:
+    """Measure a change, which a method `began` to look for at that time, attack it and hold it to the limits."""
     delta = found.delta
+    bench.tick(f"measuring {delta.method}")
     with patched(bench.model, delta.edits(bench.stored)):
         effect = measure(bench.baseline, sets)
         if exam:
-            bench.tick(f"attacks on {method}")
+            bench.tick(f"attacks on {delta.method}")
         certificate = exam.certify() if exam else None
-    bench.tick(f"controls for {method}")
+    bench.tick(f"controls for {delta.method}")
     tested = controls(bench.baseline, sets, delta, bench.stored)
-    figures = verdict.figures(effect, random_suppression(tested), DRAWS)
-    return MethodResult(
-        delta=delta,
-        found=found,
-        relative_norm=relative_norm(bench.model, delta),
-        effect=effect,
-        controls=tested,
-        published=verdict.judge("published", figures),
-        strict=verdict.judge("strict", figures),
-        robust=verdict.judge("robust", figures | certificate.figures) if certificate else None,
-        certificate=certificate,
-        seconds=time.perf_counter() - began,
-    )
+    figures = verdict.figures(effect, random_suppression(tested), DRAWS) | (certificate.figures if certificate else {})
+    standards = verdict.STANDARDS if certificate else verdict.STANDARDS[:-1]
+    verdicts = {standard: verdict.judge(standard, figures) for standard in standards}
+    size = relative_norm(bench.model, delta)
+    return MethodResult(found, size, effect, tested, verdicts, certificate, time.perf_counter() - began)

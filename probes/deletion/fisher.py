@@ -21,45 +21,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes.deletion.tail import Tail
+from probes.deletion.tail import Begun, Tail
 from probes.facts.passes import unembed
-from probes.facts.prompts import Prompt
 
 CHUNK = 24
 """Prompts in one backward pass; bounds the memory that activations take."""
 
 
-def fisher_rows(model: nn.Module, layer: int, prompts: Sequence[Prompt], mixed: int, seed: int = 0) -> Tensor:
+def fisher_rows(model: nn.Module, layer: int, begun: Sequence[Begun], mixed: int, seed: int = 0) -> Tensor:
     """((1 + mixed)·P, I) rows r; the mean of (r·d)² is the mean KL in nats a position that d (I,) does at the subject.
 
     d adds to the gate pre-activations of `layer` at the subject's tokens; of several mentions the mean slope counts.
-    Positions: all from the subject on.
+    Positions: all from the subject on, of prompts without answers.
     """
     draw = torch.Generator().manual_seed(seed)
     slopes, gradients, positions = [], [], 0
-    for first in range(0, len(prompts), CHUNK):
-        tail = Tail.of(model, layer, [prompt._replace(answer=()) for prompt in prompts[first : first + CHUNK]])
-        at = _at_subjects(tail)
+    for first in range(0, len(begun), CHUNK):
+        tail = Tail(model, layer, begun[first : first + CHUNK])
         activation: Any = tail.at.mlp.act_fn
         gate = tail.gate.detach().requires_grad_()
         gated = activation(gate)
         (slope,) = torch.autograd.grad(gated.sum(), gate)
-        write = torch.zeros(len(at), gate.shape[-1], device=gate.device, requires_grad=True)
-        log_probs = unembed(model, tail.last_hidden_of((gated.detach() * tail.up + at.T @ write).to(gate.dtype)))
+        write = torch.zeros(len(tail.prompts), gate.shape[-1], device=gate.device, requires_grad=True)
+        log_probs = unembed(
+            model, tail.last_hidden_of((gated.detach() * tail.up + tail.reads.T @ write).to(gate.dtype))
+        )
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=draw).to(log_probs.device)
         # tokens drawn independently: the sum's square has the sum of the positions' Fisher matrices as expectation
         (gradient,) = torch.autograd.grad(log_probs.gather(1, drawn).sum(), write)
         gradients.append(gradient)
-        slopes.append(at @ (slope * tail.up).float() / at.sum(1, keepdim=True))
+        slopes.append(tail.at_subjects(slope * tail.up))
         positions += len(log_probs)
     slope, gradient = torch.cat(slopes), torch.cat(gradients)
     pairs = [slope, *(slope[torch.randint(len(slope), (len(slope),), generator=draw)] for _ in range(mixed))]
-    return torch.cat([each * gradient for each in pairs]) * (len(prompts) / positions / 2) ** 0.5
-
-
-def _at_subjects(tail: Tail) -> Tensor:
-    """(B, T) 1 at the tokens where each prompt's subject is read, 0 elsewhere."""
-    at = torch.zeros(len(tail.prompts), len(tail.mlp_in), device=tail.mlp_in.device)
-    for row, columns in enumerate(tail.subjects):
-        at[row, columns] = 1.0
-    return at
+    return torch.cat([each * gradient for each in pairs]) * (len(begun) / positions / 2) ** 0.5

@@ -14,15 +14,15 @@ The result is a `Delta`; the model is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from probes.deletion.fisher import fisher_rows
-from probes.deletion.keys import Moment, Seen, observe, read_direction
-from probes.deletion.layer import Trial, Tried, asked, once_each
+from probes.deletion.keys import Seen, observe, read_direction
+from probes.deletion.layer import Found, Trial, Tried, asked, once_each
 from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import Begun, Tail, begin
 from probes.deletion.value import fit_value, least_enough
@@ -34,34 +34,14 @@ Speak = Callable[[Delta], Sequence[Prompt]]
 """What the patched model says of the fact when it writes by itself: texts up to the answer."""
 
 
-class Forward(NamedTuple):
-    """The patch and how it was found."""
-
-    delta: Delta
-    scan: tuple[Tried, ...]
-    own: tuple[Prompt, ...]
-    """Phrasings that the patched model came to by itself."""
-
-
-class Read(NamedTuple):
-    """What one layer's FFN reads in the fit prompts."""
-
-    keys: Tensor
-    """(P, H): at the deleted subject, a row for each phrasing."""
-    about: Tensor
-    """(N, H): at the deleted subject, a row for each neutral sentence; 0 where a phrasing begins like it."""
-    halves: tuple[Seen, Seen]
-    """Of each half of the other subjects."""
-
-
 def forward(
     trial: Trial,
     chosen: Sequence[int],
-    generic: Mapping[int, Moment],
+    generic: Mapping[int, Tensor],
     options: ForwardOptions,
     speak: Speak,
     tick: Callable[[str], object] = lambda _: None,
-) -> Forward:
+) -> Found:
     """Compute the patch for the fact of `trial`, in one of the `chosen` layers.
 
     `generic` holds the second moment of generic text in each of them.
@@ -70,36 +50,64 @@ def forward(
     layer, scan = chosen[0], tuple[Tried, ...]()
     if len(chosen) > 1:
         tick("keys in every layer")
-        few = thinned(trial.seen, options.trial_prompts)
-        seen = observe_all(trial.model, few, chosen)
-        make = lambda _, layer: Place(trial.model, few, layer, seen[layer], generic[layer], brief).fitted()  # noqa: E731
-        layer, scan = trial.choose(chosen, make, tick)
+        places = prepared(trial.model, thinned(trial.seen, options.trial_prompts), chosen, generic, brief)
+        layer, scan = trial.choose(chosen, lambda _, layer: places.pop(layer).fitted(), tick)
     tick(f"value in layer {layer}")
-    read = observe_all(trial.model, fit, [layer])[layer]
-    place = Place(trial.model, fit, layer, read, generic[layer], options)
-    own: list[Prompt] = []
+    place = prepared(trial.model, fit, [layer], generic, options)[layer]
     delta = place.fitted()
-    for _ in range(options.rounds):
-        tick("what it says by itself")
-        more = speak(delta)
-        if not more:
-            break
-        own += more
-        place.asked += begin(trial.model, layer, more)
+    tick("what it says by itself")
+    own = tuple(speak(delta))
+    if own:
+        place.asked += begin(trial.model, [layer], own)[layer]
         delta = place.fitted(delta)
-    return Forward(delta, scan, tuple(own))
+    return Found(delta, scan, own)
 
 
+@dataclass
 class Place:
-    """One layer, ready for a value to be fitted there: the read direction, the guard and the prompts begun."""
+    """One layer, ready for a value to be fitted there: what the fit prompts are like up to it."""
 
-    def __init__(self, model: nn.Module, fit: Fit, layer: int, read: Read, generic: Moment, options: ForwardOptions):
-        self.model, self.layer, self.options = model, layer, options
-        self.read = direction(read, generic, options, *read.halves)
-        rows = fisher_rows(model, layer, once_each(fit.others), options.mixed)
-        self.guard = unseen_answer(read, generic, options) * rows / len(rows) ** 0.5
-        self.asked: list[Begun] = begin(model, layer, asked(fit))
-        self.neutral: list[Begun] = begin(model, layer, fit.about)
+    model: nn.Module
+    layer: int
+    asked: list[Begun]
+    neutral: list[Begun]
+    others: list[Begun]
+    """Once each, without answers."""
+    halves: tuple[Seen, Seen]
+    """What is read of each half of the other subjects, in all their prompts."""
+    generic: Tensor
+    options: ForwardOptions
+
+    @cached_property
+    def read(self) -> Tensor:
+        """u, (H,)."""
+        return self.direction(*self.halves)
+
+    @cached_property
+    def guard(self) -> Tensor:
+        """(N, I) Fisher rows of other subjects, as strong as u answers at such as it has not seen."""
+        rows = fisher_rows(self.model, self.layer, self.others, self.options.mixed)
+        return self.unseen_answer() * rows / len(rows) ** 0.5
+
+    def direction(self, *seen: Seen) -> Tensor:
+        """u for A of generic text, the subject's keys in neutral sentences, and all that is read of the subjects seen.
+
+        A neutral sentence that begins like a phrasing is not held against it.
+        """
+        begins = {begun.prompt.ids[: max(begun.prompt.subject) + 1] for begun in self.asked}
+        apart = [begun.prompt.ids[: max(begun.prompt.subject) + 1] not in begins for begun in self.neutral]
+        about = torch.stack([begun.key * own for begun, own in zip(self.neutral, apart, strict=True)])
+        total = self.generic + self.options.about_weight * about.T @ about
+        for part in seen:
+            total = total + self.options.others_weight * (part.moment + part.keys.T @ part.keys)
+        keys = torch.stack([begun.key for begun in self.asked])
+        return read_direction(keys, total, self.options.evenness, self.options.ridge)
+
+    def unseen_answer(self) -> float:
+        """Root mean square of u·k at subjects that u has not seen: each half of them after a u that saw the other."""
+        one, other = self.halves
+        answers = [withheld.keys @ self.direction(seen) for seen, withheld in ((one, other), (other, one))]
+        return float(torch.cat(answers).square().mean().sqrt())
 
     def fitted(self, start: Delta | None = None) -> Delta:
         """The patch, fitted from nothing or, in fewer steps, from another; of the least strength that is enough."""
@@ -122,35 +130,18 @@ def thinned(fit: Fit, count: int) -> Fit:
     )
 
 
-def observe_all(model: nn.Module, fit: Fit, chosen: Sequence[int]) -> dict[int, Read]:
-    """What every layer of `chosen` reads in the fit prompts, in one pass over them."""
-    subjects = list(dict.fromkeys(prompt.fact for prompt in fit.others))
-    parts = [[p for p in fit.others if (p.fact in subjects[::2]) is first] for first in (True, False)]
-    phrasings = asked(fit)
-    own, about, *both = (observe(model, prompts, chosen) for prompts in (phrasings, fit.about, *parts))
-    begun = {prompt.ids[: max(prompt.subject) + 1] for prompt in phrasings}
-    apart = torch.tensor([float(prompt.ids[: max(prompt.subject) + 1] not in begun) for prompt in fit.about])
+def prepared(
+    model: nn.Module, fit: Fit, chosen: Sequence[int], generic: Mapping[int, Tensor], options: ForwardOptions
+) -> dict[int, Place]:
+    """The `chosen` layers, after one pass over the fit prompts for all of them."""
+    subjects = list(dict.fromkeys(prompt.fact for prompt in fit.others))[::2]
+    one, other = (
+        observe(model, [prompt for prompt in fit.others if (prompt.fact in subjects) is first], chosen)
+        for first in (True, False)
+    )
+    spoken = [prompt._replace(answer=()) for prompt in once_each(fit.others)]
+    own, about, others = (begin(model, chosen, prompts) for prompts in (asked(fit), fit.about, spoken))
     return {
-        layer: Read(
-            own[layer].keys,
-            apart.to(own[layer].keys)[:, None] * about[layer].keys,
-            (both[0][layer], both[1][layer]),
-        )
-        for layer in chosen
+        at: Place(model, at, own[at], about[at], others[at], (one[at], other[at]), generic[at], options)
+        for at in chosen
     }
-
-
-def direction(read: Read, generic: Moment, options: ForwardOptions, *seen: Seen) -> Tensor:
-    """u for A of generic text, the subject's keys in neutral sentences, and all that is read of the subjects seen."""
-    total = generic.total + options.about_weight * read.about.T @ read.about
-    for part in seen:
-        total = total + options.others_weight * (part.moment.total + part.keys.T @ part.keys)
-    return read_direction(read.keys, total, options.evenness, options.ridge)
-
-
-def unseen_answer(read: Read, generic: Moment, options: ForwardOptions) -> float:
-    """Root mean square of u·k at subjects that u has not seen: each half of them after a u that saw the other."""
-    one, other = read.halves
-    ways = ((one, other), (other, one))
-    answers = [withheld.keys @ direction(read, generic, options, seen) for seen, withheld in ways]
-    return float(torch.cat(answers).square().mean().sqrt())

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probes.deletion.layer import Found
 from probes.live.sites import layers, null_layers, weight
 from probes.weights.delta import Delta
 from vindex.errors import ProbeError
@@ -34,16 +35,9 @@ class Alignment(NamedTuple):
     cosine: float
 
 
-class Geometric(NamedTuple):
-    """The patch and the directions it was chosen from."""
-
-    delta: Delta
-    scan: tuple[Alignment, ...]
-
-
 def geometric(
     model: nn.Module, token: int, *, layer: int | None = None, gate: Any = None, features: int = FEATURES
-) -> Geometric:
+) -> Found:
     """ΔW that closes the gate direction most aligned with `token`; `gate` is a vindex's (L, F, H) array, if given.
 
     Layers whose FFN writes nothing are left out. Raises ProbeError when `gate` has another shape than the model, or
@@ -72,7 +66,7 @@ def geometric(
     direction = read(best.layer)[best.feature]
     direction = direction / direction.norm()
     removed = weight(model, "gate_proj", best.layer).detach().float() @ direction
-    return Geometric(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), scan)
+    return Found(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), scan)
 
 
 def gate_directions(gate: Tensor, features: int) -> Tensor:

@@ -26,18 +26,11 @@ from probes.live.sites import Site
 from vindex.errors import NumericError
 
 
-class Moment(NamedTuple):
-    """Sum of x xᵀ over FFN inputs, one layer."""
-
-    total: Tensor
-    """(H, H) float32"""
-    tokens: int
-
-
 class Seen(NamedTuple):
     """What one layer's FFN reads in some prompts."""
 
-    moment: Moment
+    moment: Tensor
+    """(H, H) float32: the sum of x xᵀ over its inputs x."""
     keys: Tensor
     """(P, H) float32: mean input at the subject's last token, one row per prompt, in the order given."""
 
@@ -49,30 +42,24 @@ def observe(
 
     `role`: of the site that is read (`probes.live.sites.ROLES`); "hidden" is the input of down_proj, of width I.
     """
-    device = device_of(model)
     sites = [Site(role, layer) for layer in chosen]
-    totals: dict[int, Tensor] = {}
+    totals: dict[int, Tensor | float] = dict.fromkeys(chosen, 0.0)
     keys: dict[int, dict[str, Tensor]] = {layer: {} for layer in chosen}
-    count = 0
     run = part(model, 0, max(chosen) + 1)
-    for group in batches(prompts, device):
-        count += int(group.real.sum())
+    for group in batches(prompts, device_of(model)):
         with torch.no_grad(), capture(model, sites) as seen:
             run(input_ids=group.ids)
         for site in sites:
             inputs = seen[site].float()
             rows = inputs[group.real]
-            product = rows.T @ rows
-            totals[site.layer] = totals[site.layer] + product if site.layer in totals else product
+            totals[site.layer] = totals[site.layer] + rows.T @ rows
             for row, prompt in enumerate(group.prompts):
                 if prompt.subject:
                     keys[site.layer][prompt.name] = inputs[row, list(prompt.subject)].mean(0)
+    named = {layer: [found[prompt.name] for prompt in prompts if prompt.subject] for layer, found in keys.items()}
     return {
-        layer: Seen(
-            Moment(totals[layer], count),
-            torch.stack([keys[layer][prompt.name] for prompt in prompts]) if keys[layer] else torch.empty(0),
-        )
-        for layer in chosen
+        layer: Seen(torch.as_tensor(totals[layer]), torch.stack(own) if own else torch.empty(0))
+        for layer, own in named.items()
     }
 
 

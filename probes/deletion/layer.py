@@ -16,26 +16,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from probes.deletion.measure import KNOWN, answers
-from probes.deletion.options import TrialOptions
+from probes.deletion.options import ForwardOptions
+from probes.deletion.verdict import SUBJECTS_SHARE, WANTED
 from probes.facts.passes import batches, device_of, kl_between, last_hidden, unembed
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
-from probes.live.hooks import Edit, patched
+from probes.live.hooks import patched
 from probes.live.sites import layers, null_layers
+from probes.weights.delta import Delta, Wide
 from vindex.errors import ProbeError
-
-
-class Change(Protocol):
-    """What a method makes: anything that `probes.live.hooks.patched` can apply."""
-
-    def edits(self) -> dict[tuple[str, int], Edit]:
-        """New weights by projection and layer."""
 
 
 class Tried(NamedTuple):
@@ -51,10 +46,20 @@ class Tried(NamedTuple):
     size: int | None = None
     """Where the method chooses another number by the same trial."""
 
-    def harm(self, rule: TrialOptions) -> float:
+    @property
+    def harm(self) -> float:
         """What the choice minimises."""
-        lacking = max(0.0, rule.wanted - self.suppressed)
-        return rule.subjects_share * self.withheld_kl + self.about_kl + lacking
+        return SUBJECTS_SHARE * self.withheld_kl + self.about_kl + max(0.0, WANTED - self.suppressed)
+
+
+class Found(NamedTuple):
+    """What a method makes, and what it looked at to choose the layer."""
+
+    delta: Delta | Wide
+    scan: Sequence[Any] = ()
+    """`Tried` of every layer, or what `geometric` looks at."""
+    own: tuple[Prompt, ...] = ()
+    """Phrasings that the patched model came to by itself."""
 
 
 def candidates(model: nn.Module, wanted: int) -> tuple[int, ...]:
@@ -74,23 +79,23 @@ def candidates(model: nn.Module, wanted: int) -> tuple[int, ...]:
 class Trial:
     """One fact's fit set in two parts, and what the unchanged model says to the second."""
 
-    def __init__(self, model: nn.Module, fit: Fit, rule: TrialOptions):
+    def __init__(self, model: nn.Module, fit: Fit, options: ForwardOptions):
         """`fit` without the phrasings that the model does not answer; the headline stays in any case."""
-        self.model, self.given, self.rule = model, fit, rule
+        self.model, self.given, self.options = model, fit, options
         said = {prompt: outcome.probability for prompt, outcome in answers(model, asked(fit))}
         self.fit = fit._replace(
             phrasings=tuple(p for p in fit.phrasings if p is fit.phrasings[0] or said[p] >= KNOWN),
             families={name: tuple(p for p in some if said[p] >= KNOWN) for name, some in fit.families.items()},
         )
         self.seen, withheld = divide(self.fit)
-        others, about = once_each(withheld.others)[: rule.withheld], list(withheld.about[: rule.withheld])
+        others, about = once_each(withheld.others)[: options.withheld], list(withheld.about[: options.withheld])
         self._phrasings = asked(withheld)
         self._groups = list(batches([*others, *about, *self._phrasings], device_of(model)))
         places = [group.prompts[row] for group in self._groups for row in group.rows.tolist()]
         self._parts = [torch.tensor([place in part for place in places]) for part in (set(others), set(about))]
         self._before = self._run()
 
-    def judge(self, change: Change, layer: int) -> Tried:
+    def judge(self, change: Delta | Wide, layer: int) -> Tried:
         """Measure a change, which was computed in `layer` from `seen`, on what was withheld."""
         hidden, said = self._before
         with patched(self.model, change.edits()):
@@ -102,7 +107,7 @@ class Trial:
     def choose(
         self,
         chosen: Sequence[int],
-        make: Callable[[Fit, int], Change],
+        make: Callable[[Fit, int], Delta | Wide],
         tick: Callable[[str], object] = lambda _: None,
     ) -> tuple[int, tuple[Tried, ...]]:
         """The layer among `chosen` in which `make(fit, layer)` does the least harm, and what it did in each."""
@@ -110,7 +115,7 @@ class Trial:
         for layer in chosen:
             tick(f"trial in layer {layer}")
             scan.append(self.judge(make(self.seen, layer), layer))
-        return least_harmful(scan, self.rule).layer, tuple(scan)
+        return least_harmful(scan, self.options.close).layer, tuple(scan)
 
     @torch.no_grad()
     def _run(self) -> tuple[Tensor, dict[Prompt, float]]:
@@ -132,15 +137,15 @@ def once_each(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list({prompt.fact: prompt for prompt in reversed(prompts)}.values())
 
 
-def least_harmful(scan: Sequence[Tried], rule: TrialOptions) -> Tried:
-    """The one that did the least harm, or the first of those that are `close` to it.
+def least_harmful(scan: Sequence[Tried], close: float) -> Tried:
+    """The one that did the least harm, or the first of those that did at most `close` times as much.
 
     Those that do not suppress half of what they should are left out, unless all are: to do nothing is no harm.
     """
-    able = [tried for tried in scan if not tried.suppressed < rule.wanted / 2] or scan
-    least = min(tried.harm(rule) for tried in able)
+    able = [tried for tried in scan if not tried.suppressed < WANTED / 2] or scan
+    least = min(tried.harm for tried in able)
     # not `<=`: where a trial came out as NaN, the fit that follows says so
-    return next(tried for tried in able if not tried.harm(rule) > rule.close * least)
+    return next(tried for tried in able if not tried.harm > close * least)
 
 
 def divide(fit: Fit) -> tuple[Fit, Fit]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from probes.facts.passes import Batch, batches, device_of, kl_between, last_hidden, unembed
 from probes.facts.prompts import Prompt
-from probes.facts.sets import HeldOut, Sets
+from probes.facts.sets import Sets
 
 KNOWN = 0.1
 TOP = 5
@@ -76,12 +76,12 @@ class SetChange:
 
     @property
     def before(self) -> float | None:
-        """Mean P of the answers in the unpatched model."""
+        """Mean P of the answers in the unpatched model …"""
         return _mean([change.before.probability for change in self.changes])
 
     @property
     def after(self) -> float | None:
-        """The same in the patched one."""
+        """… and in the patched one."""
         return _mean([change.after.probability for change in self.changes])
 
     @property
@@ -115,15 +115,15 @@ class SetChange:
 class Effect(NamedTuple):
     """Everything measured about one patch."""
 
-    headline: Change
-    paraphrases: SetChange
-    reference: SetChange
-    other_subjects: SetChange
-    same_subject: SetChange
-    same_answer: SetChange
+    groups: dict[str, SetChange]
+    """`headline` and each of GROUPS."""
     neutral_kl: float
     """KL(before ‖ after), nats per token of neutral text."""
     neutral_tokens: int
+
+    @property
+    def headline(self) -> Change:
+        return self.groups["headline"].changes[0]
 
 
 @dataclass
@@ -146,13 +146,10 @@ class Baseline:
 
     def prepare(self, sets: Sets) -> None:
         """Run everything that `measure` compares with; the weights must be the original ones."""
-        held_out = sets.held_out
-        self.of((sets.headline, *chain.from_iterable(_groups(held_out).values())))
-        for passage in held_out.neutral:
+        self.of(chain(*_groups(sets).values()))
+        for passage in sets.held_out.neutral:
             if passage not in self.neutral:
-                with torch.no_grad():
-                    ids = torch.tensor([passage], device=device_of(self.model))
-                    self.neutral[passage] = last_hidden(self.model, ids)[0]
+                self.neutral[passage] = _read(self.model, passage)
 
 
 def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Prompt, Outcome]]:
@@ -165,9 +162,14 @@ def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Promp
 
 def measure(baseline: Baseline, sets: Sets) -> Effect:
     """Compare the model as it is now (patched) with `baseline`, which `prepare` has filled."""
-    found = compare(baseline, {"headline": (sets.headline,), **_groups(sets.held_out)})
-    kl, tokens = neutral_kl(baseline, sets.held_out.neutral)
-    return Effect(found.pop("headline").changes[0], **found, neutral_kl=kl, neutral_tokens=tokens)
+    groups, passages = compare(baseline, _groups(sets)), sets.held_out.neutral
+    kl = 0.0
+    for passage in passages:
+        after = _read(baseline.model, passage)
+        with torch.no_grad():
+            kl += float(kl_between(baseline.model, baseline.neutral[passage], after).sum())
+    tokens = sum(map(len, passages))
+    return Effect(groups, kl / tokens, tokens)
 
 
 def compare(baseline: Baseline, groups: Mapping[str, Sequence[Prompt]]) -> dict[str, SetChange]:
@@ -182,31 +184,22 @@ def compare(baseline: Baseline, groups: Mapping[str, Sequence[Prompt]]) -> dict[
 
 def measure_few(baseline: Baseline, prompts: Sequence[Prompt]) -> list[Change]:
     """Compare a few prompts, known or not, in order."""
-    after = {(prompt.ids, prompt.answer): outcome for prompt, outcome in answers(baseline.model, prompts)}
-    before = baseline.of(prompts)
-    return [
-        Change(prompt.name, was, after[prompt.ids, prompt.answer]) for prompt, was in zip(prompts, before, strict=True)
-    ]
-
-
-def neutral_kl(baseline: Baseline, passages: Sequence[tuple[int, ...]]) -> tuple[float, int]:
-    """Mean KL(before ‖ after) in nats per token over the passages, and the number of tokens."""
-    total, tokens = 0.0, 0
-    for passage in passages:
-        with torch.no_grad():
-            ids = torch.tensor([passage], device=device_of(baseline.model))
-            after = last_hidden(baseline.model, ids)[0]
-            total += float(kl_between(baseline.model, baseline.neutral[passage], after).sum())
-        tokens += len(passage)
-    return total / tokens, tokens
+    after = dict(answers(baseline.model, prompts))
+    return [Change(prompt.name, was, after[prompt]) for prompt, was in zip(prompts, baseline.of(prompts), strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _groups(held_out: HeldOut) -> dict[str, tuple[Prompt, ...]]:
-    return {name: getattr(held_out, name) for name in GROUPS}
+def _groups(sets: Sets) -> dict[str, tuple[Prompt, ...]]:
+    return {"headline": (sets.headline,), **{name: getattr(sets.held_out, name) for name in GROUPS}}
+
+
+@torch.no_grad()
+def _read(model: nn.Module, passage: tuple[int, ...]) -> Tensor:
+    """(T, H) residual stream of running text after the last layer."""
+    return last_hidden(model, torch.tensor([passage], device=device_of(model)))[0]
 
 
 def _outcomes(group: Batch, log_probs: Tensor) -> list[Outcome]:

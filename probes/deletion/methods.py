@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
 
 from probes.deletion.baselines import BASELINES, baseline
 from probes.deletion.bench import DEFAULT, Bench
 from probes.deletion.certificate import heard, written
 from probes.deletion.forward import forward
 from probes.deletion.geometric import geometric
+from probes.deletion.layer import Found
 from probes.deletion.measure import KNOWN, answers
 from probes.facts import Fact
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.live.hooks import patched
-from probes.weights.delta import Delta, Wide
+from probes.weights.delta import Delta
 from vindex.errors import FactError, ProbeError
-
-
-class Found(Protocol):
-    """What a method makes: the change, and what it looked at to choose the layer."""
-
-    @property
-    def delta(self) -> Delta | Wide: ...
-    @property
-    def scan(self) -> Sequence[Any]: ...
 
 
 def _forward(bench: Bench, fact: Fact, fit: Fit) -> Found:
@@ -61,7 +52,7 @@ def _geometric(bench: Bench, _: Fact, fit: Fit) -> Found:
 
 def _baseline(name: str, bench: Bench, _: Fact, fit: Fit) -> Found:
     bench.tick(name)
-    moment = lambda layer: bench.generic_moments("hidden")[layer].total  # noqa: E731
+    moment = lambda layer: bench.generic_moments("hidden")[layer]  # noqa: E731
     return baseline(name, bench.trial(fit), bench.layers, moment, bench.options.baselines, bench.tick)
 
 

@@ -1,4 +1,7 @@
-"""The free choices of Gate 3's forward method, each with its reason; the record holds all of them."""
+"""The free choices of Gate 3's forward method, each with its reason; the record holds all of them.
+
+What follows from the limits of `strict` is no choice, and stands in `verdict`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,14 @@ class ForwardOptions:
     The symbols are those of docs/gate3-method.md, which has this table.
     """
 
+    layers: int = 3
+    """Layers tried, at most, spread evenly from the first sixth of the depth to its half; by every method."""
+    withheld: int = 16
+    """Other subjects, and neutral sentences, at most, on which the trial of any method is judged."""
+    close: float = 2.0
+    """Factor by which a deeper layer must do less harm in it: it costs the nearest other subjects more."""
+    samples: int = 1024
+    """Tokens of the model's own text in the second moment of generic text, beside the bundled text."""
     ridge: float = 0.3
     """Share of the second moment's mean diagonal that is added to it; it makes u, and so the patch, smaller."""
     others_weight: float = 15.0
@@ -22,10 +33,8 @@ class ForwardOptions:
     """η, how firmly every key of the subject must get an answer of 1 from u."""
     mixed: int = 12
     """Slopes of other prompts with which each Fisher gradient is combined."""
-    target: float = 0.05
-    """τ, the share of the firmest answer's probability at which the pull lets go."""
     edge: float = 4.0
-    """β, how sharply it lets go."""
+    """β, how sharply the pull lets go of an answer that has come down to τ."""
     keep: float = 0.13
     """μ, weight of the KL between the distributions without the answer."""
     about: float = 27.0
@@ -52,25 +61,7 @@ class ForwardOptions:
     """One phrasing in so many may resist: to be enough for it too costs what else is known of the subject."""
     strongest: float = 2.0
     """Factor by which the fitted d is scaled at most; the least is one over it."""
-    rounds: int = 1
-    """How often the patched model is asked to go on by itself, and d is fitted to what it says as well."""
-    again: int = 3
-    """d is then fitted on for one step in so many of `steps`."""
     written: int = 24
-    """Tokens that it writes each time."""
-
-
-@dataclass(frozen=True)
-class TrialOptions:
-    """How every method's layer is chosen (`layer`)."""
-
-    layers: int = 3
-    """Layers tried, at most, spread evenly from the first sixth of the depth to its half."""
-    wanted: float = 0.95
-    """Suppression of withheld phrasings that a trial should reach; what is missing counts as harm."""
-    subjects_share: float = 5.0
-    """How much worse harm to other subjects is than harm to the deleted one: `strict` allows them a fifth."""
-    close: float = 2.0
-    """Factor by which a deeper layer must do less harm: it costs the nearest other subjects more."""
-    withheld: int = 16
-    """Other subjects, and neutral sentences, at most, on which a trial is judged."""
+    """Tokens that the patched model writes by itself; where it comes to the answer, d is fitted to that as well."""
+    again: int = 3
+    """It is fitted on for one step in so many of `steps`."""

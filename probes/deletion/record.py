@@ -12,23 +12,21 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import binomtest
 
 from probes.deletion.bench import Bench
 from probes.deletion.certificate import Certificate
 from probes.deletion.controls import random_suppression
 from probes.deletion.experiment import FactResult, MethodResult
-from probes.deletion.forward import Forward
 from probes.deletion.layer import Tried
-from probes.deletion.measure import GROUPS, Change, Effect, Outcome, SetChange
-from probes.deletion.options import TrialOptions
-from probes.deletion.verdict import STANDARDS, Verdict
+from probes.deletion.measure import GROUPS, Change, Outcome, SetChange
+from probes.deletion.verdict import STANDARDS, Criterion, Verdict
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Sets
 from probes.live.match import describe
 from probes.records import head, plain
 
 ONE, ALL = "vindex-gate3/1", "vindex-gate3-all/1"
-Z95 = 1.959964
 Entry = dict[str, Any]
 """One fact in the record of many."""
 
@@ -47,10 +45,8 @@ def wilson(passed: int, of: int) -> Rate:
     """Wilson score interval at 95 % (Wilson 1927)."""
     if not of:
         return Rate(0, 0, math.nan, 0.0, 1.0)
-    share, z2 = passed / of, Z95**2
-    centre = (share + z2 / (2 * of)) / (1 + z2 / of)
-    half = Z95 / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of * of))
-    return Rate(passed, of, share, max(0.0, centre - half), min(1.0, centre + half))
+    interval = binomtest(passed, of).proportion_ci(0.95, method="wilson")
+    return Rate(passed, of, passed / of, float(interval.low), float(interval.high))
 
 
 def rate(entries: Iterable[Entry], method: str, standard: str) -> Rate:
@@ -60,17 +56,13 @@ def rate(entries: Iterable[Entry], method: str, standard: str) -> Rate:
     return wilson(found.count("pass"), len(found))
 
 
-def one(bench: Bench, result: FactResult) -> dict[str, Any]:
+def one(result: FactResult) -> dict[str, Any]:
     """The record of one fact: head of the run, its headline method's outcome, then everything."""
-    rule = bench.options.trial
-    methods = {
-        name: {**_method(bench, found), "scan": _scan(found, rule), "own": _own(found)}
-        for name, found in result.methods.items()
-    }
+    methods = {name: _method(result.bench, found) for name, found in result.methods.items()}
     return {
         **head(ONE),
-        **choices(bench),
-        **plain({"fact": _fact(bench, result), "method": result.main, **_outcome(result), "methods": methods}),
+        **choices(result.bench),
+        **plain({"fact": _fact(result), "method": result.main, **_outcome(result), "methods": methods}),
         **plain({"sets": _sets(result.sets), "seconds": result.seconds}),
     }
 
@@ -86,10 +78,10 @@ def all_facts(bench: Bench, asked: Mapping[str, Any], entries: Sequence[Entry]) 
     return {**head(ALL), **choices(bench), **plain({**asked, **more})}
 
 
-def entry(bench: Bench, result: FactResult) -> Entry:
+def entry(result: FactResult) -> Entry:
     """What the record of many facts says of one."""
     methods = {name: _short(found) for name, found in result.methods.items()}
-    return plain({**_fact(bench, result), "methods": methods, "seconds": result.seconds})
+    return plain({**_fact(result), "methods": methods, "seconds": result.seconds})
 
 
 def choices(bench: Bench) -> dict[str, Any]:
@@ -109,7 +101,7 @@ def choices(bench: Bench) -> dict[str, Any]:
     )
 
 
-def _fact(bench: Bench, result: FactResult) -> dict[str, Any]:
+def _fact(result: FactResult) -> dict[str, Any]:
     fact, headline = result.sets.fact, result.sets.headline
     return {
         "name": fact.name,
@@ -119,7 +111,7 @@ def _fact(bench: Bench, result: FactResult) -> dict[str, Any]:
         "prompt": headline.text,
         "prompt_ids": headline.ids,
         "answer_ids": headline.answer,
-        "before": _answer(bench, result.before),
+        "before": _answer(result.bench, result.before),
     }
 
 
@@ -132,7 +124,7 @@ def _outcome(result: FactResult) -> dict[str, Any]:
         "before": result.before.probability,
         "after": effect.headline.after.probability if effect else None,
         "suppression": effect.headline.loss if effect else None,
-        "reference_loss": effect.reference.mean if effect else None,
+        "reference_loss": effect.groups["reference"].mean if effect else None,
         "verdicts": _verdicts(result.verdicts),
     }
 
@@ -147,19 +139,16 @@ def _method(bench: Bench, found: MethodResult) -> dict[str, Any]:
         "headline": _change(effect.headline),
         "top_before": _answer(bench, effect.headline.before)["top"],
         "top_after": _answer(bench, effect.headline.after)["top"],
-        "sets": {name: _set(group) for name, group in groups(effect).items()},
+        "sets": {name: _set(group) for name, group in effect.groups.items() if name in GROUPS},
         "neutral_kl": effect.neutral_kl,
         "neutral_tokens": effect.neutral_tokens,
         "controls": [control._asdict() for control in found.controls],
         "certificate": found.certificate and _certificate(found.certificate),
         "verdicts": _verdicts(found.verdicts),
         "seconds": found.seconds,
+        "scan": [_tried(row) for row in found.found.scan],
+        "own": [prompt.text for prompt in found.found.own],
     }
-
-
-def groups(effect: Effect) -> dict[str, SetChange]:
-    """The held-out sets of prompts by name."""
-    return {name: getattr(effect, name) for name in GROUPS}
 
 
 def _certificate(found: Certificate) -> dict[str, Any]:
@@ -190,7 +179,7 @@ def _short(found: MethodResult) -> dict[str, Any]:
         "suppression": effect.headline.loss,
         "neutral_kl": effect.neutral_kl,
         "random_suppression": random_suppression(found.controls),
-        "sets": {name: _summary(group) for name, group in groups(effect).items()},
+        "sets": {name: _summary(group) for name, group in effect.groups.items() if name in GROUPS},
         "verdicts": {name: {"result": one.result, "reason": one.reason} for name, one in found.verdicts.items()},
         "seconds": found.seconds,
     }
@@ -224,10 +213,15 @@ def _verdicts(found: Mapping[str, Verdict]) -> dict[str, Any]:
         name: {
             "result": verdict.result,
             "reason": verdict.reason,
-            "criteria": [{**criterion._asdict(), "holds": criterion.holds} for criterion in verdict.criteria],
+            "criteria": [_criterion(one) for one in verdict.criteria],
         }
         for name, verdict in found.items()
     }
+
+
+def _criterion(one: Criterion) -> dict[str, Any]:
+    limit = {"name": one.name, "relation": one.relation, "limit": one.limit}
+    return limit | one.figure._asdict() | {"holds": one.holds}
 
 
 def _answer(bench: Bench, outcome: Outcome) -> dict[str, Any]:
@@ -236,14 +230,9 @@ def _answer(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     return {"probability": outcome.probability, "rank": outcome.rank, "top": top}
 
 
-def _scan(found: MethodResult, rule: TrialOptions) -> list[dict[str, Any]]:
-    """A row for each layer that the method looked at, with the harm of its trial where one was made."""
-    return [row._asdict() | ({"harm": row.harm(rule)} if isinstance(row, Tried) else {}) for row in found.found.scan]
-
-
-def _own(found: MethodResult) -> list[str]:
-    """Texts that the forward method's patched model came to by itself, on which it was fitted as well."""
-    return [prompt.text for prompt in found.found.own] if isinstance(found.found, Forward) else []
+def _tried(row: Any) -> dict[str, Any]:
+    """A layer that the method looked at, with the harm of its trial where one was made."""
+    return row._asdict() | ({"harm": row.harm} if isinstance(row, Tried) else {})
 
 
 def _sets(sets: Sets) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a deletion gives back: one fact by some methods (`Deletion`), many facts (`Deletions`), a patch measured again.
+"""What a deletion gives back: one fact by some methods (`Deletion`), or many facts (`Deletions`).
 
 The model is as it was. `applied` lends it the patch for as long as a block lasts; `save` writes the patch as a file.
 """
@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from probes.deletion import plot, record
 from probes.deletion.bench import Bench
-from probes.deletion.experiment import FactResult, MethodResult
+from probes.deletion.experiment import FactResult
 from probes.deletion.verdict import STANDARDS, Verdict
-from probes.deletion.verify import Claim
 from probes.facts import Fact
 from probes.live.hooks import patched
 from probes.live.sites import weight
@@ -25,29 +24,38 @@ from probes.weights.delta import Delta
 from vindex.errors import ProbeError, TargetError
 
 
+class Claim(NamedTuple):
+    """One verdict, as a patch records it and as it was measured."""
+
+    standard: str
+    recorded: str
+    measured: str
+    """`none` for a standard that this release does not have, or a certificate that was left out."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the record is confirmed."""
+        return self.recorded == self.measured
+
+
 @dataclass(frozen=True, repr=False)
-class Deletion(Result):
-    """One fact deleted by every method asked for, each change measured and judged.
+class Deletion(FactResult, Result):
+    """One fact deleted by every method asked for, or by a patch that was there, each change measured and judged.
 
     `published`, `strict` and `robust` are the verdicts on the main method: forward, where it ran.
     """
 
-    bench: Bench
-    result: FactResult
+    claims: tuple[Claim, ...] | None = None
+    """Of a patch that was there: the verdicts that it records."""
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether every recorded verdict was measured again."""
+        return all(claim.holds for claim in self.claims or ())
 
     @property
     def fact(self) -> Fact:
-        return self.result.sets.fact
-
-    @property
-    def methods(self) -> dict[str, MethodResult]:
-        """By name; empty where the model does not know the fact."""
-        return self.result.methods
-
-    @property
-    def verdicts(self) -> dict[str, Verdict]:
-        """Those that were reached, by standard."""
-        return self.result.verdicts
+        return self.sets.fact
 
     @property
     def published(self) -> Verdict:
@@ -72,20 +80,18 @@ class Deletion(Result):
 
         method: one of `methods`, by default the main one. Raises ProbeError where it has made no change.
         """
-        with patched(self.bench.model, self._made(method).delta.edits(self.bench.stored)):
-            yield
-
-    def _made(self, method: str | None) -> MethodResult:
-        if not self.methods:
+        name = method or self.main
+        if name is None:
             raise ProbeError(f"{self.fact.name}: nothing was deleted, the model does not know this fact")
-        name = method or self.result.main
         if name not in self.methods:
             raise ProbeError(f"method {name!r}: expected one that was run, {', '.join(self.methods)}")
-        return self.methods[name]
+        with patched(self.bench.model, self.methods[name].delta.edits(self.bench.stored)):
+            yield
 
     def record(self) -> dict[str, Any]:
         """Everything measured, prompt by prompt (docs/gate3.md)."""
-        return record.one(self.bench, self.result)
+        claims = {} if self.claims is None else {"claims": [claim._asdict() for claim in self.claims]}
+        return record.one(self) | claims
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each method: mean losses of the fact, its paraphrases and what should stay, and the verdicts."""
@@ -94,10 +100,10 @@ class Deletion(Result):
                 "method": name,
                 "layer": found.delta.layer,
                 "fact": found.effect.headline.loss,
-                "paraphrases": found.effect.paraphrases.mean,
-                "other subjects": found.effect.other_subjects.mean_absolute,
-                "its other facts": found.effect.same_subject.mean,
-                "same answer": found.effect.same_answer.mean,
+                "paraphrases": found.effect.groups["paraphrases"].mean,
+                "other subjects": found.effect.groups["other_subjects"].mean_absolute,
+                "its other facts": found.effect.groups["same_subject"].mean,
+                "same answer": found.effect.groups["same_answer"].mean,
                 "neutral KL": found.effect.neutral_kl,
                 **{standard: verdict.result for standard, verdict in found.verdicts.items()},
             }
@@ -129,7 +135,7 @@ class Deletion(Result):
             "revision": loaded.revision,
             "fact": self.fact.name,
             "answer": self.fact.answer,
-            "seed": self.result.sets.seed,
+            "seed": self.sets.seed,
             "chat": self.bench.options.chat,
             "suppression": found.effect.headline.loss,
             "verdicts": {name: verdict.result for name, verdict in found.verdicts.items()},
@@ -144,23 +150,7 @@ class Deletion(Result):
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name} {verdict.result}" for name, verdict in self.verdicts.items())
-        return f"<Deletion of {self.fact.name} → {self.fact.answer} by {self.result.main or 'nothing'}: {found}>"
-
-
-@dataclass(frozen=True, repr=False)
-class Verification(Deletion):
-    """A patch measured again from the base, and the verdicts that it records."""
-
-    claims: tuple[Claim, ...]
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether every recorded verdict was measured again."""
-        return all(claim.holds for claim in self.claims)
-
-    def record(self) -> dict[str, Any]:
-        """As of a deletion, with `claims`."""
-        return super().record() | {"claims": [claim._asdict() for claim in self.claims]}
+        return f"<Deletion of {self.fact.name} → {self.fact.answer} by {self.main or 'nothing'}: {found}>"
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from probes.deletion.bench import FROM_WEIGHTS, Bench
 from vindex.progress import Advance
 
@@ -13,26 +16,28 @@ SECONDS = {
 """By the beginning of a stage's name: of SmolLM2-135M on one thread. Any other stage takes one."""
 
 
-class Stages:
-    """The `tick` of a bench whose stages become steps of `advance`: as many as the seconds that they should take."""
+@contextmanager
+def staged(bench: Bench, advance: Advance, note: str = "") -> Iterator[None]:
+    """Let the stages of `bench` be steps of `advance` inside the block: as many as the seconds that they should take.
 
-    def __init__(self, bench: Bench, advance: Advance, note: str = ""):
-        """note: what is said before the name of each stage."""
-        self.advance, self.note = advance, note
-        self.now, self.left = 0, expected_seconds(bench)
+    note: what is said before the name of each. At the end all is done, also what has told nothing.
+    """
+    now, left = 0, expected_seconds(bench)
 
-    def __call__(self, stage: str) -> None:
-        self._done(self.now, self.note + stage)
-        self.now = seconds_of(stage)
+    def step(seconds: int, told: str) -> None:
+        nonlocal left
+        seconds = min(seconds, left)
+        left -= seconds
+        advance(seconds, told)
 
-    def end(self) -> None:
-        """All is done, also what has told nothing."""
-        self._done(self.left, self.note)
+    def tick(stage: str) -> None:
+        nonlocal now
+        step(now, note + stage)
+        now = seconds_of(stage)
 
-    def _done(self, seconds: int, note: str) -> None:
-        seconds = min(seconds, self.left)
-        self.left -= seconds
-        self.advance(seconds, note)
+    bench.tick = tick
+    yield
+    step(left, note)
 
 
 def expected_seconds(bench: Bench) -> int:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from probes.facts.passes import answer_places, batch, batches, device_of, part, require_same, run_whole, summed, unembed
 from probes.facts.prompts import Prompt
 from probes.live.hooks import capture, edited
-from probes.live.sites import Layer, Site, layers
+from probes.live.sites import Layer, Site, layers, sites
 
 CHECKED_CHANGE = 0.5
 """Random change of the gates, in shares of their spread, under which the two are compared."""
@@ -64,6 +64,11 @@ class Begun(NamedTuple):
         """Which of the T positions read the subject."""
         return [at - self.before for at in self.prompt.subject]
 
+    @property
+    def key(self) -> Tensor:
+        """(H,) float32 mean of what the FFN reads there."""
+        return self.mlp_in[self.subjects].float().mean(0)
+
 
 def separate(model: nn.Module, layer: int, longest: int) -> bool:
     """Whether a layer after `layer` does more, in prompts of up to so many tokens, than attend to all before."""
@@ -77,30 +82,30 @@ def separate(model: nn.Module, layer: int, longest: int) -> bool:
     return not set(kinds[layer + 1 :]) <= short
 
 
-def begin(model: nn.Module, layer: int, prompts: Sequence[Prompt]) -> list[Begun]:
-    """Run `prompts` once, unchanged, and keep what a `Tail` from `layer` on begins with."""
-    sites = [Site(role, layer) for role in CAPTURED]
-    first, rest = part(model, 0, layer + 1), part(model, layer + 1, len(layers(model)))
-    apart = separate(model, layer, max(len(prompt.ids) + len(prompt.answer) for prompt in prompts))
-    begun: dict[Prompt, Begun] = {}
+def begin(model: nn.Module, chosen: Sequence[int], prompts: Sequence[Prompt]) -> dict[int, list[Begun]]:
+    """Run `prompts` once, unchanged, and keep what a `Tail` from each of the `chosen` layers on begins with."""
+    first = min(chosen)
+    lead, rest = part(model, 0, first + 1), part(model, first + 1, len(layers(model)))
+    apart = separate(model, first, max(len(prompt.ids) + len(prompt.answer) for prompt in prompts))
+    begun: dict[tuple[int, Prompt], Begun] = {}
     for group in batches(prompts, device_of(model)):
         cache = None if apart else DynamicCache()
-        with torch.no_grad(), capture(model, sites) as seen:
-            first(input_ids=group.ids)
-            last = rest(inputs_embeds=seen[Site("residual", layer)], past_key_values=cache)
-        later: Any = cache.layers[layer + 1 :] if cache else []
-        for row, prompt in enumerate(group.prompts):
+        with torch.no_grad(), capture(model, sites(model, *CAPTURED, only=chosen)) as seen:
+            lead(input_ids=group.ids)
+            last = rest(inputs_embeds=seen[Site("residual", first)], past_key_values=cache)
+        for layer, (row, prompt) in product(chosen, enumerate(group.prompts)):
             start, stop = 0 if apart else min(prompt.subject), len(prompt.ids) + len(prompt.answer[:-1])
-            begun[prompt] = Begun(
+            later: Any = cache.layers[layer + 1 :] if cache else []
+            begun[layer, prompt] = Begun(
                 prompt,
                 start,
-                **{site.role: seen[site][row, start:stop].clone() for site in sites},
+                **{role: seen[Site(role, layer)][row, start:stop].clone() for role in CAPTURED},
                 keys=_stacked([each.keys[row, :, :start] for each in later]),
                 values=_stacked([each.values[row, :, :start] for each in later]),
                 separate=apart,
                 unchanged=last[row, group.columns[group.rows == row]],
             )
-    return [begun[prompt] for prompt in prompts]
+    return {layer: [begun[layer, prompt] for prompt in prompts] for layer in chosen}
 
 
 def _stacked(each: Sequence[Tensor]) -> Tensor:
@@ -135,7 +140,9 @@ class Tail:
         ]
         device = self.gate.device
         self.rows, self._columns, self.targets = torch.tensor(places, device=device).unbind(1)
-        self.subjects = [[at + first for at in each.subjects] for each, first in zip(begun, begins, strict=True)]
+        self.reads = torch.zeros(len(begun), len(self.gate), device=device)  # 1 where each prompt's subject is read
+        for row, (each, first) in enumerate(zip(begun, begins, strict=True)):
+            self.reads[row, [at + first for at in each.subjects]] = 1.0
         self._separate = begun[0].separate
         self._owner, self._positions, self._mask = self._attends([each.before for each in begun], lengths)
         self._rest = part(model, layer + 1, len(layers(model)))
@@ -143,7 +150,7 @@ class Tail:
     @classmethod
     def of(cls, model: nn.Module, layer: int, prompts: Sequence[Prompt]) -> Tail:
         """The tail of prompts that have not begun yet."""
-        return cls(model, layer, begin(model, layer, prompts))
+        return cls(model, layer, begin(model, [layer], prompts)[layer])
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (T, I) to the gate."""
@@ -151,11 +158,12 @@ class Tail:
 
     def last_hidden(self, change: Tensor | None = None) -> Tensor:
         """The last layer's residual stream (N, H) there, from which the distributions are computed."""
-        if change is None:
-            return self._unchanged
+        return self._unchanged if change is None else self.last_hidden_of(self.down_in(change))
+
+    def down_in(self, change: Tensor | float = 0.0) -> Tensor:
+        """(T, I) what down_proj reads, after adding `change` (T, I) to the gate."""
         activation: Any = self.at.mlp.act_fn
-        gate = (self.gate + change).to(self.gate.dtype)
-        return self.last_hidden_of(activation(gate) * self.up)
+        return activation((self.gate + change).to(self.gate.dtype)) * self.up
 
     def last_hidden_of(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
         """The same for another input of down_proj, (T, I), and after adding (T, H) to what it gives."""
@@ -172,6 +180,10 @@ class Tail:
             past_key_values=self._cache(),
         )
         return after[0, self._columns]
+
+    def at_subjects(self, rows: Tensor) -> Tensor:
+        """(B, n) float32 mean of rows (T, n) over each prompt's mentions of the subject."""
+        return self.reads @ rows.float() / self.reads.sum(1, keepdim=True)
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from `log_probs` (N, V)."""

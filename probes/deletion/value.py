@@ -8,11 +8,11 @@ With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·�
     + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
-ρ is what the phrasing with the firmest answer needs to come down to τ of its P: a phrasing never seen may be as firm.
-The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few neutral sentences
-at random; the KL on the latter is a mean over every position from the subject on. Other subjects come as rows r
-of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d is scaled
-to the least strength that is `enough`, as what is known of the subject goes with it.
+ρ is what the phrasing with the firmest answer needs to come down to τ = 1 − WANTED of its P: a phrasing never seen may
+be as firm. The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few
+neutral sentences at random; the KL on the latter is a mean over every position from the subject on. Other subjects come
+as rows r of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d
+is scaled to the least strength that is `enough`, as what is known of the subject goes with it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch.nn.functional import softplus
 
 from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import Begun, Tail
+from probes.deletion.verdict import WANTED
 from probes.facts.passes import kl_rows
 from vindex.errors import NumericError
 
@@ -50,9 +51,10 @@ def fit_value(
     `guard` (N, I): the sum of the squares of `guard` @ d is about the KL in nats a position that d does elsewhere.
     Raises NumericError where it does not stay finite.
     """
-    key_gate = torch.stack([each.gate[each.subjects].float().mean(0) for each in asked]).mean(0)
+    whole = Tail(model, layer, asked)
+    key_gate = whole.at_subjects(whole.gate).mean(0)
     unit = float(key_gate.norm()) / key_gate.numel() ** 0.5
-    reach = _reach(Tail(model, layer, asked), options.target)
+    reach = _reach(whole, 1 - WANTED)
     z = (torch.zeros_like(key_gate) if start is None else start / unit).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=options.rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.steps)
@@ -74,8 +76,11 @@ def fit_value(
 def least_enough(tail: Tail, read: Tensor, fitted: Tensor, options: ForwardOptions) -> Tensor:
     """`fitted` (I,) by the least strength that is enough for the first prompt of `tail`, and on average for most."""
 
+    with torch.no_grad():
+        before = tail.answers(tail.log_probs())
+
     def suffices(strength: float) -> bool:
-        gone = suppression(tail, read, strength * fitted)
+        gone = suppression(tail, read, strength * fitted, before)
         yielding = gone.sort().values[len(gone) // options.stubborn :]
         return min(float(gone[0]), float(yielding.mean())) >= options.enough
 
@@ -125,10 +130,9 @@ def shift(tail: Tail, read: Tensor, d: Tensor) -> Tensor:
     return (tail.mlp_in.float() @ read)[:, None] * d
 
 
-def suppression(tail: Tail, read: Tensor, d: Tensor) -> Tensor:
-    """(B,) 1 − P′/P of each prompt's answer."""
+def suppression(tail: Tail, read: Tensor, d: Tensor, before: Tensor) -> Tensor:
+    """(B,) 1 − P′/P of each prompt's answer, whose log P (B,) was `before`."""
     with torch.no_grad():
-        before = tail.answers(tail.log_probs())
         after = tail.answers(tail.log_probs(shift(tail, read, d)))
     return 1 - (after - before).exp()
 

@@ -61,6 +61,18 @@ LIMITS = (
 )
 
 
+def limit(standard: str, criterion: str) -> float:
+    """That of one row."""
+    return next(row.limit for row in LIMITS if (row.standard, row.criterion) == (standard, criterion))
+
+
+WANTED = limit("strict", "suppression of the fact")
+"""Suppression that a fit should reach, as `strict` asks of the headline: its pull lets go at τ = 1 − WANTED."""
+OWN, OTHERS = "other facts of the subject, mean loss", "other subjects, mean |loss|"
+SUBJECTS_SHARE = limit("strict", OWN) / limit("strict", OTHERS)
+"""How much worse harm to other subjects is than harm to the deleted one: `strict` allows them so much less."""
+
+
 class Figure(NamedTuple):
     """A number that limits are held against."""
 
@@ -75,6 +87,9 @@ class Figure(NamedTuple):
     after: float | None = None
     """… and the patched one."""
 
+    def __str__(self) -> str:
+        return f"{self.value:.3g}" + (f" ({self.worst})" if self.worst else "")
+
 
 class Criterion(NamedTuple):
     """One comparison: the figure beside its limit."""
@@ -82,18 +97,15 @@ class Criterion(NamedTuple):
     name: str
     relation: Relation
     limit: float
-    value: float | None
-    counted: int
-    worst: str | None
-    before: float | None
-    after: float | None
+    figure: Figure
 
     @property
     def holds(self) -> bool | None:
         """None when there was nothing to measure."""
-        if self.value is None:
+        value = self.figure.value
+        if value is None:
             return None
-        return self.value >= self.limit if self.relation == ">=" else self.value <= self.limit
+        return value >= self.limit if self.relation == ">=" else value <= self.limit
 
 
 class Verdict(NamedTuple):
@@ -112,17 +124,17 @@ class Verdict(NamedTuple):
 
 def figures(effect: Effect, random_suppression: float, random_draws: int) -> dict[str, Figure]:
     """What `published` and `strict` are about, and the fact for `robust`; the rest of it is `Certificate.figures`."""
-    head, others, subject, answer = effect.headline, effect.other_subjects, effect.same_subject, effect.same_answer
-    paraphrases = effect.paraphrases.known_from(PARAPHRASE_KNOWN)
+    _, paraphrases, reference, others, subject, answer = effect.groups.values()
+    head, paraphrases = effect.headline, paraphrases.known_from(PARAPHRASE_KNOWN)
     return {
         "suppression of the fact": Figure(head.loss, 1, None, head.before.probability, head.after.probability),
-        "loss of the reference answer": _figure(effect.reference, effect.reference.mean, effect.reference.worst),
+        "loss of the reference answer": _figure(reference, reference.mean, reference.worst),
         "suppression of each paraphrase": _extreme(paraphrases, paraphrases.least),
         "suppression of paraphrases, mean": _figure(paraphrases, paraphrases.mean),
-        "other subjects, mean |loss|": _figure(others, others.mean_absolute),
+        OTHERS: _figure(others, others.mean_absolute),
         "other subjects, worst loss": _extreme(others, others.worst),
         "other subjects, argmax flips": _figure(others, others.flips),
-        "other facts of the subject, mean loss": _figure(subject, subject.mean, subject.worst),
+        OWN: _figure(subject, subject.mean, subject.worst),
         "other facts with the answer, mean loss": _figure(answer, answer.mean, answer.worst),
         "neutral text, KL in nats per token": Figure(effect.neutral_kl, effect.neutral_tokens),
         "random rank-1 of equal norm, mean |suppression|": Figure(random_suppression, random_draws),
@@ -132,11 +144,11 @@ def figures(effect: Effect, random_suppression: float, random_draws: int) -> dic
 def judge(standard: str, found: Mapping[str, Figure]) -> Verdict:
     """Hold the figures to the limits of one standard."""
     rows = [row for row in LIMITS if row.standard == standard]
-    criteria = tuple(Criterion(row.criterion, row.relation, row.limit, *found[row.criterion]) for row in rows)
+    criteria = tuple(Criterion(row.criterion, row.relation, row.limit, found[row.criterion]) for row in rows)
     failed = [criterion for criterion in criteria if criterion.holds is False]
     unmeasured = [criterion.name for criterion in criteria if criterion.holds is None]
     if failed:
-        reason = "; ".join(f"{c.name} {c.value:.3g}{_of(c)}, must be {c.relation} {c.limit:g}" for c in failed)
+        reason = "; ".join(f"{c.name} {c.figure}, must be {c.relation} {c.limit:g}" for c in failed)
         return Verdict(standard, "fail", reason, criteria)
     reason = f"all {len(criteria) - len(unmeasured)} criteria hold"
     if unmeasured:
@@ -148,10 +160,6 @@ def not_applicable(standard: str, probability: float, rank: int) -> Verdict:
     """The model does not know the fact, so there is nothing to delete."""
     reason = f"the model does not know the fact: P = {probability:.3g} (rank {rank}), at least {KNOWN} is needed"
     return Verdict(standard, "not_applicable", reason, ())
-
-
-def _of(criterion: Criterion) -> str:
-    return f" ({criterion.worst})" if criterion.worst else ""
 
 
 def _figure(group: SetChange, value: float | None, worst: Change | None = None) -> Figure:

@@ -31,6 +31,15 @@ class Delta:
         """Frobenius norm of ΔW."""
         return float(self.gate_write.norm() * self.gate_read.norm())
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of ΔW."""
+        return len(self.gate_write), len(self.gate_read)
+
+    def like(self, write: Tensor, read: Tensor, method: str) -> Delta:
+        """Another rank-1 change of the same weight and size."""
+        return Delta(self.layer, write, read, method).scaled_to(self.norm)
+
     def scaled_to(self, norm: float) -> Delta:
         """The same change with ‖ΔW‖ = `norm`."""
         return replace(self, gate_write=self.gate_write * (norm / max(self.norm, 1e-30)))
@@ -60,6 +69,16 @@ class Wide:
     def norm(self) -> float:
         """Frobenius norm of ΔW."""
         return float(self.change.norm())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of ΔW."""
+        rows, columns = self.change.shape
+        return rows, columns
+
+    def like(self, write: Tensor, read: Tensor, method: str) -> Wide:
+        """A rank-1 change of the same weight and size."""
+        return replace(self, change=torch.outer(write, read), method=method).scaled_to(self.norm)
 
     def scaled_to(self, norm: float) -> Wide:
         """The same change with ‖ΔW‖ = `norm`."""

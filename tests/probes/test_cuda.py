@@ -8,8 +8,9 @@ import torch
 
 from probes.atlas import panel as facts
 from probes.deletion.bench import Bench, Options
-from probes.deletion.experiment import run
+from probes.deletion.delete import run
 from probes.deletion.generic import own_text
+from probes.deletion.options import ForwardOptions
 from probes.gates.apply import gated
 from probes.gates.data import read_forget, read_retain
 from probes.gates.gates import Gates
@@ -97,13 +98,15 @@ def test_gate_3_comes_to_the_same_verdicts(here, there):
     before = {name: parameter.detach().clone() for name, parameter in there.model.named_parameters()}
     results = []
     for loaded in (there, here):
-        bench = Bench(loaded, facts.panel(), Options(samples=512))
+        bench = Bench(loaded, facts.panel(), Options(forward=ForwardOptions(samples=512)))
         results.append(run(bench, bench.panel.find("France/capital")))
     ours, theirs = results
     assert ours.before.probability == pytest.approx(theirs.before.probability, abs=1e-4)
     for name, mine in ours.methods.items():
         other = theirs.methods[name]
-        assert (mine.published.result, mine.strict.result) == (other.published.result, other.strict.result), name
+        assert {key: found.result for key, found in mine.verdicts.items()} == {
+            key: found.result for key, found in other.verdicts.items()
+        }, name
         assert mine.effect.headline.loss == pytest.approx(other.effect.headline.loss, abs=SUPPRESSION), name
         assert mine.delta.layer == other.delta.layer and not mine.delta.gate_write.is_cuda
     assert all(same_bits(parameter, before[name]) for name, parameter in there.model.named_parameters())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from probes.deletion import experiment
+from probes.deletion import delete
 from probes.live.load import load
 from probes.weights import patches
 from vindex.__main__ import app
@@ -190,13 +190,13 @@ ALL = ("gate3", CHECKPOINT, "--all", "--method", "geometric", "--no-certificate"
 def test_all_facts_of_a_relation_stop_and_go_on(tmp_path, monkeypatch, capsys):
     """Ctrl-C keeps what is finished; --resume does the rest, and nothing twice."""
     file, picture = tmp_path / "all.json", tmp_path / "all.html"
-    begun = []
+    begun, whole = [], delete.run
 
     def stopping(bench, fact):
         begun.append(fact.name)
         if len(begun) == 2:
             raise KeyboardInterrupt
-        return experiment.run(bench, fact)
+        return whole(bench, fact)
 
     monkeypatch.setattr("probes.deletion.delete.run", stopping)
     stopped = CliRunner().invoke(app, [*map(str, ALL), "--limit", "2", "-o", str(file)])

@@ -12,7 +12,7 @@ def bench(deleted):
 
 @pytest.fixture(scope="session")
 def result(deleted):
-    return deleted.result
+    return deleted
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from probes.deletion.baselines import BASELINES, BaselineOptions, baseline, contrast, descend, regression, response
-from probes.deletion.controls import DRAWS, controls
+from probes.deletion.controls import DRAWS, drawn
 from probes.deletion.layer import asked, least_harmful
 from probes.deletion.measure import answers
 from probes.deletion.methods import METHODS, named
@@ -79,7 +79,7 @@ def test_neurons_that_fire_more_for_the_subject_stand_out():
 @pytest.fixture(scope="module")
 def made(bench, sets):
     """Each baseline's change of the atlas."""
-    moment = lambda layer: bench.generic_moments("hidden")[layer].total  # noqa: E731
+    moment = lambda layer: bench.generic_moments("hidden")[layer]  # noqa: E731
     before = [layer.mlp.state_dict() for layer in layers(bench.model)]
     before = [{name: value.clone() for name, value in state.items()} for state in before]
     found = {name: baseline(name, bench.trial(sets.fit), bench.layers, moment, OPTIONS) for name in BASELINES}
@@ -94,7 +94,7 @@ def test_every_baseline_changes_one_projection_of_a_layer_that_was_tried(name, m
     projection = "down_proj" if name.startswith("rome") else "gate_proj"
     assert (found.delta.method, found.delta.projection) == (name, projection)
     assert [tried.layer for tried in found.scan][:2] == list(bench.layers)
-    assert found.delta.layer == least_harmful(found.scan[:2], bench.options.trial).layer
+    assert found.delta.layer == least_harmful(found.scan[:2], bench.options.forward.close).layer
     assert 0 < relative_norm(bench.model, found.delta) < 1
 
 
@@ -121,16 +121,14 @@ def test_the_shapes_of_the_changes_are_those_of_their_formulas(made, bench):
     closed = made["neurons"].delta
     left = weight(bench.model, "gate_proj", closed.layer) + closed.change
     assert int((left == 0).all(1).sum()) == int(closed.change.any(1).sum())
-    sizes = {tried.size: tried.harm(bench.options.trial) for tried in made["neurons"].scan if tried.size}
+    sizes = {tried.size: tried.harm for tried in made["neurons"].scan if tried.size}
     assert set(sizes) == set(OPTIONS.neurons)
     assert int(closed.change.any(1).sum()) in sizes
 
 
-def test_controls_of_a_wide_change_are_random_ones_of_its_size_in_its_place(made, bench, sets, monkeypatch):
-    tried = []
-    monkeypatch.setattr("probes.deletion.controls.control", lambda _b, _s, delta, _d: tried.append(delta))
+def test_controls_of_a_wide_change_are_random_ones_of_its_size_in_its_place(made):
     delta = made["rome"].delta
-    controls(bench.baseline, sets, delta, None)
+    tried = list(drawn(delta, 0))
     assert [one.method for one in tried] == ["random"] * DRAWS
     assert all((one.layer, one.projection) == (delta.layer, "down_proj") for one in tried)
     assert [one.norm for one in tried] == pytest.approx([delta.norm] * DRAWS, rel=1e-5)

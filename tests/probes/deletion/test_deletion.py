@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import probes
-from probes.deletion.stages import Stages, expected_seconds
+from probes.deletion.layer import Found
+from probes.deletion.stages import expected_seconds, staged
 from probes.live.hooks import same_bits
 from probes.live.sites import weight
+from probes.weights.delta import Wide
 from vindex.errors import FactError, PatchError, ProbeError, TargetError
 from vindex.progress import unseen
 
@@ -88,9 +90,8 @@ def test_every_choice_is_a_keyword_and_a_bad_one_is_one_line(loaded):
 
 
 def test_a_change_of_another_projection_is_no_patch(loaded, deleted, tmp_path):
-    found = replace(deleted, result=deleted.result._replace(methods={}))
-    wide = deleted.methods["geometric"]._replace(delta=object())
-    found = replace(deleted, result=deleted.result._replace(methods={"rome": wide}))
+    wide = deleted.methods["geometric"]._replace(found=Found(Wide(0, "down_proj", torch.zeros(2, 2), "rome")))
+    found = replace(deleted, methods={"rome": wide})
     with pytest.raises(ProbeError, match="no patch to save, its methods change other weights"):
         found.save(tmp_path / "p.safetensors")
 
@@ -133,9 +134,8 @@ def test_progress_is_told_from_the_first_stage_to_the_last(loaded):
 
 def test_stages_never_go_past_their_sum(bench):
     steps = []
-    stages = Stages(bench, lambda count, note="": steps.append(count))
-    for _ in range(100):
-        stages("value in layer 3")
-    stages.end()
+    with staged(bench, lambda count, note="": steps.append(count)):
+        for _ in range(100):
+            bench.tick("value in layer 3")
     assert sum(steps) == expected_seconds(bench)
     assert unseen(1) is None

@@ -9,13 +9,13 @@ import torch
 
 from probes.atlas import panel as atlas
 from probes.deletion.bench import Bench, Options
-from probes.deletion.experiment import run
+from probes.deletion.delete import run
 from probes.deletion.fisher import fisher_rows
-from probes.deletion.forward import Place, direction, forward, observe_all, thinned
+from probes.deletion.forward import forward, prepared, thinned
 from probes.deletion.generic import own_text
 from probes.deletion.keys import observe, read_direction
 from probes.deletion.options import ForwardOptions
-from probes.deletion.tail import Tail
+from probes.deletion.tail import Tail, begin
 from probes.deletion.value import fit_value, least_enough, shift, suppression
 from probes.facts import bundled
 from probes.facts.passes import kl_between, kl_rows
@@ -25,11 +25,11 @@ from probes.live.load import load
 from vindex.demo import CHECKPOINT
 from vindex.errors import NumericError
 
-BRIEF = ForwardOptions(steps=9, trial_steps=3, rounds=0)
+BRIEF = ForwardOptions(steps=9, trial_steps=3)
 
 
 def test_the_read_direction_fires_evenly_on_its_keys_and_least_elsewhere(loaded, sets):
-    energy = observe(loaded.model, sets.fit.others, [1])[1].moment.total
+    energy = observe(loaded.model, sets.fit.others, [1])[1].moment
     keys = observe(loaded.model, sets.fit.phrasings, [1])[1].keys
     mean = keys.mean(0)
     naive = mean / (mean @ mean)
@@ -47,8 +47,7 @@ def test_a_moment_with_nothing_in_it_is_refused():
 def place(bench, sets, layer, **wanted):
     """The layer, ready for fits with these options."""
     options = dataclasses.replace(BRIEF, **wanted)
-    read = observe_all(bench.model, sets.fit, [layer])[layer]
-    return Place(bench.model, sets.fit, layer, read, bench.generic_moments()[layer], options)
+    return prepared(bench.model, sets.fit, [layer], bench.generic_moments(), options)[layer]
 
 
 def test_the_patch_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_more(bench, sets):
@@ -63,18 +62,24 @@ def value(at):
     return fit_value(at.model, at.layer, at.asked, at.neutral, at.read, at.guard, at.options)
 
 
+def gone(tail, read, d):
+    with torch.no_grad():
+        return suppression(tail, read, d, tail.answers(tail.log_probs()))
+
+
 def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(tiny_checkpoint):
     """To second order, and as an estimate: the tokens are drawn."""
     model = load(tiny_checkpoint, dtype="float32", device="cpu").model
     prompts = _random_prompts(model)
-    rows = torch.stack([fisher_rows(model, 1, prompts, 0, seed) for seed in range(20)])
+    begun = begin(model, [1], prompts)[1]
+    rows = torch.stack([fisher_rows(model, 1, begun, 0, seed) for seed in range(20)])
     tail = Tail.of(model, 1, prompts)
     for _ in range(3):
         write = torch.randn(tail.gate.shape[-1])
         foretold = 1e-3
         write *= (foretold / (rows @ write).square().mean()).sqrt()
         change = torch.zeros_like(tail.gate)
-        change[[at for places in tail.subjects for at in places]] = write
+        change[tail.reads.any(0)] = write
         with torch.no_grad():
             assert float(kl_rows(tail.log_probs(), tail.log_probs(change)).mean()) == pytest.approx(foretold, rel=0.2)
 
@@ -83,8 +88,9 @@ def test_crossed_rows_foretell_harm_that_the_drawn_gradients_alone_do_not_see(ti
     """A change made to avoid a sample of gradients avoids that sample, not what it is a sample of."""
     model = load(tiny_checkpoint, dtype="float32", device="cpu").model
     prompts = _random_prompts(model)
-    drawn, crossed = (fisher_rows(model, 1, prompts, mixed) for mixed in (0, 12))
-    unseen = torch.cat([fisher_rows(model, 1, prompts, 0, seed) for seed in range(1, 12)])
+    begun = begin(model, [1], prompts)[1]
+    drawn, crossed = (fisher_rows(model, 1, begun, mixed) for mixed in (0, 12))
+    unseen = torch.cat([fisher_rows(model, 1, begun, 0, seed) for seed in range(1, 12)])
     torch.manual_seed(0)
     write = torch.randn(drawn.shape[1])
     write -= drawn.T @ torch.linalg.lstsq(drawn.T, write[:, None], driver="gelsd").solution[:, 0]
@@ -105,7 +111,7 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     def harm(**options):
         at = place(bench, sets, 0, steps=60, **options)
         d = at.fitted().gate_write
-        assert suppression(Tail(bench.model, 0, at.asked), at.read, d).median() >= 0.9
+        assert gone(Tail(bench.model, 0, at.asked), at.read, d).median() >= 0.9
         with torch.no_grad():
             after = tail.last_hidden(shift(tail, at.read, d))
             return float(kl_between(bench.model, tail.last_hidden(), after).mean())
@@ -115,13 +121,11 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
 
 def answers_elsewhere(bench, sets, layer):
     """Responses of u at neutral sentences and the subject's other facts, relative to paraphrases: for w′ 0 and w′."""
-    found = observe_all(bench.model, sets.fit, [layer])[layer]
     sites = (sets.fit.about, sets.held_out.same_subject, sets.held_out.paraphrases)
     keys = [observe(bench.model, prompts, [layer])[layer].keys for prompts in sites]
     shares = []
     for about_weight in (0.0, ForwardOptions().about_weight):
-        options = ForwardOptions(about_weight=about_weight)
-        read = direction(found, bench.generic_moments()[layer], options, *found.halves)
+        read = place(bench, sets, layer, about_weight=about_weight).read
         about, facts, asked = (float((at @ read).mean()) for at in keys)
         shares.append((about / asked, facts / asked))
     return shares
@@ -145,17 +149,20 @@ def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(b
     prompt = sets.fit.phrasings[0]
     same = prompt._replace(ids=(*prompt.ids[: prompt.subject[-1] + 1], 0))
     other = prompt._replace(ids=(prompt.ids[0] + 1, *prompt.ids[1:]))
-    fit = sets.fit._replace(phrasings=(prompt,), families={}, about=(same, other))
-    found = observe_all(bench.model, fit, [1])[1]
-    assert found.about[0].abs().max() == 0
-    assert found.about[1].abs().max() > 0
+    fit = sets.fit._replace(phrasings=(prompt,), families={})
+    reads = []
+    for about in ((), (same,), (other,)):
+        held = fit._replace(about=(*sets.fit.about, *about))
+        reads.append(prepared(bench.model, held, [1], bench.generic_moments(), BRIEF)[1].read)
+    assert torch.allclose(reads[0], reads[1], rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(reads[0], reads[2], rtol=1e-3, atol=1e-5)
 
 
 def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
     at = place(bench, sets, 0, steps=60)
     d, tail = value(at), Tail(bench.model, 0, at.asked)
     little, much = (least_enough(tail, at.read, d, ForwardOptions(enough=enough)) for enough in (0.9, 0.99))
-    assert suppression(tail, at.read, little)[0] >= 0.9
+    assert gone(tail, at.read, little)[0] >= 0.9
     assert little.norm() < much.norm()
     torch.testing.assert_close(little / little.norm(), much / much.norm())
 
@@ -184,9 +191,8 @@ def test_what_the_patched_model_says_by_itself_is_fitted_too(bench, sets):
         heard.append(delta)
         return said
 
-    options = dataclasses.replace(BRIEF, rounds=1)
-    found = forward(bench.trial(sets.fit), [0], bench.generic_moments(), options, speak)
-    silent = forward(bench.trial(sets.fit), [0], bench.generic_moments(), options, lambda _: [])
+    found = forward(bench.trial(sets.fit), [0], bench.generic_moments(), BRIEF, speak)
+    silent = forward(bench.trial(sets.fit), [0], bench.generic_moments(), BRIEF, lambda _: [])
     assert found.own == said
     assert torch.equal(heard[0].gate_write, silent.delta.gate_write)
     assert not torch.equal(found.delta.gate_write, silent.delta.gate_write)
@@ -195,8 +201,8 @@ def test_what_the_patched_model_says_by_itself_is_fitted_too(bench, sets):
 @pytest.mark.parametrize(("dtype", "chat"), [("bfloat16", False), ("float32", True)])
 def test_a_fact_goes_in_bfloat16_and_in_a_chat_too(loaded, dtype, chat):
     model = loaded if dtype == "float32" else load(CHECKPOINT, dtype=dtype, device="cpu")
-    fitted = ForwardOptions(steps=20, rounds=0)
-    options = Options(("forward",), chat=chat, layer=0, samples=256, forward=fitted, certificate=False)
+    fitted = ForwardOptions(steps=20, samples=256)
+    options = Options(("forward",), chat=chat, layer=0, forward=fitted, certificate=False)
     bench = Bench(model, atlas.panel(), options)
     effect = run(bench, bench.panel.find("France/capital")).methods["forward"].effect
     assert effect.headline.before.probability > 0.5 and effect.headline.loss > 0.7

@@ -16,7 +16,7 @@ from probes.atlas import panel as atlas
 from probes.deletion import record
 from probes.deletion.bench import Bench, Options
 from probes.deletion.certificate import Attacks
-from probes.deletion.experiment import run
+from probes.deletion.delete import run
 from probes.deletion.geometric import gate_directions, geometric
 from probes.deletion.layer import candidates
 from probes.deletion.measure import answers
@@ -81,7 +81,7 @@ def hybrid(request):
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_prompts_are_run_separately_where_they_cannot_lie_end_to_end(hybrid, layer):
     assert separate(hybrid, layer, 31) == (layer < 3)
-    begun = begin(hybrid, layer, PROMPTS)
+    begun = begin(hybrid, [layer], PROMPTS)[layer]
     for chosen in (begun, begun[2:0:-1]):
         tail = Tail(hybrid, layer, chosen)
         change = torch.randn(tail.gate.shape, generator=torch.Generator().manual_seed(0))
@@ -104,7 +104,7 @@ def test_prompts_are_run_separately_where_they_cannot_lie_end_to_end(hybrid, lay
 def test_a_window_that_no_prompt_outgrows_separates_nothing():
     model = make("mistral", sliding_window=40)
     assert not separate(model, 0, 40) and separate(model, 0, 41)
-    assert not begin(model, 0, PROMPTS)[0].separate and begin(model, 0, PROMPTS)[0].before == 5
+    assert not begin(model, [0], PROMPTS)[0][0].separate and begin(model, [0], PROMPTS)[0][0].before == 5
     check_parts(model, 0, prompt(5, 48, (24,)))
     assert not separate(make("llama"), 0, 10**6)
 
@@ -153,12 +153,12 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     lines += [{"subject": name, "relation": "name", "answer": name} for name in names.split()]
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, lines)))
     panel = facts.read(tmp_path / "f.jsonl")
-    brief, short = ForwardOptions(steps=9), Attacks(tokens=4, samples=2, negated=1, learnt=2, steps=2)
-    bench = Bench(loaded, panel, Options(layer=1, samples=32, forward=brief, attacks=short))
+    brief, short = ForwardOptions(steps=9, samples=32), Attacks(tokens=4, samples=2, negated=1, learnt=2, steps=2)
+    bench = Bench(loaded, panel, Options(layer=1, forward=brief, attacks=short))
     result = run(bench, panel.find("Anna/name"))
     assert result.known and set(result.methods) == {"forward", "geometric"}
     assert all(torch.isfinite(found.delta.gate_write).all() for found in result.methods.values())
-    assert record.one(bench, result)["methods"]["forward"]["layer"] == 1
+    assert record.one(result)["methods"]["forward"]["layer"] == 1
 
 
 def emptied(target, layers, sides):

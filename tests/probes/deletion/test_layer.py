@@ -7,11 +7,11 @@ import torch
 
 from probes.deletion.layer import Trial, Tried, by_template, candidates, divide, least_harmful
 from probes.deletion.measure import KNOWN, answers
-from probes.deletion.options import TrialOptions
+from probes.deletion.options import ForwardOptions
 from probes.live.sites import layers
 from probes.weights.delta import Delta
 
-RULE = TrialOptions()
+RULE = ForwardOptions()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def random_change(model, layer, times):
 def test_a_change_of_nothing_does_no_harm_but_suppresses_nothing(loaded, trial):
     still = trial.judge(random_change(loaded.model, 1, 0), 1)
     assert (still.withheld_kl, still.about_kl, still.suppressed) == pytest.approx((0, 0, 0), abs=1e-5)
-    assert still.harm(RULE) == pytest.approx(0.95, abs=1e-4)
+    assert still.harm == pytest.approx(0.95, abs=1e-4)
 
 
 def test_the_layer_where_the_change_does_least_harm_is_chosen(loaded, trial):
@@ -76,10 +76,10 @@ def test_of_layers_that_do_at_most_twice_the_harm_the_shallowest_is_chosen():
     def tried(layer, kl):
         return Tried(layer, kl / 5, 0.0, 1.0)
 
-    assert least_harmful([tried(4, 1.9), tried(5, 1.0)], RULE).layer == 4
-    assert least_harmful([tried(4, 2.1), tried(5, 1.0)], RULE).layer == 5
-    assert least_harmful([tried(4, float("nan")), tried(5, 1.0)], RULE).layer == 4
+    assert least_harmful([tried(4, 1.9), tried(5, 1.0)], RULE.close).layer == 4
+    assert least_harmful([tried(4, 2.1), tried(5, 1.0)], RULE.close).layer == 5
+    assert least_harmful([tried(4, float("nan")), tried(5, 1.0)], RULE.close).layer == 4
     # to do nothing is no harm, and no deletion
-    assert least_harmful([Tried(4, 0.0, 0.0, 0.4), Tried(5, 1.0, 1.0, 0.5)], RULE).layer == 5
-    assert least_harmful([Tried(4, 0.0, 0.0, 0.4), Tried(5, 1.0, 1.0, 0.3)], RULE).layer == 4
-    assert Tried(4, 0.01, 0.02, 0.9).harm(RULE) == pytest.approx(5 * 0.01 + 0.02 + 0.05)
+    assert least_harmful([Tried(4, 0.0, 0.0, 0.4), Tried(5, 1.0, 1.0, 0.5)], RULE.close).layer == 5
+    assert least_harmful([Tried(4, 0.0, 0.0, 0.4), Tried(5, 1.0, 1.0, 0.3)], RULE.close).layer == 4
+    assert Tried(4, 0.01, 0.02, 0.9).harm == pytest.approx(5 * 0.01 + 0.02 + 0.05)

@@ -69,7 +69,7 @@ def test_running_a_model_in_parts_that_has_more_to_it_is_refused(loaded, sets, m
 @pytest.mark.parametrize("layer", [0, 3])
 def test_prompts_begun_together_give_the_same_in_any_company(loaded, sets, layer):
     model, prompts = loaded.model, [sets.headline, *sets.fit.about, *sets.fit.phrasings[1:]]
-    begun = begin(model, layer, prompts)
+    begun = begin(model, [layer], prompts)[layer]
     assert [each.prompt for each in begun] == prompts
     chosen = [begun[-1], begun[0], begun[3]]
     with torch.no_grad():
