@@ -163,10 +163,11 @@ def rome(place: Place, whitened: bool = True) -> Wide:
     tail = Tail.of(asking.model, asking.at.number, [*asking.prompts, *place.fit.about[:2]])
     count, before, hidden = len(asking.prompts), tail.log_probs(), tail.down_in()
     neutral = tail.rows >= count
-    times = tail.reads.sum(0)[:, None]
+    subjects = tail.reads.nonzero()[:, 1]
 
     def loss(delta: Tensor) -> tuple[Tensor, float]:
-        after = unembed(tail.model, tail.last_hidden_of(hidden, times * delta))
+        added = torch.zeros_like(tail.mlp_out).float().index_add(0, subjects, delta.expand(len(subjects), -1))
+        after = unembed(tail.model, tail.last_hidden_of(hidden, added))
         fallen = (tail.answers(after) - tail.answers(before))[:count]
         kl = kl_rows(before[neutral], after[neutral]).mean()
         kept = options.rome_kl * kl + options.rome_decay * delta.norm() / size**2
