@@ -18,6 +18,7 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "Gates": ("probes.gates.gates", "Gates"),
     "load": ("probes.live.load", "load"),
     "Loaded": ("probes.live.load", "Loaded"),
+    "respond": ("probes.responses.respond", "respond"),
     "read_patch": ("probes.weights.patches", "read"),
     "revert_patch": ("probes.weights.patches", "revert"),
     "trace": ("probes.tracing.trace", "trace"),

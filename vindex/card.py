@@ -60,6 +60,11 @@ def write_card(v: Vindex, probe: Path | None = None, gate3: Path | None = None, 
     return v.path / CARD.name
 
 
+def with_files(card: str, old: Index, new: Index) -> str:
+    """A card that was rendered for one index, with the files of another."""
+    return card.replace(_files(old), _files(new))
+
+
 def render_card(
     index: Index,
     manifest: Manifest,

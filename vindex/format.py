@@ -63,6 +63,8 @@ class Dims(Protocol):
     @property
     def has_gate_stats(self) -> bool | None: ...
     @property
+    def has_responses(self) -> bool | None: ...
+    @property
     def num_experts(self) -> int | None: ...
     @property
     def num_shared_experts(self) -> int | None: ...
@@ -106,6 +108,10 @@ def _array(
 def _statistic(name: str, dtype: str, shape: Callable, content: str) -> FileSpec:
     """One of the files that scores are judged by; a vindex has all of them or none."""
     return _array(name, dtype, shape, content, lambda index: bool(index.has_gate_stats), optional=True)
+
+
+def _has_responses(index: Dims) -> bool:
+    return bool(index.has_responses)
 
 
 def _meta_size(index: Dims) -> int:
@@ -171,6 +177,29 @@ RANDOM_POLES = _statistic(
     lambda index: (2, RANDOM_DIRECTIONS, META_TOP_K),
     f"tokens at the poles of {RANDOM_DIRECTIONS} random directions: row 0 read, row 1 written",
 )
+RESPONSES = _array(
+    "responses.bin",
+    "<f2",
+    _frames,
+    "unit directions the FFN writes when a gate direction is read [L, F, H]",
+    _has_responses,
+    optional=True,
+)
+RESPONSE_STATS = _array(
+    "response_stats.bin",
+    "<f4",
+    lambda index: (5, *index.feature_shape),
+    "of each response R², two nulls, slope and number of tokens [5, L, F]",
+    _has_responses,
+    optional=True,
+)
+RESPONSE_META = FileSpec(
+    "response_meta.bin",
+    "tokens each response pushes up and down",
+    byte_size=_meta_size,
+    present=_has_responses,
+    optional=True,
+)
 DOWN_META = FileSpec("down_meta.bin", "tokens each down feature pushes up and down", byte_size=_meta_size)
 GATE_META = FileSpec("gate_meta.bin", "tokens along and against each gate direction", byte_size=_meta_size)
 TOKENIZER = FileSpec("tokenizer.json", "the model's tokenizer, byte for byte")
@@ -181,7 +210,9 @@ SUMS = FileSpec("SHA256SUMS", "one line for every other file, written last")
 
 TEXTS = (TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
 STATISTICS = (GATE_STATS, GATE_PEAKS, MEAN_EMBEDDING, RANDOM_POLES)
-FILES = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META, *STATISTICS, *TEXTS)
+RESPONSE_FILES = (RESPONSES, RESPONSE_STATS, RESPONSE_META)
+OWN = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META)
+FILES = (*OWN, *STATISTICS, *RESPONSE_FILES, *TEXTS)
 
 
 def files_of(index: Dims) -> list[FileSpec]:

@@ -113,6 +113,7 @@ class Index:
     num_features_per_expert: int | None = None
     num_shared_experts: int | None = None
     has_gate_stats: bool | None = None
+    has_responses: bool | None = None
 
     def __repr__(self) -> str:
         return f"<index of {self.model}: {self.num_layers} layers × {self.num_feats} features × {self.hidden_size}>"
@@ -196,6 +197,7 @@ def parse_index(fields: Fields) -> Index:
         num_features_per_expert=fields.optional_integer("num_features_per_expert", 1, MOST_COLUMNS),
         num_shared_experts=fields.optional_integer("num_shared_experts", 1, MOST_EXPERTS),
         has_gate_stats=fields.optional_flag("has_gate_stats"),
+        has_responses=fields.optional_flag("has_responses"),
     )
     if not fields.problems:
         _check_layout(index, fields.problems)

@@ -89,11 +89,29 @@ class CastReport:
     max_relative_error: float
 
 
+@dataclass(frozen=True)
+class MeasuredResponses:
+    """How responses were measured: when, on the model in which dtype and where, over which texts of so many tokens.
+
+    texts: {name: SHA-256}. permutations, seed: of the null. versions: of the libraries.
+    """
+
+    created: str
+    dtype: str
+    device: str
+    tokens: int
+    texts: dict[str, str]
+    permutations: int
+    seed: int
+    versions: dict[str, str]
+
+
 @dataclass(frozen=True, repr=False)
 class Manifest:
     """manifest.json, validated. Under SOURCE_DATE_EPOCH the measured wall time and peak memory are None.
 
     notes: what a user should know of how the checkpoint was read, a sentence each; None where there is nothing to say.
+    responses: of what was added later; None in a vindex without responses.
     """
 
     source: Source
@@ -107,6 +125,7 @@ class Manifest:
     wall_seconds: float | None
     peak_memory_bytes: int | None
     notes: tuple[str, ...] | None = None
+    responses: MeasuredResponses | None = None
 
     def __repr__(self) -> str:
         return (
@@ -165,6 +184,20 @@ def _parse_manifest(fields: Fields) -> Manifest:
         wall_seconds=fields.number_or_none("wall_seconds"),
         peak_memory_bytes=fields.integer_or_none("peak_memory_bytes"),
         notes=fields.optional_texts("notes"),
+        responses=_parse_responses(fields.record("responses")) if fields.has("responses") else None,
+    )
+
+
+def _parse_responses(entry: Fields) -> MeasuredResponses:
+    return MeasuredResponses(
+        entry.text("created"),
+        entry.text("dtype"),
+        entry.text("device"),
+        entry.integer("tokens", 1),
+        entry.texts("texts"),
+        entry.integer("permutations", 1),
+        entry.integer("seed"),
+        entry.texts("versions"),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from vindex.info import facts_of
 from vindex.manifest import Certificate, Manifest, load_manifest
 from vindex.norms import Norms
 from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
+from vindex.responses import Responding
 from vindex.tokens import Vocabulary, load_vocabulary
 from vindex.whole import OF_NUMBERS, check_files
 
@@ -55,7 +56,7 @@ Query = str | int | Sequence[str | int] | np.ndarray
 LENGTHS = (1e-4, 1e18)  # of a vector: what float32 can square, and what EPSILON does not change
 
 
-class Vindex(BesideChance):
+class Vindex(BesideChance, Responding):
     """A vindex on disk, as read-only memory maps. Use `vindex.open(path)`."""
 
     def __init__(self, path: Path) -> None:
@@ -64,6 +65,7 @@ class Vindex(BesideChance):
         self.index: Index = load_index(path)
         self.size_bytes = check_files(path, self.index, self.digests)
         """Of all its files."""
+        self._meta = cache(self._map_meta)
 
     def __repr__(self) -> str:
         i = self.index
@@ -248,9 +250,11 @@ class Vindex(BesideChance):
         """
         row = self.row(layer, feature, expert)
         layer, feature = int(layer), int(feature)
-        poles = (*self._poles(GATE_META, layer, row), *self._poles(DOWN_META, layer, row))
+        poles = (*self.poles(GATE_META, layer, row), *self.poles(DOWN_META, layer, row))
         gate_sigma, down_sigma = (float(sigma) for sigma in self.singular_values.reshape(2, -1)[:, row])
-        return Feature(layer, feature, gate_sigma, down_sigma, *poles, None if expert is None else int(expert))
+        expert = None if expert is None else int(expert)
+        response = self.response(layer, feature, expert=expert) if self.index.has_responses else None
+        return Feature(layer, feature, gate_sigma, down_sigma, *poles, expert, response)
 
     def _hits(self, scores: np.ndarray, k: int, key: np.ndarray | None = None) -> list[FeatureHit]:
         found = scoring.largest(scores if key is None else key, k)
@@ -290,28 +294,20 @@ class Vindex(BesideChance):
         return number
 
     def meta_records(self, spec: FileSpec, layer: int) -> tuple[int, np.ndarray]:
-        """(the count that precedes them, records) of one layer in GATE_META or DOWN_META; see format.meta_record."""
-        content = self._gate_meta if spec is GATE_META else self._down_meta
-        place = meta_offset(self.index, layer)
+        """(the count that precedes them, records) of one layer in a meta file; see format.meta_record."""
+        content, place = self._meta(spec), meta_offset(self.index, layer)
         count = np.frombuffer(content, META_COUNT, count=1, offset=place)[0]
         features, record = self.index.layers[layer].num_features, meta_record(self.index.down_top_k)
         return int(count), np.frombuffer(content, record, count=features, offset=place + META_COUNT.itemsize)
 
-    def _poles(self, spec: FileSpec, layer: int, row: int) -> tuple[list[TokenScore], list[TokenScore]]:
+    def poles(self, spec: FileSpec, layer: int, row: int) -> tuple[list[TokenScore], list[TokenScore]]:
+        """The tokens that a meta file has of one of all R rows, at its one pole and at the other."""
         _, records = self.meta_records(spec, layer)
         tokens = [
             TokenScore(int(token_id), self.vocabulary.piece(int(token_id)), float(score))
             for token_id, score in records[row - self._first_rows[layer]]["tokens"]
         ]
         return tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
-
-    @cached_property
-    def _gate_meta(self) -> np.ndarray:
-        return self._map_meta(GATE_META)
-
-    @cached_property
-    def _down_meta(self) -> np.ndarray:
-        return self._map_meta(DOWN_META)
 
     def array(self, spec: FileSpec) -> np.ndarray:
         """A binary of the format, mapped in the dtype and shape it has there."""

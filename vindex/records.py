@@ -31,10 +31,33 @@ class LayerFrames(NamedTuple):
         return f"<{groups} × {features} gate and down directions of {hidden} numbers>"
 
 
+class Response(NamedTuple):
+    """What the FFN writes when a gate direction is read: the regression of its output on the reading, over tokens.
+
+    r2: the share of the output's variance that the reading explains. null: the largest R² of 19 permutations of the
+    reading. random: what 95 % of random directions that read the same stay below. slope: what is written for each unit
+    read. tokens: n. writes goes with a positive reading, writes_against with a negative one.
+    """
+
+    r2: float
+    null: float
+    random: float
+    slope: float
+    tokens: int
+    writes: list[TokenScore]
+    writes_against: list[TokenScore]
+
+    @property
+    def beyond(self) -> bool:
+        """Whether R² is more than either null; by chance one response in twenty is."""
+        return self.r2 > max(self.null, self.random)
+
+
 class Feature(NamedTuple):
     """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).
 
-    The gate and the down direction share their rank in the spectrum, not a neuron. expert: see FeatureHit.
+    The gate and the down direction share their rank in the spectrum, not a neuron. expert: see FeatureHit. response:
+    what is written when the gate direction is read; None in a vindex without responses.
     """
 
     layer: int
@@ -46,6 +69,7 @@ class Feature(NamedTuple):
     writes: list[TokenScore]
     writes_against: list[TokenScore]
     expert: int | None = None
+    response: Response | None = None
 
 
 class FeatureHit(NamedTuple):

@@ -128,6 +128,9 @@ class Fields:
     def flag(self, key: str) -> bool:
         return self._take(key, lambda v: isinstance(v, bool), "true or false", False)
 
+    def has(self, key: str) -> bool:
+        return key in self._values
+
     def optional_flag(self, key: str) -> bool | None:
         """True or false, that may be absent."""
         return self.flag(key) if key in self._values else None

@@ -7,20 +7,22 @@ with the same three tensors: the input of the FFN, the experts chosen for each t
 1. Hooks take these three (`probes.live.sites.EXPERT_ROLES`).
 2. `fire` sorts the (token, expert) pairs by expert and computes gate x, up x and h = act(gate x) · (up x) of each
    expert at its own tokens, in the model's dtype: the experts that fire, and nothing of those that do not.
-3. `recombine` sends h through the down projections and the router's weights. What comes out must be what the module
-   gave out; a family that computes otherwise is refused then, not measured wrongly.
+3. `outputs` sends h through the down projections and the router's weights. What comes out must add up to what the
+   module gave out (`require_sum`); a family that computes otherwise is refused then, not measured wrongly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from probes.live.activation import AGREEMENT
 from probes.live.sites import Layer, Mixture
+from vindex.errors import ProbeError
 
 
 class Fired(NamedTuple):
@@ -44,6 +46,16 @@ class Fired(NamedTuple):
         return self._replace(gate=self.gate.float(), up=self.up.float(), hidden=self.hidden.float())
 
 
+class Added(NamedTuple):
+    """What one expert adds to the residual stream; P = the tokens at which it fires."""
+
+    expert: int
+    token: Tensor
+    """(P,) positions."""
+    output: Tensor
+    """(P, H) float32, the router's weight in it."""
+
+
 def fire(mixture: Mixture, routed: Tensor, chosen: Tensor, weight: Tensor) -> tuple[Fired, ...]:
     """The routed experts that fire, then the shared expert where there is one.
 
@@ -53,17 +65,36 @@ def fire(mixture: Mixture, routed: Tensor, chosen: Tensor, weight: Tensor) -> tu
     return (experts,) if mixture.shared is None else (experts, _shared(mixture, routed))
 
 
-def recombine(mixture: Mixture, fired: tuple[Fired, ...], tokens: int) -> Tensor:
-    """What the FFN adds to the residual stream, (tokens, H) float32, from h of the experts that fire."""
-    parts = [
-        (part.token[rows], linear(part.hidden[rows], down_weight(mixture, expert)).float() * part.weight[rows, None])
-        for part in fired
-        for expert, rows in spans(part.expert)
-    ]
-    total = torch.zeros(tokens, parts[0][1].shape[1], device=parts[0][1].device)
-    for token, output in parts:
-        total.index_add_(0, token, output)
+def outputs(mixture: Mixture, fired: Sequence[Fired]) -> Iterator[Added]:
+    """What each expert that fires adds to the residual stream."""
+    for part in fired:
+        for expert, rows in spans(part.expert):
+            output = linear(part.hidden[rows], down_weight(mixture, expert)).float() * part.weight[rows, None]
+            yield Added(expert, part.token[rows], output)
+
+
+def recombine(added: Sequence[Added], tokens: int) -> Tensor:
+    """The sum of what the experts add, (tokens, H) float32."""
+    total = torch.zeros(tokens, added[0].output.shape[1], device=added[0].output.device)
+    for one in added:
+        total.index_add_(0, one.token, one.output)
     return total
+
+
+def require_sum(mixture: Mixture, added: Sequence[Added], output: Tensor) -> float:
+    """How far what the experts add is from what the FFN gave out, (n, H), as a share of its norm.
+
+    Raises ProbeError past AGREEMENT.
+    """
+    norm = float(torch.linalg.vector_norm(output.float()))
+    mismatch = float(torch.linalg.vector_norm(recombine(added, len(output)) - output.float())) / (norm or 1.0)
+    if not mismatch <= AGREEMENT[output.dtype]:
+        raise ProbeError(
+            f"layers.{mixture.number}.mlp: {type(mixture.mlp).__name__} gives out something else than its experts, "
+            f"recomputed, add up to (relative difference {mismatch:.1e}, at most {AGREEMENT[output.dtype]:.0e} "
+            f"expected in {output.dtype}); the probes do not know this mixture"
+        )
+    return mismatch
 
 
 def spans(sorted_experts: Tensor) -> Iterator[tuple[int, slice]]:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probes.live.activation import AGREEMENT, Activation
-from probes.live.experts import Fired, count, fire, recombine, spans
+from probes.live.activation import Activation
+from probes.live.experts import Fired, count, fire, outputs, require_sum, spans
 from probes.live.sites import Mixture
 from probes.suite.activity import (
     LayerReading,
@@ -30,7 +30,6 @@ from probes.suite.activity import (
     shuffled_variance,
 )
 from probes.suite.definition import RELATIVE_THRESHOLDS, SPARSITY_HEADLINE, SPARSITY_THRESHOLDS
-from vindex.errors import ProbeError
 
 
 def read_mixture(
@@ -50,7 +49,7 @@ def read_mixture(
     """
     fired = fire(mixture, routed, chosen, weight)
     finite(sum_of_squares(fired, len(sink)), mixture.number)
-    mismatch = _agree(mixture, recombine(mixture, fired, len(sink)), output)
+    mismatch = require_sum(mixture, tuple(outputs(mixture, fired)), output)
     fired = tuple(part.float() for part in fired)
     weighted = tuple(part._replace(hidden=part.hidden * part.weight[:, None]) for part in fired)
     none = torch.zeros_like(sink)
@@ -156,16 +155,3 @@ def wide_variance(spreads: Sequence[Spread], tokens: int, neurons: int) -> float
     """Mean over all the layer's neurons of the unbiased variance over all tokens, zero where a neuron does not fire."""
     squares = (part.squares + part.times * (1 - part.times / tokens) * part.mean.square() for part in spreads)
     return sum(float(part.double().sum()) for part in squares) / (tokens - 1) / neurons
-
-
-def _agree(mixture: Mixture, recombined: Tensor, output: Tensor) -> float:
-    """How far the recombined output is from the module's own, as a share of its norm; ProbeError past AGREEMENT."""
-    norm = float(torch.linalg.vector_norm(output.float()))
-    mismatch = float(torch.linalg.vector_norm(recombined - output.float())) / (norm or 1.0)
-    if not mismatch <= AGREEMENT[output.dtype]:
-        raise ProbeError(
-            f"layers.{mixture.number}.mlp: {type(mixture.mlp).__name__} gives out something else than its experts, "
-            f"recomputed, add up to (relative difference {mismatch:.1e}, at most {AGREEMENT[output.dtype]:.0e} "
-            f"expected in {output.dtype}); the probes do not know this mixture"
-        )
-    return mismatch

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import silu
 
 from probes.live import match
-from probes.live.experts import fire, gate_weights, recombine
+from probes.live.experts import fire, gate_weights, outputs, recombine
 from probes.live.hooks import capture, same_bits
 from probes.live.load import load
 from probes.live.sites import EXPERT_ROLES, Layer, Mixture, ffns, layers, locate, sites
@@ -70,7 +70,7 @@ def test_what_fires_is_what_a_plain_loop_over_experts_says(kind, way):
         if mixture.shared is not None:
             torch.testing.assert_close(fired[1].hidden, silu(mixture.shared.gate_proj(x)) * mixture.shared.up_proj(x))
         module = output.reshape(-1, 32)
-        torch.testing.assert_close(recombine(mixture, fired, len(x)), module, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(recombine(list(outputs(mixture, fired)), len(x)), module, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(loop_output, module, rtol=1e-5, atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_in_bfloat16_the_recombined_output_is_the_modules_to_rounding(way):
         fired = fire(mixture, x, chosen, weight)
         assert fired[0].hidden.dtype == torch.bfloat16
         module = output.reshape(-1, 32).float()
-        assert (recombine(mixture, fired, len(x)) - module).norm() < 0.015 * module.norm()
+        assert (recombine(list(outputs(mixture, fired)), len(x)) - module).norm() < 0.015 * module.norm()
 
 
 def test_looking_changes_nothing():

@@ -1,0 +1,1 @@
+"""What a model's FFNs write when their gate directions are read: the responses of a vindex, measured."""
