@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
-from probes.cli import constants, delete, gates, patch, plot, trace
+from probes.cli import constants, delete, gates, patch, plot, respond, trace
 from vindex import cli, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
@@ -144,6 +144,7 @@ HANDLERS = (
     constants.probe,
     plot.plot,
     trace.trace,
+    respond.respond,
     delete.gate3,
     demo,
 )

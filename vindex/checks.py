@@ -3,7 +3,7 @@
 1. The directory: the files of the format and no others; checksums.
 2. Every number: finite, and what its file says it is (unit directions at right angles, falling singular values, scores
    in order). Rows are taken some at a time, so that memory does not grow with what a file claims to hold.
-3. What scores are judged by, recomputed from the embeddings (vindex/recomputed.py).
+3. What scores are judged by, and the tokens of responses, recomputed from the embeddings (vindex/recomputed.py).
 4. index.json and manifest.json say the same of the model, the options and every weight.
 """
 
@@ -27,6 +27,9 @@ from vindex.format import (
     INDEX,
     MANIFEST,
     NORMS,
+    RESPONSE_META,
+    RESPONSE_STATS,
+    RESPONSES,
     ROUTER,
     SHARED_GATES,
     SIGMA,
@@ -38,7 +41,7 @@ from vindex.format import (
 from vindex.index import LayerEntry
 from vindex.progress import Advance, Progress, silent
 from vindex.reader import Vindex
-from vindex.recomputed import statistics
+from vindex.recomputed import responses, statistics
 from vindex.schema import listed
 from vindex.targets import is_left_over
 from vindex.verification import DIRECTORY, Check, Verification
@@ -68,10 +71,13 @@ def _checks(v: Vindex, progress: Progress) -> Iterator[Check]:
     yield _descending(v)
     if v.index.num_experts:
         yield _biases(v)
-    for spec in (GATE_META, DOWN_META):
-        yield _tokens(v, spec)
+    for spec in (GATE_META, DOWN_META, RESPONSE_META):
+        if spec.present(v.index):
+            yield _tokens(v, spec)
     if v.index.has_gate_stats:
         yield from statistics(v)
+    if v.index.has_responses:
+        yield from responses(v)
     yield _manifest(v)
 
 
@@ -114,7 +120,7 @@ def _checksums(v: Vindex, advance: Advance) -> Iterator[Check]:
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
-    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, *STATISTICS):
+    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, *STATISTICS, RESPONSES, RESPONSE_STATS):
         if spec.present(v.index):
             yield spec, v.array(spec)
 
@@ -270,6 +276,8 @@ def _disagreements(v: Vindex) -> list[str]:
     wrong = [
         f"{what} is {ours!r} there and {theirs!r} here" for what, (ours, theirs) in pairs.items() if ours != theirs
     ]
+    if bool(index.has_responses) != (manifest.responses is not None):
+        wrong.append(f"responses are {'there' if index.has_responses else 'not there'} and not so here")
     weights = {
         (entry.layer, side, at if entry.num_experts else None)
         for entry in index.layers

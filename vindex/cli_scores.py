@@ -16,7 +16,7 @@ from vindex.console import check_places, print_table, put, say, styled, typed, v
 
 if TYPE_CHECKING:
     from vindex.reader import Vindex
-    from vindex.records import Feature, FeatureHit, TokenScore
+    from vindex.records import Feature, FeatureHit, Response, TokenScore
     from vindex.scores import Best
 
 POLE_SHOWN = 4
@@ -116,13 +116,17 @@ def feature(
     expert: Annotated[
         int | None, typer.Option(help="Expert, from 0, where the layer has them; the shared one comes last.")
     ] = None,
+    down: Annotated[
+        bool, typer.Option("--down", help="Show the down direction of the same rank, which is another direction.")
+    ] = False,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
     json: Json = False,
     output: Output = None,
 ) -> None:
-    """What one feature reads and writes, how alike these tokens are, and its neighbours.
+    """What one feature reads, what the model writes then, how alike these tokens are, and its neighbours.
 
-    Coherence is the mean cosine between the tokens of a pole, as z among the poles of random directions.
+    What is written is measured by vindex respond. Coherence is the mean cosine between the tokens of a pole, as z among
+    the poles of random directions.
     """
     from vindex.errors import QueryError
     from vindex.reader import open_vindex
@@ -139,19 +143,24 @@ def feature(
     more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
     if put(to_json(found) | more, json, output):
         return
-    poles = (found.reads, found.reads_against, found.writes, found.writes_against)
-    names, likeness = ("reads +", "reads −", "writes +", "writes −"), coherence or (None,) * len(poles)
+    likeness = coherence or (None,) * 4
+    poles = [("reads +", likeness[0], found.reads), ("reads −", likeness[1], found.reads_against)]
+    caption = "reads: cosine of embedding and gate direction; "
+    if found.response:
+        poles += [("writes +", None, found.response.writes), ("writes −", None, found.response.writes_against)]
+        caption += "writes: logit lens of the response to + and, turned round, to −; "
+    if down:
+        poles += [("down +", likeness[2], found.writes), ("down −", likeness[3], found.writes_against)]
+        caption += "down: logit lens of the down direction of the same rank, which is another direction; "
     place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
     title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
-    caption = (
-        "reads: cosine of embedding and gate direction; writes: logit lens of the down direction of the same rank, "
-    )
-    caption += "which is another direction; alike: z of the coherence of the tokens; ␣ is a space"
-    rows = [
-        (name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens))
-        for name, alike, tokens in zip(names, likeness, poles, strict=True)
-    ]
+    caption += "alike: z of the coherence of the tokens; ␣ is a space"
+    rows = [(name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens)) for name, alike, tokens in poles]
     print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
+    if found.response:
+        say(_response_in_words(found.response))
+    else:
+        say(styled(_no_responses(v), "dim"))
     if missing:
         say(styled(f"no coherence: {missing}", "dim"))
     for side, together in clusters._asdict().items():
@@ -160,6 +169,17 @@ def feature(
             say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
     say("nearest gate directions")
     _print_hits(v, [(v.feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
+
+
+def _response_in_words(response: Response) -> str:
+    """R² beside its nulls."""
+    nulls = f"random directions {response.random:.2%}, permuted {response.null:.2%}, n {response.tokens:,}"
+    judged = "more than chance" if response.beyond else "chance explains it"
+    return f"response R² {response.r2:.2%} (95 % of {nulls}): {judged}"
+
+
+def _no_responses(v: Vindex) -> str:
+    return f"no responses: vindex respond MODEL {v.path.name} measures what is written when a direction is read"
 
 
 def _lines_of(file: Path) -> list[str]:
@@ -202,7 +222,8 @@ def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> No
     for found, hit in features:
         expert = (_expert_name(v, hit.layer, hit.expert),) if mixture else ()
         worth = (f"{hit.z:+.1f}", _percent(hit.chance)) if hit.z is not None and hit.chance is not None else ()
-        cells = (hit.layer, *expert, hit.feature, f"{hit.cosine:+.3f}", *worth, _pieces(read(found, hit)))
+        words = _pieces(read(found, hit)), *((_written(found, hit),) if found.response else ())
+        cells = (hit.layer, *expert, hit.feature, f"{hit.cosine:+.3f}", *worth, " → ".join(words))
         dim = hit.chance is not None and hit.chance >= CHANCE
         rows.append([styled(cell, "dim") for cell in cells] if dim else cells)
     columns = [
@@ -213,7 +234,18 @@ def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> No
         *([">z", ">chance"] if judged else []),
     ]
     caption = "the sign of z is the pole; chance: how often random directions reach that |z|; " if judged else ""
-    print_table("", [*columns, "what it reads"], rows, f"{caption}␣ is a space")
+    responses = bool(v.index.has_responses)
+    caption += "after →: what is written then, R² beside that of 95 % of random directions; " if responses else ""
+    print_table("", [*columns, "reads → writes" if responses else "what it reads"], rows, f"{caption}␣ is a space")
+
+
+def _written(found: Feature, hit: FeatureHit) -> str:
+    """The tokens of the response at the pole of the feature that a hit is on, and R² beside its null."""
+    from vindex.scores import written
+
+    assert found.response
+    null = max(found.response.null, found.response.random)
+    return f"{_pieces(written(found, hit))} ({found.response.r2:.1%}, {null:.1%})"
 
 
 def _percent(share: float) -> str:

@@ -24,6 +24,7 @@ def facts_of(index: Index, manifest: Manifest) -> dict[str, Any]:
         **({"notes": "; ".join(manifest.notes)} if manifest.notes else {}),
         "worst_certificate": manifest.worst,
         **({"zero_weights": manifest.zero_weights} if manifest.zero_weights else {}),
+        "responses": _responses(manifest),
         "built_at": manifest.finished_at,
         "built_with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
@@ -34,6 +35,11 @@ def _projection(projection: Projection) -> str:
     if projection.down_meta != "embed_tokens":
         return projection.down_meta
     return "embed_tokens (tied)" if projection.tied else "embed_tokens (the model has no head)"
+
+
+def _responses(manifest: Manifest) -> str:
+    found = manifest.responses
+    return "none (vindex respond)" if found is None else f"over {', '.join(found.texts)}"
 
 
 def _experts(index: Index) -> dict[str, str | int]:

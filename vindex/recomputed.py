@@ -13,11 +13,23 @@ import numpy as np
 
 from vindex.chance import POLE, Statistics, random_directions, sampled_tokens
 from vindex.errors import VindexError
-from vindex.format import GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, SAMPLE
+from vindex.format import (
+    GATE_PEAKS,
+    GATE_STATS,
+    MEAN_EMBEDDING,
+    RANDOM_POLES,
+    RESPONSE_META,
+    RESPONSE_STATS,
+    RESPONSES,
+    SAMPLE,
+)
+from vindex.index import FINAL_NORM
 from vindex.reader import Vindex
 from vindex.verification import Check
 
 DIRECTIONS, TOKENS, RANDOM = 12, 8, 4  # how many are recomputed
+EMBEDDED = "embed_tokens"  # of index.json projection.down_meta: the vindex holds the matrix itself
+UNIT = 2e-3  # how far float16 rounding leaves a length from 1
 ROWS = 1 << 13  # embeddings at a time
 TOLERANCE = 2e-3  # of a mean, a deviation or a |z|, in deviations; of a component of the mean embedding, in its length
 
@@ -48,6 +60,50 @@ def statistics(v: Vindex) -> Iterator[Check]:
     yield Check(f"{MEAN_EMBEDDING.name} recomputed", away <= TOLERANCE, f"largest difference {away:.1e} of its length")
     yield _peaks(v, found, tokens)
     yield _poles(found, cosines[len(rows) :])
+
+
+def responses(v: Vindex) -> Iterator[Check]:
+    """Checks of the responses' files; their tokens only where the vindex holds what makes them."""
+    yield _response_stats(v)
+    if v.index.projection.down_meta == EMBEDDED and v.index.has_embeddings:
+        yield _response_tokens(v)
+
+
+def _response_stats(v: Vindex) -> Check:
+    what, found = RESPONSE_STATS.name, v.response_stats
+    shares = np.stack(found[:3])
+    if (shares < 0).any() or (shares > 1).any():
+        return Check(what, False, "an R² is not from 0 to 1")
+    if (found.slope < 0).any() or (found.tokens < 0).any() or (found.tokens % 1).any():
+        return Check(what, False, "a slope is negative, or a number of tokens is none")
+    rows, slope = v.responses.reshape(-1, v.index.hidden_size), found.slope.reshape(-1)
+    for first in range(0, len(rows), ROWS):
+        lengths = np.linalg.norm(rows[first : first + ROWS].astype(np.float32), axis=1)
+        wrong = np.flatnonzero(np.abs(lengths - (slope[first : first + ROWS] > 0)) > UNIT)
+        if len(wrong):
+            return Check(what, False, f"{RESPONSES.name} row {first + wrong[0]} has length {lengths[wrong[0]]:.3g}")
+    return Check(what, True, f"{(slope > 0).sum():,} responses, every one of length 1")
+
+
+def _response_tokens(v: Vindex) -> Check:
+    """Of a few responses: the tokens at a pole score what the best of all score."""
+    what, tokens = f"{RESPONSE_META.name} recomputed", min(v.index.vocab_size, len(v.vocabulary))
+    try:
+        stored = np.concatenate([v.meta_records(RESPONSE_META, layer)[1] for layer in range(v.index.num_layers)])["tokens"]
+    except VindexError as error:
+        return Check(what, False, str(error))
+    rows = np.unique(np.linspace(0, len(stored) - 1, DIRECTIONS).astype(int))
+    scaled = v.responses.reshape(-1, v.index.hidden_size)[rows] * v.norms[FINAL_NORM].astype(np.float32)
+    scores = np.concatenate(
+        [v.embeddings[at : min(at + ROWS, tokens)].astype(np.float32) @ scaled.T for at in range(0, tokens, ROWS)]
+    ).T
+    worst, half = 0.0, stored.shape[1] // 2
+    for found, own in zip(scores, stored[rows], strict=True):
+        order = np.sort(found)
+        best = np.concatenate([order[::-1][:half], order[: stored.shape[1] - half]])
+        gap = np.abs(np.stack([own["score"], found[own["token_id"]]]) - best).max()
+        worst = float(np.maximum(worst, gap / max(found.std(), 1e-6)))  # max would drop a NaN
+    return Check(what, worst <= 5 * TOLERANCE, f"{len(rows)} responses; largest difference {worst:.1e} deviations")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -73,6 +73,7 @@ class Scores(Result):
             | ({} if hit.expert is None else {"expert": hit.expert})
             | {"feature": hit.feature, "cosine": hit.cosine, "z": hit.z, "chance": hit.chance}
             | {"gate_sigma": hit.gate_sigma, "reads": [token.piece for token in read(of, hit)[:PIECES]]}
+            | ({"r2": of.response.r2, "writes": [t.piece for t in written(of, hit)[:PIECES]]} if of.response else {})
             for found in self.top
             for of, hit in found.features
         ]
@@ -84,4 +85,14 @@ class Scores(Result):
 
 def read(feature: Feature, hit: FeatureHit) -> list[TokenScore]:
     """The tokens at the pole of the feature that a hit is on: by the sign of z, or of the cosine without z."""
-    return feature.reads if (hit.cosine if hit.z is None else hit.z) >= 0 else feature.reads_against
+    return feature.reads if _positive(hit) else feature.reads_against
+
+
+def written(feature: Feature, hit: FeatureHit) -> list[TokenScore]:
+    """The tokens that are written when a hit is read, by the feature's response; none without one."""
+    response = feature.response
+    return [] if response is None else response.writes if _positive(hit) else response.writes_against
+
+
+def _positive(hit: FeatureHit) -> bool:
+    return (hit.cosine if hit.z is None else hit.z) >= 0
