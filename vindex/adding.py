@@ -53,12 +53,16 @@ def check_place(v: Vindex) -> None:
     place = v.path.resolve()
     against = objection(place, (VINDEX,))
     if against:
-        raise TargetError(f"{v.path} {against}; responses go into a directory of the vindex alone: copy its files to one")
+        raise TargetError(
+            f"{v.path} {against}; responses go into a directory of the vindex alone: copy its files to one"
+        )
     begun = places.unfinished(place)
     if begun is not None and begun["making"] != MAKING:
         raise TargetError(f"{places.partial_of(place)} is an unfinished {begun['making']}; finish or remove it first")
     if not os.access(place.parent, os.W_OK | os.X_OK):
-        raise TargetError(f"{v.path}: {place.parent} is read-only, and the vindex is made anew there; copy it elsewhere")
+        raise TargetError(
+            f"{v.path}: {place.parent} is read-only, and the vindex is made anew there; copy it elsewhere"
+        )
 
 
 def add_responses(
@@ -115,7 +119,7 @@ def _texts(
 
 def _edited(content: bytes, spec: FileSpec, values: Mapping[str, Any], **nested: Mapping[str, Any]) -> bytes:
     found = parse_json(content, spec.name, OF_A_VINDEX)
-    found |= values | {key: found[key] | dict(more) for key, more in nested.items()}
+    found |= {**values, **{key: found[key] | dict(more) for key, more in nested.items()}}
     return orjson.dumps(found, option=orjson.OPT_INDENT_2)
 
 

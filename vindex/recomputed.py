@@ -89,7 +89,9 @@ def _response_tokens(v: Vindex) -> Check:
     """Of a few responses: the tokens at a pole score what the best of all score."""
     what, tokens = f"{RESPONSE_META.name} recomputed", min(v.index.vocab_size, len(v.vocabulary))
     try:
-        stored = np.concatenate([v.meta_records(RESPONSE_META, layer)[1] for layer in range(v.index.num_layers)])["tokens"]
+        stored = np.concatenate([v.meta_records(RESPONSE_META, layer)[1] for layer in range(v.index.num_layers)])[
+            "tokens"
+        ]
     except VindexError as error:
         return Check(what, False, str(error))
     rows = np.unique(np.linspace(0, len(stored) - 1, DIRECTIONS).astype(int))

@@ -59,8 +59,8 @@ class Responding:
     def response(self, layer: int, feature: int, *, expert: int | None = None) -> Response:
         """What is written when one gate direction is read, with the tokens at both poles. expert: as in `feature`."""
         row = self.row(layer, feature, expert)
-        *figures, tokens = (float(of.reshape(-1)[row]) for of in self.response_stats)
-        return Response(*figures, int(tokens), *self.poles(RESPONSE_META, int(layer), row))
+        r2, null, random, slope, tokens = (float(of.reshape(-1)[row]) for of in self.response_stats)
+        return Response(r2, null, random, slope, int(tokens), *self.poles(RESPONSE_META, int(layer), row))
 
     def _require_responses(self) -> None:
         if not self.index.has_responses:

@@ -23,7 +23,8 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
 
 def plot(
     record: Annotated[
-        Path, typer.Argument(metavar="RECORD", help="A record that probe, respond, gate3, gates eval, compare or audit wrote.")
+        Path,
+        typer.Argument(metavar="RECORD", help="A record that probe, respond, gate3, gates eval, compare or audit wrote."),
     ],
     output: Annotated[
         Path | None,

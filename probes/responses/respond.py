@@ -2,8 +2,8 @@
 
 1. The texts of the probes, or others, pass the model together, once; no head is run.
 2. Hooks see what the FFN of a layer reads (x) and writes (y). When the block's output tells the sinks, they are left
-   out, v · x of all the layer's directions is one product, and the responses another (`probes.responses.linear`). Then x
-   and y are dropped: the tokens of one layer are held at a time, whatever the number of layers.
+   out, v · x of all the layer's directions is one product, and the responses another (`probes.responses.linear`). Then
+   x and y are dropped: the tokens of one layer are held at a time, whatever the number of layers.
 3. In a mixture each expert is taken at the tokens at which it fires, with what it adds to the stream there. (What the
    whole FFN writes there would mix in the other experts, to which the direction is foreign.)
 4. A second null: random directions that read the same x. y is a function of x, so that just any direction tells

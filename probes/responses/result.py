@@ -33,7 +33,7 @@ class Responses(Result):
     direction: np.ndarray
     """(R, H) float16 unit rows; zero where there is no response."""
     figures: np.ndarray
-    """(R, 6) float32: R², null, random, slope, tokens as in response_stats.bin, and the mean R² of random directions."""
+    """(R, 6) float32: the five figures of response_stats.bin, and the mean R² of random directions."""
     tokens: np.ndarray
     """(R,) records of response_meta.bin."""
 
@@ -47,9 +47,9 @@ class Responses(Result):
     def rows(self) -> list[dict[str, Any]]:
         """A layer each, over its directions with a response; None where it has none.
 
-        r2: mean. best: the largest. random: mean R² of random directions. permuted: the mean over all permutations, which
-        is 1/(n − 1). related: the share of directions that none of their permutations reached; beyond: the share of those
-        that reach more than 95 % of random directions besides. By chance both are 0.05.
+        tokens: the median n. r2: mean. best: the largest. random: mean R² of random directions. permuted: the mean over
+        all permutations, which is 1/(n − 1). related: the share of directions that none of their permutations reached.
+        beyond: the share of directions that besides reach more than 95 % of random ones. By chance both are 0.05.
         """
         return [self._row(entry.layer) for entry in self.vindex.index.layers]
 
@@ -99,9 +99,8 @@ class Responses(Result):
     def __repr__(self) -> str:
         found = self.figures[self.figures[:, SLOPE] > 0]
         r2, random = found[:, (0, -1)].mean(0) if len(found) else (0.0, 0.0)
-        return (
-            f"<{len(found):,} responses of {self.model['name']}: R² {r2:.2%} in the mean, of random directions {random:.2%}>"
-        )
+        said = f"R² {r2:.2%} in the mean, of random directions {random:.2%}"
+        return f"<{len(found):,} responses of {self.model['name']}: {said}>"
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
