@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from extract.checkpoint import open_checkpoint
 from extract.engines import in_process
 from extract.pipeline import build
 from tests.checkpoints import write_checkpoint, write_mixture
+from tests.responses import add_made_up
 from vindex.options import BuildOptions
 from vindex.progress import silent
+from vindex.reader import open_vindex
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore Ctrl-C
@@ -64,9 +67,17 @@ def mixture(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def built_mixture(mixture, tmp_path_factory) -> Path:
-    """A finished vindex of `mixture`, which has every file of the format; tests that change it copy it first."""
+    """A finished vindex of `mixture`; tests that change it copy it first."""
     target = tmp_path_factory.mktemp("built") / "mixture.vindex"
     build_quietly(mixture, target, features=4)
+    return target
+
+
+@pytest.fixture(scope="session")
+def built_whole(built_mixture, tmp_path_factory) -> Path:
+    """That vindex with responses besides: it has every file of the format; tests that change it copy it first."""
+    target = shutil.copytree(built_mixture, tmp_path_factory.mktemp("built") / "whole.vindex")
+    add_made_up(open_vindex(target))
     return target
 
 

@@ -153,7 +153,8 @@ def feature(
         poles += [("down +", likeness[2], found.writes), ("down −", likeness[3], found.writes_against)]
         caption += "down: logit lens of the down direction of the same rank, which is another direction; "
     place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
-    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}, down σ {found.down_sigma:.3f}"
+    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}"
+    title += f", down σ {found.down_sigma:.3f}" if down else ""
     caption += "alike: z of the coherence of the tokens; ␣ is a space"
     rows = [(name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens)) for name, alike, tokens in poles]
     print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
@@ -164,7 +165,7 @@ def feature(
     if missing:
         say(styled(f"no coherence: {missing}", "dim"))
     for side, together in clusters._asdict().items():
-        if len(together) > 1:
+        if len(together) > 1 and (down or side == "gate"):
             first, last = together[0], together[-1]
             say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
     say("nearest gate directions")

@@ -89,11 +89,12 @@ def _response_tokens(v: Vindex) -> Check:
     """Of a few responses: the tokens at a pole score what the best of all score."""
     what, tokens = f"{RESPONSE_META.name} recomputed", min(v.index.vocab_size, len(v.vocabulary))
     try:
-        stored = np.concatenate([v.meta_records(RESPONSE_META, layer)[1] for layer in range(v.index.num_layers)])[
-            "tokens"
-        ]
+        layers = [v.meta_records(RESPONSE_META, layer)[1]["tokens"] for layer in range(v.index.num_layers)]
     except VindexError as error:
         return Check(what, False, str(error))
+    stored = np.concatenate(layers)
+    if (stored["token_id"] >= tokens).any():
+        return Check(what, False, f"expected token ids below {tokens}")
     rows = np.unique(np.linspace(0, len(stored) - 1, DIRECTIONS).astype(int))
     scaled = v.responses.reshape(-1, v.index.hidden_size)[rows] * v.norms[FINAL_NORM].astype(np.float32)
     scores = np.concatenate(

@@ -154,8 +154,8 @@ def test_not_a_directory_or_not_a_vindex(tmp_path):
 
 
 @pytest.mark.parametrize("spec", [spec for spec in FILES if spec.name != "SHA256SUMS"], ids=lambda spec: spec.name)
-def test_a_missing_file_is_named(built_mixture, tmp_path, spec):
-    copy = shutil.copytree(built_mixture, tmp_path / "copy.vindex")
+def test_a_missing_file_is_named(built_whole, tmp_path, spec):
+    copy = shutil.copytree(built_whole, tmp_path / "copy.vindex")
     (copy / spec.name).unlink()
     with pytest.raises(FormatError, match=f"{spec.name}: (missing|cannot be read)"):
         vindex.open(copy)
@@ -163,8 +163,8 @@ def test_a_missing_file_is_named(built_mixture, tmp_path, spec):
 
 @pytest.mark.parametrize("spec", [spec for spec in FILES if spec.byte_size], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_file_of_the_wrong_size_is_named(built_mixture, tmp_path, spec, change):
-    copy = shutil.copytree(built_mixture, tmp_path / "copy.vindex")
+def test_a_file_of_the_wrong_size_is_named(built_whole, tmp_path, spec, change):
+    copy = shutil.copytree(built_whole, tmp_path / "copy.vindex")
     data = (copy / spec.name).read_bytes()
     (copy / spec.name).write_bytes(data[:change] if change < 0 else data + b"x")
     with pytest.raises(FormatError, match=f"{spec.name}: expected {len(data)} bytes, got {len(data) + change}"):
