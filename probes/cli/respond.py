@@ -81,7 +81,8 @@ def respond(
 def print_responses(found: Responses, k: int) -> None:
     """A row for each layer, then the strongest."""
     measured = found.measured
-    say(styled(f"{found.model['name']}, {len(measured.texts)} texts of {measured.tokens} tokens", "bold"))
+    texts = f"{len(measured.texts)} text{'s' * (len(measured.texts) > 1)}"
+    say(styled(f"{found.model['name']}, {texts} of {measured.tokens} tokens", "bold"))
     print_table(
         "R²: how much of what the FFN writes follows what one direction reads",
         [">layer", ">n", ">R²\nmean", ">R²\nbest", ">random\nmean", ">permuted\nmean", ">beyond"],

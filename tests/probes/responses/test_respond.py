@@ -1,11 +1,14 @@
-"""A response is the regression of what an FFN writes on what a direction reads: what is planted is found exactly, what is
-unrelated gets the null, and the command adds to the vindex what Python measures."""
+"""A response is the regression of what an FFN writes on what a direction reads.
+
+What is planted is found exactly, what is unrelated gets the null, and the command adds what Python measures.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +57,7 @@ def noise(seed, width=32):
 
 
 def test_a_planted_response_is_found_exactly_and_the_others_get_the_null(live, v):
-    """Layer 1 reads noise x and writes (v·x) d, d of length 3, plus a constant: v's response is d, and no other's is."""
+    """Layer 1 reads noise x and writes (v·x) d, d of length 3, plus a constant: that is v's response, no other's."""
     x, d = noise(1), noise(2)[0, 0]
     d = 3 * d / d.norm()
     planted = torch.tensor(v.gate[1, 5].astype(np.float32))
@@ -211,25 +214,25 @@ def test_a_vindex_of_other_weights_is_refused_by_its_hash(live, tiny_checkpoint,
 
 def test_the_command_adds_and_shows(tiny_checkpoint, copy, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
-    files = {suffix: tmp_path / f"r.{suffix}" for suffix in ("json", "html")}
-    common = ("respond", tiny_checkpoint, copy, "--text", "story", "--device", "cpu")
-    assert run(monkeypatch, *common, "-o", files["json"], "--plot", files["html"], "-k", 2) == 0
+    monkeypatch.chdir(tmp_path)
+    common = ("respond", tiny_checkpoint, copy.name, "--text", "story", "--device", "cpu")
+    assert run(monkeypatch, *common, "-o", "r.json", "--plot", "r.html", "-k", 2) == 0
     shown = capsys.readouterr()
-    assert max(map(len, shown.out.splitlines())) <= 60 or str(tmp_path) in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 60 and "1 text of 256 tokens" in shown.out
     for words in (
         "random",
         "permuted",
         "beyond",
         "reads → writes",
-        f"next: vindex feature {copy}",
+        "next: vindex feature copy.vindex",
         "added 96 responses",
     ):
         assert words in " ".join(shown.out.split())
-    assert "Plotly.newPlot" in files["html"].read_text() and vindex.verify(vindex.open(copy)).holds
-    assert run(monkeypatch, "plot", files["json"], "-o", tmp_path / "again.html") == 0
+    assert "Plotly.newPlot" in Path("r.html").read_text() and vindex.verify(vindex.open(copy)).holds
+    assert run(monkeypatch, "plot", "r.json", "-o", "again.html") == 0
     assert run(monkeypatch, *common, "--json") == 0
-    printed = json.loads(capsys.readouterr().out.partition("\n{")[2].join(("{", "")) or "{}")
-    assert printed["layers"] == json.loads(files["json"].read_text())["layers"]
+    printed = capsys.readouterr().out.removeprefix("wrote again.html\n")
+    assert json.loads(printed)["layers"] == json.loads(Path("r.json").read_text())["layers"]
 
 
 @pytest.mark.parametrize("option", [("--plot", "x.svg"), ("-o", "nowhere/x.json")])
