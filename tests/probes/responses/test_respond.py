@@ -161,7 +161,7 @@ def test_an_expert_responds_at_the_tokens_at_which_it_fires(kind, tmp_path):
         np.testing.assert_allclose(r.direction[row], slope / np.linalg.norm(slope), atol=2e-3)
     again = r.add()
     assert vindex.verify(again).holds and again.response(0, 1, expert=2).tokens == r.figures[v.row(0, 1, 2), 4]
-    assert (len(r.rows()) == 3 and "expert" in r.strongest(1)[0]) or kind == "mixed"
+    assert {"expert" in row for row in r.strongest(1000)} == ({True, False} if kind == "mixed" else {True})
 
 
 def test_the_result_is_a_record_rows_and_a_line(found, v, tmp_path):
