@@ -24,7 +24,7 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
 def plot(
     record: Annotated[
         Path,
-        typer.Argument(metavar="RECORD", help="A record that probe, respond, gate3, gates eval, compare or audit wrote."),
+        typer.Argument(metavar="RECORD", help="A record of probe, respond, gate3, gates eval, compare or audit."),
     ],
     output: Annotated[
         Path | None,
