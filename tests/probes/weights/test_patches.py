@@ -21,7 +21,7 @@ from probes.weights.bake import bake
 from probes.weights.delta import Delta
 from tests.probes.test_command import run
 from vindex.demo import CHECKPOINT
-from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.errors import PatchError, TargetError
 
 LAYER = 1
 
@@ -258,10 +258,10 @@ def test_factors_that_are_not_finite_are_refused(checkpoint, delta, tmp_path):
 
 
 def test_files_that_are_no_patches(tmp_path):
-    with pytest.raises(PatchError, match="no such file"):
+    with pytest.raises(PatchError, match="none.safetensors: cannot be read .*; expected a patch"):
         patches.read(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is text")
-    with pytest.raises(CheckpointError, match="text.safetensors is damaged or cut short"):
+    with pytest.raises(PatchError, match="text.safetensors: header: not valid JSON .*; expected a patch"):
         patches.read(tmp_path / "text.safetensors")
 
 
