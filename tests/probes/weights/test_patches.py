@@ -134,7 +134,7 @@ def test_other_weights_are_refused_and_so_is_a_second_application(checkpoint, sa
 def test_a_target_that_exists_is_refused(checkpoint, saved, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(TargetError, match="out already exists; choose another -o$"):
+    with pytest.raises(TargetError, match="out already exists; choose another place$"):
         patches.apply(checkpoint, patches.read(saved), tmp_path / "out")
 
 
