@@ -345,7 +345,7 @@ def test_errors_are_one_line(tmp_path):
     assert "leave --all out" in fails("gate3", CHECKPOINT, "--all", "--save-patch", tmp_path / "p")
     assert "knows no fact" in fails("gate3", CHECKPOINT, "--all", "--known-from", 1.1)
     assert "no such subject" in fails("gate3", CHECKPOINT, "--fact", "Narnia/capital")
-    assert "no such file" in fails("patch", "show", tmp_path / "none")
+    assert "No such file" in fails("patch", "show", tmp_path / "none")
 
 
 def test_a_mixture_of_experts_is_refused(tmp_path):
