@@ -27,6 +27,7 @@ from vindex.demo import or_bundled
 from vindex.errors import CheckpointError, NumericError
 from vindex.files import Kind, read_json
 from vindex.format import HALF, META_TOP_K
+from vindex.hub import snapshot
 from vindex.model_config import checked, mixture_of, positive, towers
 from vindex.progress import Progress, silent
 from vindex.results import Result
@@ -124,7 +125,7 @@ def _shapes(name: str) -> Shapes:
     if path.is_dir():
         path /= "config.json"
     elif not os.path.lexists(path):
-        path = _download(name)
+        path = snapshot(name.removeprefix("hf://"), wanted=["config.json"]) / "config.json"
     config = read_json(path, CONFIG)
     if not isinstance(config, dict):
         raise CONFIG.refusal(path, "does not hold a JSON object")
@@ -135,19 +136,6 @@ def _bytes_of_a_weight(checkpoint: Checkpoint) -> float:
     """Over all tensors: quantised ones take less than a byte."""
     size = sum(checkpoint.files.sizes[name] for name in checkpoint.weight_files)
     return size / sum(math.prod(info.shape) for info in checkpoint.tensors.values())
-
-
-def _download(repo: str) -> Path:
-    from huggingface_hub import hf_hub_download, logging
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    logging.set_verbosity_error()
-    try:
-        return Path(hf_hub_download(repo.removeprefix("hf://"), "config.json"))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{repo}: no such directory or file here, and no config.json of that name can be had from the Hub"
-        ) from error
 
 
 def shapes_of(config: dict[str, Any], name: str) -> Shapes:

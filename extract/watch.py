@@ -59,7 +59,9 @@ class _Watched:
             if now == self._stamp and not (at_the_end and self._young):
                 return
             if sha256_of(self._path) != self._sha256:
-                raise CheckpointError(f"{self._path} changed after it was hashed and read; build again with --force")
+                raise CheckpointError(
+                    f"{self._path} changed after it was hashed and read; build again with --force (force=True)"
+                )
         except OSError as error:
             raise CheckpointError(f"{self._path} cannot be read any more ({error.strerror})") from error
         self._stamp = now

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import shlex
 import subprocess
@@ -9,8 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+import extract
+import probes
+import vindex
 from tests.vindex.test_commands import run
 from vindex.__main__ import app
 
@@ -68,6 +74,55 @@ def test_python_blocks_run(page, tmp_path):
     code = "\n".join(blocks(page, "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def fenced(page: Path) -> str:
+    """All that stands between fences on a page."""
+    return "\n".join(match[0] for match in FENCED.finditer(page.read_text()))
+
+
+GUIDES = [page for page in WRITTEN if page.parent.name != "log"]  # the log says what was run then
+
+
+def test_every_command_that_a_page_shows_is_one_that_there_is():
+    """What takes too long to be run, or asks for a model that is not here, is parsed, and nothing is carried out."""
+    lines = [line for page in GUIDES for line in re.findall(r"^(?:\$ )?vindex ([a-z].*)", fenced(page), re.MULTILINE)]
+    assert len(lines) > 60
+    for line in lines:
+        command, words = typer.main.get_command(app), shlex.split(line, comments=True)
+        context = command.make_context("vindex", list(words))
+        while hasattr(command, "resolve_command"):
+            name, command, words = command.resolve_command(context, words)
+            context = command.make_context(name, list(words), parent=context)
+
+
+def test_every_call_that_a_page_shows_has_arguments_that_there_are():
+    """Gate 3 takes minutes, so that its page is not run."""
+    calls = []
+    for page in GUIDES:
+        for code in re.findall(
+            r"^import (?:probes|vindex|extract).*?(?=^ *```)", fenced(page), re.DOTALL | re.MULTILINE
+        ):
+            calls += [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    faces = {"probes": probes, "vindex": vindex, "extract": extract}
+    shown = [call for call in calls if getattr(getattr(call.func, "value", None), "id", None) in faces]
+    assert {call.func.attr for call in shown} > {
+        "delete",
+        "delete_all",
+        "verify_patch",
+        "revert_patch",
+        "build",
+        "open",
+    }
+    for call in shown:
+        function = getattr(faces[call.func.value.id], call.func.attr)
+        inspect.signature(function).bind(*call.args, **{keyword.arg: keyword for keyword in call.keywords})
+
+
+def test_prose_stays_within_120_columns():
+    for page in [*WRITTEN, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
+        for line in FENCED.sub("", page.read_text()).splitlines():
+            assert len(line) <= 120 or line.lstrip().startswith("|"), f"{page.name}: {line[:60]}…"
 
 
 def test_the_format_page_names_every_file():

@@ -27,6 +27,11 @@ def test_records_of_every_kind_are_drawn_again(name, tmp_path):
     assert json.loads((RECORDS / name).read_text())["model"]["name"] in content and "plotly" in content
 
 
+def test_what_was_drawn_as_json(tmp_path):
+    shown = json.loads(plot(RECORDS / DRAWN[0], "-o", tmp_path / "p.html", "--json").output)
+    assert shown == {"record": "vindex-probe/1", "plot": str(tmp_path / "p.html")} and (tmp_path / "p.html").exists()
+
+
 def test_what_cannot_be_drawn_is_one_line(tmp_path):
     record = tmp_path / "r.json"
     for content, message in (

@@ -88,30 +88,37 @@ app = typer.Typer(
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
+    json: cli.Json = False,
 ) -> None:
-    """Build, verify, score and edit the bundled checkpoint."""
+    """Build, verify, score and edit the bundled checkpoint.
+
+    With --json the record of each of the four, one after the other.
+    """
     atlas, model, there = str(CHECKPOINT), CHECKPOINT.name, quote(str(output))
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
-        (f"build {model} -o {there}", lambda: _build(atlas, output)),
-        (f"verify {there} --source {model}", lambda: verifying.verify(output, source=atlas)),
-        (f'score {there} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8)),
-        (f"gate3 {model} --vindex {there}", lambda: delete.gate3(atlas, vindex=output)),
+        (f"build {model} -o {there}", lambda: _build(atlas, output, json)),
+        (f"verify {there} --source {model}", lambda: verifying.verify(output, source=atlas, json=json)),
+        (f'score {there} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8, json=json)),
+        (f"gate3 {model} --vindex {there}", lambda: delete.gate3(atlas, vindex=output, json=json)),
     )
     _require_own(output)
     for number, (command, run) in enumerate(steps, start=1):
-        if number > 1:
+        if number > 1 and not json:
             console.say()
-        console.say(console.styled(f"{number}. vindex {command}", "bold"))
+        if not json:
+            console.say(console.styled(f"{number}. vindex {command}", "bold"))
         run()
-    console.say(f"next: vindex probe {model} --vindex {there}, or vindex feature {there} 1 95")
+    if not json:
+        console.say(f"next: vindex probe {model} --vindex {there}, or vindex feature {there} 1 95")
 
 
-def _build(atlas: str, output: Path) -> None:
+def _build(atlas: str, output: Path, json: bool) -> None:
     import extract
 
     with console.progress() as stage:
         v = extract.build(atlas, output, threads=1, force=True, progress=stage)
-    build.print_built(v, output)
+    if not console.put(v.info(), json, None):
+        build.print_built(v, output)
 
 
 def _require_own(output: Path) -> None:
@@ -124,10 +131,10 @@ def _require_own(output: Path) -> None:
     own = {sha256_of(file) for file in CHECKPOINT.glob("*.safetensors")}
     begun = unfinished(output)
     if begun is not None and not all(digest in str(begun.get("fingerprint")) for digest in own):
-        raise TargetError(f"{output}.partial is an unfinished build of another model; choose another -o")
+        raise TargetError(f"{output}.partial is an unfinished build of another model; choose another place")
     there = open_vindex(output).manifest.source.files if output.is_dir() and any(output.iterdir()) else None
     if there is not None and not own <= {file.sha256 for file in there}:
-        raise TargetError(f"{output} is a vindex of another model; choose another -o")
+        raise TargetError(f"{output} is a vindex of another model; choose another place")
 
 
 HANDLERS = (

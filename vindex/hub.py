@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -44,15 +44,15 @@ def refuse_revision(name: str, revision: str | None) -> None:
         )
 
 
-def snapshot(repo: str, revision: str | None = None) -> Path:
+def snapshot(repo: str, revision: str | None = None, *, wanted: Sequence[str] = WANTED) -> Path:
     """The directory of a repository in the Hub's cache, downloaded where it is missing; its name is the commit.
 
-    HF_HUB_OFFLINE is honoured. Raises CheckpointError.
+    wanted: patterns of the files. HF_HUB_OFFLINE is honoured. Raises CheckpointError.
     """
     from huggingface_hub import snapshot_download
 
     with explained(repo, revision):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted], ignore_patterns=UNWANTED))
 
 
 @contextmanager

@@ -68,21 +68,21 @@ def _check(target: Path, force: bool | None, reads: Iterable[Path], kinds: Seque
     if found is None:
         return
     if stat.S_ISLNK(found.st_mode):
-        raise TargetError(f"{target} is a symbolic link, which is not followed; choose another -o")
+        raise TargetError(f"{target} is a symbolic link, which is not followed; choose another place")
     if not stat.S_ISDIR(found.st_mode):
-        raise TargetError(f"{target} already exists and is not a directory; choose another -o")
+        raise TargetError(f"{target} already exists and is not a directory; choose another place")
     for source in reads:
         there = Path(os.path.realpath(source))
         if any(os.path.samestat(found, os.stat(place)) for place in (there, *there.parents) if place.exists()):
-            raise TargetError(f"{target} is, or holds, {source}, which is being read; choose another -o")
+            raise TargetError(f"{target} is, or holds, {source}, which is being read; choose another place")
     if not os.listdir(target):
         return
     if force is None:
-        raise TargetError(f"{target} already exists; choose another -o")
+        raise TargetError(f"{target} already exists; choose another place")
     if against := objection(target, kinds):
-        raise TargetError(f"{target} already exists and {against}, so it is not replaced; choose another -o")
+        raise TargetError(f"{target} already exists and {against}, so it is not replaced; choose another place")
     if not force:
-        raise TargetError(f"{target} already exists; choose another -o, or add --force to replace it")
+        raise TargetError(f"{target} already exists; choose another place, or replace it with --force (force=True)")
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def new_directory(
     before = unfinished(target)
     if before is not None and before["making"] != making and not force:
         raise TargetError(
-            f"{partial_of(target)} is an unfinished {before['making']}; finish or remove it, or choose another -o"
+            f"{partial_of(target)} is an unfinished {before['making']}; finish or remove it, or choose another place"
         )
     with held(target) as partial, explained(target):
         empty(partial)
@@ -168,7 +168,8 @@ def journal_head(directory: Path) -> dict[str, Any] | None:
     foreign = first_foreign(directory, lambda path: path in files or (path == JOURNAL and head is not None), folders)
     if foreign is not None:
         raise TargetError(
-            f"{directory} holds {foreign}, which is of no stopped run of this tool; move it away or choose another -o"
+            f"{directory} holds {foreign}, which is of no stopped run of this tool; move it away or "
+            "choose another place"
         )
     return head
 
@@ -282,7 +283,7 @@ def recover(target: Path) -> None:
         begun = _first_line(place / NEW / JOURNAL) is not None  # then nothing has happened to the target
         entries = os.listdir(place)
         if not (begun or not entries or _first_line(place / JOURNAL)) or not all(_is_half(place / n) for n in entries):
-            raise TargetError(f"{place} is in the way and not of this tool; move it away or choose another -o")
+            raise TargetError(f"{place} is in the way and not of this tool; move it away or choose another place")
         if begun and lstat(partial_of(target)) is None:
             targets.step(f"rename {NEW} to {partial_of(target).name}")
             os.rename(place / NEW, partial_of(target))

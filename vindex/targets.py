@@ -122,12 +122,12 @@ def hold(path: Path, flags: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
             raise
-        raise TargetError(f"{path} is in the way and no directory; move it away or choose another -o") from error
+        raise TargetError(f"{path} is in the way and no directory; move it away or choose another place") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TargetError(f"another build is writing {path}; wait for it or choose another -o") from error
+            raise TargetError(f"another build is writing {path}; wait for it or choose another place") from error
         yield
     finally:
         os.close(descriptor)
@@ -187,7 +187,7 @@ def explained(target: Path, again: str = "repeat") -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             advice = f"the disk is full while writing {target}; make room and {again}"
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            advice = f"{target.parent} cannot be written to ({error.strerror}); choose another -o"
+            advice = f"{target.parent} cannot be written to ({error.strerror}); choose another place"
         else:
-            advice = f"{target} cannot be written ({error.strerror or error}); {again}, or choose another -o"
+            advice = f"{target} cannot be written ({error.strerror or error}); {again}, or choose another place"
         raise TargetError(advice) from error

@@ -35,7 +35,7 @@ from vindex.places import JOURNAL, partial_of
 
 MAKING = "vindex"
 LARGE = 1 << 24  # bytes in one write that go to the disk at once, so that the end of the block need not wait for them
-START_OVER = "add --force to start over"
+START_OVER = "start over with --force (force=True)"
 OF_A_JOURNAL = Kind(TargetError, START_OVER, limit=None)
 
 
@@ -270,7 +270,8 @@ def refuse_taken(target: Path, *, resume: bool, force: bool, reads: Iterable[Pat
     if begun is not None and not resume and not force:
         what = "build" if begun["making"] == MAKING else begun["making"]
         raise TargetError(
-            f"an unfinished {what} is in {partial_of(target)}; add --resume to continue it or --force to start over"
+            f"an unfinished {what} is in {partial_of(target)}; continue it with --resume (resume=True), or "
+            + START_OVER
         )
 
 
@@ -290,7 +291,7 @@ def _require_space(directory: Path, size: int) -> None:
     if size - there > free:
         raise TargetError(
             f"{directory.parent}: the vindex needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make room or "
-            "choose another -o"
+            "choose another place"
         )
 
 

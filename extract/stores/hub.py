@@ -115,7 +115,7 @@ class HubFiles:
         if etag != entry.etag:
             raise CheckpointError(
                 f"{where} changed on the Hub while it was read: its ETag was {entry.etag[:12]}… and is "
-                f"{etag[:12] or 'missing'}…; build again with --force"
+                f"{etag[:12] or 'missing'}…; build again with --force (force=True)"
             )
         expected, got = f"bytes {start}-{stop - 1}/{entry.size}", response.headers.get("Content-Range")
         if response.status_code != 206 or got != expected:

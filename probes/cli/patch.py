@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vindex.console import print_json, print_table, say
+from vindex.cli import Json
+from vindex.console import print_json, print_table, put, say
 
 PatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="Patch file, from gate3 --save-patch.")]
 
@@ -17,7 +18,7 @@ app = typer.Typer(help="Rank-1 patches as files.", no_args_is_help=True, rich_ma
 @app.command()
 def show(
     patch: PatchFile,
-    json: Annotated[bool, typer.Option("--json", help="Print the record instead of the table.")] = False,
+    json: Json = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record (JSON) here.")
     ] = None,
@@ -45,6 +46,7 @@ def apply(
     checkpoint: Annotated[Path, typer.Argument(metavar="MODEL", help="Checkpoint directory; it is not changed.")],
     patch: PatchFile,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write, new or empty.")],
+    json: Json = False,
 ) -> None:
     """Write an ordinary checkpoint with the patch in it.
 
@@ -54,6 +56,8 @@ def apply(
 
     found = patches.read(patch)
     patches.apply(checkpoint, found, output)
+    if put(found.record() | {"checkpoint": str(output)}, json, None):
+        return
     say(f"{output}: {found.tensor} patched, everything else as in {checkpoint}")
     say(f"next: load {output} like any checkpoint; vindex patch revert {output} takes the patch out again")
 
@@ -64,6 +68,7 @@ def revert(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write here instead of changing it in place.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Put the original bytes back and check their hash.
 
@@ -72,4 +77,5 @@ def revert(
     from probes.weights import patches
 
     done = patches.revert(checkpoint, output)
-    say(f"{done}: original weights restored, SHA-256 verified")
+    if not put({"checkpoint": str(done)}, json, None):
+        say(f"{done}: original weights restored, SHA-256 verified")

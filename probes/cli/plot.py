@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from vindex.console import check_places, say
+from vindex.cli import Json
+from vindex.console import check_places, put, say
 
 DRAWN_BY = {  # record, without its version: the module whose draw(record, path) makes its picture
     "vindex-probe": "probes.suite.plot",
@@ -30,6 +31,7 @@ def plot(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The picture: .html or .png. Default: RECORD.html."),
     ] = None,
+    json: Json = False,
 ) -> None:
     """Draw a saved record again."""
     from vindex.errors import ProbeError
@@ -48,4 +50,5 @@ def plot(
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"[:80]
         raise ProbeError(f"{record}: is not a whole {kind} record ({what}); write it again with -o") from error
-    say(f"wrote {target}")
+    if not put({"record": kind, "plot": str(target)}, json, None):
+        say(f"wrote {target}")

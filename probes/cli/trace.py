@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,6 @@ from vindex.console import print_json, print_table, progress, say, styled, typed
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
 
-Rows = Sequence[dict[str, Any]]
 POLE_SHOWN = 3
 LONGEST_PIECE = 10
 

@@ -25,8 +25,6 @@ from probes.facts.prompts import Encoder, Prompt, mentions
 from vindex.errors import FactError
 
 FAMILIES = ("plain", "context", "few_shot", "chat", "subject_first")
-LANGUAGES = ("fr", "es", "de", "it")
-"""Those of the bundled panel; a facts file may have others."""
 MEMBERS = 4
 """Held-out prompts of a family, and openings of one on each side, where there are texts for so many."""
 FIT_MEMBERS = 8

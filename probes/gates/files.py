@@ -17,12 +17,12 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from probes.gates.masks import (
@@ -34,9 +34,10 @@ from probes.gates.masks import (
     point,
     selected_thresholds,
 )
+from probes.weights.tensor_file import read_tensors
 from vindex import kinds, targets
 from vindex.errors import PatchError
-from vindex.files import Kind, opened, parse_json, read_bytes, read_text
+from vindex.files import Kind, opened, read_text
 from vindex.files import read_json as read_any_json
 from vindex.format import MOST_LAYERS, MOST_NEURONS
 from vindex.kinds import GATE_FILES, TRAINED_GATES
@@ -79,7 +80,7 @@ def write_logits(logits: Tensor, directory: Path, *, prefix: str = PUBLISHED_PRE
         STATS: orjson.dumps(summary(values), option=orjson.OPT_INDENT_2),
         INDICES: orjson.dumps(indices),
         THRESHOLDS[0]: (",".join(map(str, selected_thresholds(values))) + "\n").encode(),
-        LOGITS_SAFETENSORS: _safetensors(state),
+        LOGITS_SAFETENSORS: save(state),
         LOGITS_PT: pickled.getvalue(),
     }
     with targets.explained(directory):
@@ -159,26 +160,13 @@ def read_json(path: Path) -> Any:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not os.path.lexists(path):
         raise PatchError(f"{path}: no such file or directory; expected a directory of gates, or a .pt or .safetensors")
-    state = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+    state = read_tensors(path, OF_LOGITS).tensors if path.suffix == ".safetensors" else _from_pickle(path)
     if not isinstance(state, dict):
         raise PatchError(f"{path}: holds a {type(state).__name__}; expected a state dict of tensors")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise PatchError(f"{path}: {str(name)[:80]!r} is a {type(value).__name__}; expected tensors only")
     return state
-
-
-def _from_safetensors(path: Path) -> Mapping[str, Tensor]:
-    from safetensors.torch import load
-
-    content = read_bytes(path, OF_LOGITS)
-    try:
-        parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], f"{path}: header", OF_LOGITS)
-        return load(content)
-    except PatchError:
-        raise
-    except Exception as error:  # of the file's header: a dtype or shape that the package does not foresee
-        raise OF_LOGITS.refusal(path, f"damaged or not safetensors ({error})") from error
 
 
 def _from_pickle(path: Path) -> Any:
@@ -236,9 +224,3 @@ def _row(value: Tensor, name: str) -> Tensor:
             f"{name} has shape {tuple(value.shape)} and fewer numbers in the file; expected one per neuron"
         )
     return value.detach().flatten().float()
-
-
-def _safetensors(state: dict[str, Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    return save(state)

@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, list[float | None]]:
         raise TargetError(f"{error}; remove it to evaluate from the beginning") from error
     scores = record.get("scores")
     if record.get("record") != KIND or not isinstance(scores, dict) or not all(map(_is_scores, scores.values())):
-        raise TargetError(f"{path}: is no stopped evaluation; move it away, or choose another -o")
+        raise TargetError(f"{path}: is no stopped evaluation; move it away, or choose another place")
     return scores
 
 

@@ -68,7 +68,8 @@ def check_output(output: Path, reads: list[Path | None], *, resume: bool, force:
     """Raise TargetError unless a run may write there, and its state is there when, and only when, it is resumed."""
     if (output / STATE).exists() and not resume and not force:
         raise TargetError(
-            f"{output}: holds a run that was stopped; add --resume to go on with it or --force to restart"
+            f"{output}: holds a run that was stopped; continue it with --resume (resume=True), or start over with "
+            "--force (force=True)"
         )
     if resume and not (output / STATE).exists():
         raise TargetError(f"{output}: nothing to resume here; start without --resume")

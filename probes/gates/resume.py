@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 import orjson
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from probes.gates.options import TrainOptions, differences
+from probes.weights.tensor_file import read_tensors
 from vindex import targets
 from vindex.errors import ProbeError
+from vindex.files import Kind, parse_json
 from vindex.kinds import STATE
 
+OF_A_STATE = Kind(ProbeError, "start over with --force", limit=None)
 LOGITS, ADAM = "logits", ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -61,12 +63,10 @@ def load(directory: Path, shape: tuple[int, int], options: TrainOptions, sources
     path = directory / STATE
     if not path.is_file():
         raise ProbeError(f"{path}: nothing to resume; start without --resume")
-    try:
-        with safe_open(path, framework="pt") as file:
-            saved = orjson.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in (LOGITS, *ADAM)}
-    except (SafetensorError, OSError, KeyError, TypeError, orjson.JSONDecodeError) as error:
-        raise ProbeError(f"{path}: damaged ({error}); start over with --force") from error
+    metadata, tensors = read_tensors(path, OF_A_STATE)
+    saved = parse_json(metadata.get("state", "").encode(), f"{path}: state", OF_A_STATE)
+    if lost := {LOGITS, *ADAM} - tensors.keys():
+        raise OF_A_STATE.refusal(path, f"damaged: no tensor {min(lost)}")
     changed = differences(saved["options"], options)
     if changed:
         raise ProbeError(f"{path}: another run's state ({'; '.join(changed)}); resume with its options, or --force")

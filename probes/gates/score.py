@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from probes.gates.apply import gated, require_fit
 from probes.gates.data import boxed
+from probes.gates.losses import kl_sum
 from probes.gates.panels import QUESTIONS, Panels, Prompt
 from probes.live.chat import ask, render
 from probes.live.load import Loaded
@@ -95,10 +95,9 @@ def neutral_kl(loaded: Loaded, texts: Sequence[str], factors: Tensor | None, adv
         if len(found) < 2:  # nothing is predicted
             continue
         ids = torch.tensor([found], device=loaded.model.device)
-        base, changed = (_logits(loaded.model, ids, None, f)[0, :-1].float() for f in (None, factors))
-        log_base, log_changed = F.log_softmax(base, -1), F.log_softmax(changed, -1)
-        total += float(F.kl_div(log_changed, log_base, reduction="sum", log_target=True))
-        count += len(base)
+        base, changed = (_logits(loaded.model, ids, None, f) for f in (None, factors))
+        total += float(kl_sum(base, changed, torch.ones(1, len(found) - 1, dtype=torch.bool)))
+        count += len(found) - 1
     return total / count if count else float("nan")
 
 

@@ -59,19 +59,6 @@ def u_centre(grams: Tensor) -> Tensor:
     return centred.masked_fill(diagonal, 0)
 
 
-def hsic1(one: Tensor, other: Tensor) -> Tensor:
-    """Unbiased HSIC of two Gram matrices (n, n)."""
-    n = one.shape[-1]
-    return (u_centre(one) * u_centre(other)).sum() / (n * (n - 3))
-
-
-def linear_cka(one: Tensor, other: Tensor, *, debiased: bool = True) -> float:
-    """CKA of activations (n, p) and (n, q) of the same n tokens."""
-    centre = u_centre if debiased else double_centre
-    first, second = _unit(centre(gram(activations.double())) for activations in (one, other))
-    return float(first @ second)
-
-
 def gram(activations: Tensor, *, about: Tensor | None = None) -> Tensor:
     """XXᵀ, (n, n), of activations (n, p) about their mean, or about another origin (p,)."""
     centred = activations - (activations.mean(0) if about is None else about)

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 
 import orjson
 import torch
-from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from probes.weights.delta import Delta
+from probes.weights.tensor_file import read_tensors
 from probes.weights.tensors import (
     BLOCK_BYTES,
     Place,
@@ -43,12 +43,11 @@ from probes.weights.tensors import (
 )
 from vindex import places, targets
 from vindex.demo import or_bundled
-from vindex.directory import WEIGHTS, LocalFiles
+from vindex.directory import WEIGHTS
 from vindex.errors import PatchError
 from vindex.files import Kind, opened, parse_json
 from vindex.format import MOST_LAYERS
 from vindex.kinds import HISTORY
-from vindex.weights import read_header
 
 FORMAT = "vindex-patch"
 VERSION = "1"
@@ -112,7 +111,7 @@ def stored(place: Place) -> Tensor:
 def read(path: str | Path) -> Patch:
     """Read a patch file. Raises PatchError when it is none, or its shapes or values cannot be."""
     path = Path(path)
-    metadata, tensors = _open(path)
+    metadata, tensors = read_tensors(path, OF_A_PATCH)
     if metadata.get("format") != FORMAT:
         raise PatchError(f"{path}: format is {metadata.get('format')!r}, expected a {FORMAT} file (gate3 --save-patch)")
     if metadata.get("version") != VERSION:
@@ -207,7 +206,7 @@ def _revert(checkpoint: Path, applied: list[Path]) -> None:
     """Undo the last of these patches in place: first the weights, then its file. Either step may be done again."""
     latest = applied[-1]
     patch = read(latest)
-    metadata, tensors = _open(latest)
+    metadata, tensors = read_tensors(latest, OF_A_PATCH)
     place = locate(checkpoint, patch.delta.layer)
     kept = tensors.get("original", torch.empty(0))
     original = kept.numpy().tobytes() if kept.dtype == torch.uint8 else b""
@@ -305,17 +304,6 @@ def _write(path: Path, patch: Patch, extra: dict[str, str], original: Tensor | N
     if original is not None:
         tensors["original"] = original
     targets.write_bytes(path, to_bytes(tensors, metadata))
-
-
-def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise PatchError(f"{path}: no such file; expected a patch (gate3 --save-patch)")
-    read_header(LocalFiles(path.parent), path.name)  # stricter than the package, and refuses what is no regular file
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # of the header: a dtype or shape that the package does not foresee
-        raise PatchError(f"{path}: is not a safetensors file: {error}") from error
 
 
 def _parsed(path: Path, metadata: dict[str, str], key: str) -> Any:

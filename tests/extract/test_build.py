@@ -165,13 +165,15 @@ def test_what_stands_in_the_way_is_named(checkpoint, tmp_path, monkeypatch):
         stop_after(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             build_quietly(checkpoint, target)
-    with pytest.raises(TargetError, match="add --resume to continue it or --force to start over"):
+    with pytest.raises(TargetError, match=r"continue it with --resume \(resume=True\), or start over"):
         build_quietly(checkpoint, target)
     with pytest.raises(TargetError, match=r"begun with other inputs \(options.features: 8 then, 4 now\)"):
         build_quietly(checkpoint, target, features=4, resume=True)
     build_quietly(checkpoint, target, features=4, force=True)
     assert vindex.open(target).index.num_feats == 4
-    with pytest.raises(TargetError, match=r"out.vindex already exists; choose another -o, or add --force"):
+    with pytest.raises(
+        TargetError, match=r"out.vindex already exists; choose another place, or replace it with --force"
+    ):
         build_quietly(checkpoint, target)
     build_quietly(checkpoint, target, force=True)
     assert vindex.open(target).index.num_feats == 8
@@ -275,7 +277,7 @@ def test_blocks_and_records_that_are_not_the_plans_are_refused(
         patch.setattr(Writer, "finish_block", finish_block)
         with pytest.raises(KeyboardInterrupt):
             build_quietly(checkpoint, tmp_path / "v")
-    with pytest.raises(TargetError, match=f"is not of this build .*{message}.*; add --force to start over"):
+    with pytest.raises(TargetError, match=f"is not of this build .*{message}.*; start over with --force"):
         build_quietly(checkpoint, tmp_path / "v", resume=True)
     build_quietly(checkpoint, tmp_path / "v", force=True)
 

@@ -78,7 +78,7 @@ def test_the_command(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text("{")
     assert "not valid JSON" in str(CliRunner().invoke(app, ["plan", str(tmp_path)]).exception)
     nowhere = CliRunner().invoke(app, ["plan", str(tmp_path / "none")]).exception
-    assert "no such directory or file here, and no config.json" in str(nowhere)
+    assert "no such directory here and no such model on the Hub" in str(nowhere)
 
 
 def test_a_gguf_is_planned_from_its_header(tmp_path):

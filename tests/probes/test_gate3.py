@@ -116,6 +116,9 @@ def test_a_saved_patch_applied_gives_the_recorded_probability_and_reverts(whole,
     with torch.no_grad():
         shares = model(torch.tensor([fact["prompt_ids"]])).logits[0, -1].float().softmax(-1)
     assert float(shares[fact["answer_ids"][0]]) == pytest.approx(record["after"], rel=1e-3)
+    assert json.loads(run("patch", "revert", out, "-o", out.with_name("back"), "--json")) == {
+        "checkpoint": str(out.with_name("back"))
+    }
     assert "SHA-256 verified" in run("patch", "revert", out)
     digest = {name: hashlib.sha256((name / "model.safetensors").read_bytes()).digest() for name in (out, CHECKPOINT)}
     assert digest[out] == digest[CHECKPOINT]
@@ -172,7 +175,10 @@ def test_what_a_patch_does_not_say_is_given(whole, tmp_path):
 
 def test_a_patch_of_another_base_is_not_verified(whole, tmp_path):
     patched = tmp_path / "patched"
-    run("patch", "apply", CHECKPOINT, whole[1]["patch.safetensors"], "-o", patched)
+    made = json.loads(run("patch", "apply", CHECKPOINT, whole[1]["patch.safetensors"], "-o", patched, "--json"))
+    assert (
+        made["checkpoint"] == str(patched) and made["layer"] == json.loads(whole[1]["record.json"].read_text())["layer"]
+    )
     told = fails("gate3", "verify", patched, whole[1]["patch.safetensors"])
     assert "but the patch was made for" in told and "other weights, or already patched" in told
 
@@ -339,7 +345,7 @@ def test_errors_are_one_line(tmp_path):
     assert "leave --all out" in fails("gate3", CHECKPOINT, "--all", "--save-patch", tmp_path / "p")
     assert "knows no fact" in fails("gate3", CHECKPOINT, "--all", "--known-from", 1.1)
     assert "no such subject" in fails("gate3", CHECKPOINT, "--fact", "Narnia/capital")
-    assert "no such file" in fails("patch", "show", tmp_path / "none")
+    assert "No such file" in fails("patch", "show", tmp_path / "none")
 
 
 def test_a_mixture_of_experts_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex.errors import TargetError
@@ -146,7 +147,9 @@ def test_ctrl_c_leaves_a_state_to_resume_from_and_says_so(tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "repeat with --resume to go on" in error and "Traceback" not in error
     assert not target.exists() and journal.exists()
-    assert "add --resume to continue it or --force" in fails("build", source, "-o", target, "--features", 8)
+    assert "continue it with --resume (resume=True), or start over with --force" in fails(
+        "build", source, "-o", target, "--features", 8
+    )
     done = run("build", source, "-o", target, "--features", 8, "--threads", 1, "--resume")
     assert done.returncode == 0, done.stderr
     assert run("verify", target).returncode == 0
@@ -204,7 +207,7 @@ def test_verify_names_the_file_of_another_source(built, tmp_path):
     )
 
 
-def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp_path, monkeypatch):
+def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp_path, monkeypatch, capsys):
     from vindex.__main__ import demo
 
     mine = tmp_path / "mine"
@@ -213,19 +216,21 @@ def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp
     with pytest.raises(TargetError, match="mine already exists and is nothing that this tool made"):
         demo(mine)
     copy = shutil.copytree(built, tmp_path / "v")
-    with pytest.raises(TargetError, match="v is a vindex of another model; choose another -o"):
+    with pytest.raises(TargetError, match="v is a vindex of another model; choose another place"):
         demo(copy)
     with open_writer(tmp_path / "w", {"source": {"files": []}}, 1, resume=False, force=False) as writer:
         writer.finish_block("a", {})
-    with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another -o"):
+    with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another place"):
         demo(tmp_path / "w")
     assert (mine / "thesis.txt").exists() and (tmp_path / "w.partial" / "journal.jsonl").exists()
     for step in ("extract.cli.verify.verify", "vindex.cli_scores.score", "probes.cli.delete.gate3"):
         monkeypatch.setattr(step, lambda *arguments, **options: None)
     demo(tmp_path / "demo.vindex")
     before = (tmp_path / "demo.vindex").stat().st_ino
-    demo(tmp_path / "demo.vindex")
+    capsys.readouterr()
+    demo(tmp_path / "demo.vindex", json=True)
     assert (tmp_path / "demo.vindex").stat().st_ino != before
+    assert json.loads(capsys.readouterr().out)["id"] == vindex.open(tmp_path / "demo.vindex").id
 
 
 def test_usage_errors_exit_with_2():

@@ -204,7 +204,7 @@ def test_what_is_read_is_never_replaced(tmp_path):
     write(tmp_path / "v")
     (tmp_path / "alias").symlink_to(tmp_path / "v")
     for source in (tmp_path / "v", tmp_path / "v" / "norms.bin", tmp_path / "alias" / "norms.bin"):
-        with pytest.raises(TargetError, match="v is, or holds, .*, which is being read; choose another -o"):
+        with pytest.raises(TargetError, match="v is, or holds, .*, which is being read; choose another place"):
             places.check_directory(tmp_path / "v", force=True, reads=[source])
     places.check_directory(tmp_path / "v", force=True, reads=[tmp_path, tmp_path / "elsewhere"])
 
@@ -282,9 +282,13 @@ def test_one_command_does_not_take_over_what_another_began(tmp_path):
     assert (tmp_path / "v.partial" / "journal.jsonl").exists()
     names = []
     assert die_at(5, lambda: make_directory(tmp_path / "w", names))
-    with pytest.raises(TargetError, match="an unfinished baked checkpoint is in .*w.partial; add --resume"):
+    with pytest.raises(
+        TargetError, match="an unfinished baked checkpoint is in .*w.partial; continue it with --resume"
+    ):
         write(tmp_path / "w")
-    with pytest.raises(TargetError, match="is an unfinished baked checkpoint, not to be resumed; add --force"):
+    with pytest.raises(
+        TargetError, match="is an unfinished baked checkpoint, not to be resumed; start over with --force"
+    ):
         write(tmp_path / "w", resume=True)
     write(tmp_path / "w", force=True)
 

@@ -50,7 +50,7 @@ def test_a_journal_cut_in_its_first_line_starts_over(tmp_path):
     with write(tmp_path / "v") as writer:
         writer.finish_block("a", 1)
     (tmp_path / "v.partial" / "journal.jsonl").write_bytes(b'{"vind')
-    damaged = "unfinished build with a damaged journal, not to be resumed; add --force to start over"
+    damaged = "unfinished build with a damaged journal, not to be resumed; start over with --force"
     with pytest.raises(TargetError, match=damaged), write(tmp_path / "v", resume=True):
         pass
     with write(tmp_path / "v", force=True) as writer:
@@ -83,7 +83,7 @@ def test_an_empty_directory_is_a_fine_target(tmp_path):
 def test_a_full_disk_before_the_build(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(2_000_000_000))
-    message = r"the vindex needs 3.00 GB and 2.00 GB are free; make room or choose another -o"
+    message = r"the vindex needs 3.00 GB and 2.00 GB are free; make room or choose another place"
     with pytest.raises(TargetError, match=message), write(tmp_path / "v", size=3_000_000_000):
         pass
 
@@ -92,8 +92,8 @@ def test_a_full_disk_before_the_build(tmp_path, monkeypatch):
     "code, message",
     [
         (errno.ENOSPC, "the disk is full while writing .*; make room and repeat with --resume"),
-        (errno.EROFS, r"cannot be written to \(Read-only file system\); choose another -o"),
-        (errno.EACCES, r"cannot be written to \(Permission denied\); choose another -o"),
+        (errno.EROFS, r"cannot be written to \(Read-only file system\); choose another place"),
+        (errno.EACCES, r"cannot be written to \(Permission denied\); choose another place"),
     ],
 )
 def test_what_the_system_refuses_is_explained(tmp_path, monkeypatch, code, message):
@@ -185,7 +185,7 @@ def test_a_journal_with_any_byte_changed_is_refused(tmp_path):
 def test_lines_that_this_build_did_not_write_are_refused(tmp_path, line):
     journal = begun(tmp_path / "v") / "journal.jsonl"
     journal.write_bytes(journal.read_bytes() + line + b"\n")
-    message = r"journal.jsonl: line 4 is damaged or was not written by this build; add --force to start over"
+    message = r"journal.jsonl: line 4 is damaged or was not written by this build; start over with --force"
     with pytest.raises(TargetError, match=message), write(tmp_path / "v", resume=True):
         pass
     with write(tmp_path / "v", force=True) as writer:
@@ -207,7 +207,9 @@ def test_a_journal_of_any_length_is_read_a_line_at_a_time(tmp_path):
     journal = begun(tmp_path / "v") / "journal.jsonl"
     with journal.open("r+b") as file:
         file.truncate(journal.stat().st_size + (1 << 29))
-    with pytest.raises(TargetError, match=r"journal.jsonl: a line has more than 67,108,864 bytes; add --force"):
+    with pytest.raises(
+        TargetError, match=r"journal.jsonl: a line has more than 67,108,864 bytes; start over with --force"
+    ):
         finished_after(tmp_path / "v")
 
 
@@ -218,7 +220,9 @@ def test_files_that_the_journal_does_not_account_for_are_not_committed(tmp_path,
         for number, (offset, length) in enumerate(blocks):
             writer.write(NORMS.name, offset, b"x" * length)
             writer.finish_block(str(number), {})
-        with pytest.raises(TargetError, match="its blocks are not the whole of norms.bin, each once; add --force"):
+        with pytest.raises(
+            TargetError, match="its blocks are not the whole of norms.bin, each once; start over with --force"
+        ):
             writer.require_covered()
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from probes import facts
 from probes.atlas import panel as atlas
 from probes.facts import Fact, families
-from probes.facts.families import FAMILIES, FIT_MEMBERS, LANGUAGES, MEMBERS
+from probes.facts.families import FAMILIES, FIT_MEMBERS, MEMBERS
 from probes.facts.prompts import Encoder, mentions
 from probes.facts.sets import Sets, split
 from vindex.demo import CHECKPOINT
@@ -23,6 +23,7 @@ from vindex.errors import FactError
 
 RECORD = Path(__file__).parents[3] / "docs" / "records" / "gate3-135m-france.json"
 OTHERS = FAMILIES[1:]
+LANGUAGES = ("fr", "es", "de", "it")  # of the bundled panel
 EMPLOYER = {
     "relation": "employer",
     "templates": ["{} works for", "{}'s employer is", "The employer of {} is", "The company that pays {} is"],

@@ -150,7 +150,7 @@ def test_only_the_text_tower_is_masked_and_what_is_not_the_model_stays_behind(tm
 def test_a_baked_checkpoint_is_replaced_when_forced_and_nothing_else(tiny_checkpoint, tmp_path):
     target, all_on = tmp_path / "baked", torch.ones(3, 48, dtype=torch.bool)
     bake(tiny_checkpoint, all_on, target)
-    with pytest.raises(TargetError, match="already exists; choose another -o, or add --force"):
+    with pytest.raises(TargetError, match="already exists; choose another place, or replace it with --force"):
         bake(tiny_checkpoint, ~all_on, target)
     bake(tiny_checkpoint, ~all_on, target, note={"mask": "all"}, force=True)
     assert json.loads((target / BAKED).read_text()) == {"mask": "all"}

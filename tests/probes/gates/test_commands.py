@@ -74,7 +74,7 @@ def test_stats_prints_the_cards_tables_and_fails_on_a_wrong_one(directory, tmp_p
     stated = json.loads((copy / "gate_stats.json").read_text()) | {"mean": 0.9}
     (copy / "gate_stats.json").write_text(json.dumps(stated))
     assert "1 stated figure(s) do not hold, first mean in gate_stats.json: stated 0.9" in fails("stats", copy)
-    assert "already exists; choose another -o, or add --force" in fails("convert", directory, "-o", copy)
+    assert "already exists; choose another place, or replace it with --force" in fails("convert", directory, "-o", copy)
     assert "vindex gates stats" in run("convert", directory, "-o", copy, "--force")
     assert all(claim["holds"] for claim in json.loads(run("stats", copy, "--json", "-o", tmp_path / "s"))["claims"])
     assert json.loads((tmp_path / "s").read_text())["name"] == "copy"
@@ -138,7 +138,9 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     shown = run("compare", out, out)
     assert "correlation of λ over all neurons: 1.000" in shown
     assert json.loads(run("compare", out, out, "--json"))["overlaps"][0]["jaccard"] == 1
-    assert "already exists; choose another -o, or add --force" in fails("train", "atlas", "-o", out, *data)
+    assert "already exists; choose another place, or replace it with --force" in fails(
+        "train", "atlas", "-o", out, *data
+    )
     run("train", "atlas", "-o", out, *data, "--max-steps", 1, "--batch-size", 2, "--force")
     assert len(json.loads((out / "training.json").read_text())["curves"]["loss"]) == 1
     (out / "thesis.txt").touch()
@@ -209,7 +211,7 @@ def test_ctrl_c_says_what_became_of_a_training_and_how_to_go_on(rows, tmp_path, 
     said = stops({"training": 3}, *command)
     assert f"the state is in {out}: go on with the same command and --resume" in said
     assert [file.name for file in out.iterdir()] == ["training_state.safetensors"]
-    assert "holds a run that was stopped; add --resume" in fails(*command)
+    assert "holds a run that was stopped; continue it with --resume" in fails(*command)
     assert "epochs: 3 there, 9 here" in fails(*command, "--resume", "--epochs", 9)
     assert "after 6 steps" in " ".join(run(*command, "--resume").split())
     assert {file.name for file in out.iterdir()} == LAYOUT | {"selected_thresholds.txt", "training.json"}

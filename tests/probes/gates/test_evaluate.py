@@ -265,7 +265,7 @@ def test_a_stopped_evaluation_goes_on_from_its_finished_masks(evaluation, atlas,
             evaluate_gates(atlas, random_gates, progress=Told({"masks": 1}), **options | change)
     for content, message in (
         (b"{", "eval.json.unfinished: not valid JSON.*remove it to evaluate from the beginning"),
-        (b'{"mine": 1}', "is no stopped evaluation; move it away, or choose another -o"),
+        (b'{"mine": 1}', "is no stopped evaluation; move it away, or choose another place"),
         (stopped.replace(b"[", b'["x",'), "is no stopped evaluation"),
     ):
         journal.write_bytes(content)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as to_bytes
 
 from probes.gates import losses, resume
 from probes.gates.data import read_forget, read_retain
@@ -196,8 +197,11 @@ def test_resuming_another_run_is_refused(atlas, plain, tmp_path):
         train(atlas, plain, replace(SHORT, learning_rate=0.1, beta=2.0), directory=tmp_path, resuming=True)
     with pytest.raises(ProbeError, match="the run used other data or another model"):
         train(atlas, plain._replace(sources={"rows": 3}), SHORT, directory=tmp_path, resuming=True)
+    (tmp_path / resume.STATE).write_bytes(to_bytes({"logits": torch.zeros(2)}, {"state": "{}"}))
+    with pytest.raises(ProbeError, match="damaged: no tensor exp_avg; start over with --force"):
+        train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
     (tmp_path / resume.STATE).write_bytes(b"cut")
-    with pytest.raises(ProbeError, match="damaged .*; start over with --force"):
+    with pytest.raises(ProbeError, match="not valid JSON .*; start over with --force"):
         train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
 
 

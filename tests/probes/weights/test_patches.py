@@ -21,7 +21,7 @@ from probes.weights.bake import bake
 from probes.weights.delta import Delta
 from tests.probes.test_command import run
 from vindex.demo import CHECKPOINT
-from vindex.errors import CheckpointError, PatchError, TargetError
+from vindex.errors import PatchError, TargetError
 
 LAYER = 1
 
@@ -134,7 +134,7 @@ def test_other_weights_are_refused_and_so_is_a_second_application(checkpoint, sa
 def test_a_target_that_exists_is_refused(checkpoint, saved, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(TargetError, match="out already exists; choose another -o$"):
+    with pytest.raises(TargetError, match="out already exists; choose another place$"):
         patches.apply(checkpoint, patches.read(saved), tmp_path / "out")
 
 
@@ -258,10 +258,10 @@ def test_factors_that_are_not_finite_are_refused(checkpoint, delta, tmp_path):
 
 
 def test_files_that_are_no_patches(tmp_path):
-    with pytest.raises(PatchError, match="no such file"):
+    with pytest.raises(PatchError, match="none.safetensors: cannot be read .*; expected a patch"):
         patches.read(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is text")
-    with pytest.raises(CheckpointError, match="text.safetensors is damaged or cut short"):
+    with pytest.raises(PatchError, match="text.safetensors: header: not valid JSON .*; expected a patch"):
         patches.read(tmp_path / "text.safetensors")
 
 
