@@ -16,6 +16,7 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "delete_all": ("probes.deletion.delete", "delete_all"),
     "evaluate_gates": ("probes.gates.evaluate", "evaluate_gates"),
     "Gates": ("probes.gates.gates", "Gates"),
+    "gates_panel": ("probes.gates.known", "make_panel"),
     "load": ("probes.live.load", "load"),
     "Loaded": ("probes.live.load", "Loaded"),
     "read_patch": ("probes.weights.patches", "read"),

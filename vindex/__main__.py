@@ -36,6 +36,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "patch show": "vindex patch show paris.safetensors",
     "patch apply": "vindex patch apply atlas paris.safetensors -o atlas-without-paris",
     "patch revert": "vindex patch revert atlas-without-paris",
+    "gates panel": "vindex gates panel Qwen/Qwen3-0.6B -o panel",
     "gates train": "vindex gates train atlas -o gates --learning-rate 0.05 --max-steps 240",
     "gates eval": "vindex gates eval atlas gates -o eval.json --plot eval.html",
     "gates stats": "vindex gates stats gates",

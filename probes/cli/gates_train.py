@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from probes.cli.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision, with_options
+from probes.cli.gates_options import (
+    Device,
+    Dtype,
+    ForgetFile,
+    Model,
+    PanelDirectory,
+    RetainFile,
+    Revision,
+    with_options,
+)
 from probes.cli.model import load_model
 from probes.gates.options import PRESETS, TrainOptions
 from vindex.console import progress, say, warn
@@ -18,6 +27,7 @@ from vindex.demo import or_bundled
 def train(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write the gates to.")],
+    panel: PanelDirectory = None,
     forget: ForgetFile = None,
     retain: RetainFile = None,
     preset: Annotated[str, typer.Option(help=f"Published variant to start from: {', '.join(PRESETS)}.")] = "baseline",
@@ -40,13 +50,14 @@ def train(
     from vindex.kinds import STATE
 
     from_preset(preset, **options)  # what is out of range is told before the model is loaded
-    check_output(output, [Path(or_bundled(model)), forget, retain], resume=resume, force=force)
+    check_output(output, [Path(or_bundled(model)), panel, forget, retain], resume=resume, force=force)
     try:
         with progress(is_first_process()) as stages:
             loaded = load_model(model, device=own_device(device), dtype=dtype, revision=revision, progress=stages)
             gates = train_gates(
-                loaded, preset=preset, output=output, forget=forget, retain=retain, forget_limit=forget_limit,
-                retain_limit=retain_limit, save_every=save_every, resume=resume, force=force, progress=stages,
+                loaded, preset=preset, output=output, panel=panel, forget=forget, retain=retain,
+                forget_limit=forget_limit, retain_limit=retain_limit, save_every=save_every,
+                resume=resume, force=force, progress=stages,
                 **options,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -44,14 +44,15 @@ class Batch(NamedTuple):
 
 def forget_example(row: Forget, tokenizer: Any, *, chat: bool, max_tokens: int) -> Example:
     """Token ids and entity mask of a row. Raises FactError when no token of an entity is left to predict."""
-    text, spans = row.text, row.spans
+    text = row.shots + row.text
+    spans = tuple((start + len(row.shots), end + len(row.shots)) for start, end in row.spans)
     if chat:
         if row.question is None:
             raise FactError(f"{row.where}: no question; the chat template needs one for the user's turn")
         answer = row.text[row.turn :]
         turns = [*ask(row.question), {"role": "assistant", "content": answer}]
         text, (_, turn) = render(tokenizer, turns, where=row.where)
-        spans = tuple((start + turn - row.turn, end + turn - row.turn) for start, end in spans)
+        spans = tuple((start + turn - row.turn, end + turn - row.turn) for start, end in row.spans)
     ids, offsets = _tokenise(text, tokenizer, chat)
     entity = [any(_overlap(token, span) for span in spans) for token in offsets]
     for span in spans:

@@ -82,6 +82,22 @@ class EvalOptions:
             scale_of(self.soft_scale_mode)
 
 
+@dataclass(frozen=True)
+class PanelOptions:
+    """What decides a panel of what a model knows. The metadata of each field is its help text."""
+
+    facts: int = _option(240, "Facts to ask about, at most, half of them never trained on.")
+    items: int = _option(320, "Questions to work out, at most.")
+    pool: int = _option(120, "Facts of a relation, and half as many questions of a kind, that are tried, at most.")
+    batch_size: int = _option(64, "Answers to a forward pass; memory grows with it.")
+    seed: int = _option(0, "Of what is shown solved, which subjects are held out, and the questions.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("facts", 2), ("items", 1), ("pool", 8), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ProbeError(f"{name} {getattr(self, name)}: expected at least {least}")
+
+
 def scale_of(name: str) -> ScaleMode:
     """`name`, if it is a scale mode. Raises ProbeError."""
     for mode in SCALE_MODES:
