@@ -19,6 +19,7 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "gates_panel": ("probes.gates.known", "make_panel"),
     "load": ("probes.live.load", "load"),
     "Loaded": ("probes.live.load", "Loaded"),
+    "mask_gates": ("probes.gates.controls", "mask_gates"),
     "read_patch": ("probes.weights.patches", "read"),
     "revert_patch": ("probes.weights.patches", "revert"),
     "trace": ("probes.tracing.trace", "trace"),

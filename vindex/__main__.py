@@ -38,6 +38,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "patch revert": "vindex patch revert atlas-without-paris",
     "gates panel": "vindex gates panel Qwen/Qwen3-0.6B -o panel",
     "gates train": "vindex gates train atlas -o gates --learning-rate 0.05 --max-steps 240",
+    "gates mask": "vindex gates mask atlas --by ratio -o ratio-gates",
     "gates eval": "vindex gates eval atlas gates -o eval.json --plot eval.html",
     "gates stats": "vindex gates stats gates",
     "gates apply": 'vindex gates apply atlas gates --off 25% --prompt "The capital of France is"',

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probes.cli import gates_eval, gates_panel, gates_train
+from probes.cli import gates_eval, gates_mask, gates_panel, gates_train
 from probes.cli.gates_options import (
     Device,
     Directory,
@@ -34,6 +34,7 @@ app = typer.Typer(help="Lambda gates: separate recall from reasoning.", no_args_
 
 app.command()(gates_panel.panel)
 app.command()(gates_train.train)
+app.command()(gates_mask.mask)
 app.command("eval")(gates_eval.evaluate)
 
 

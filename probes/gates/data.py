@@ -8,8 +8,9 @@ A forget row says a fact and where its entity stands: `text` with `entities` (of
 from __future__ import annotations
 
 import hashlib
+import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,8 @@ Span = tuple[int, int]
 Messages = tuple[dict[str, str], ...]
 Parsed = TypeVar("Parsed")
 ATLAS_RETAIN_ROWS = 4000
+STATED = ("Imagine a world. {} In that world: ", "Somebody wrote this: {} So in short: ", "{} As I have just said, ")
+"""What leads from a text that states a fact to the question, in training."""
 LONGEST_ROW = 1 << 24  # bytes
 OF_ROWS = Kind(FactError, "expected JSONL or parquet", limit=1 << 32)
 
@@ -104,6 +107,27 @@ def require_sources(panel: Any, forget: Any, retain: Any, *, both: bool = True) 
         raise ProbeError("--panel with --forget or --retain: give the panel, or files of your own")
     if both and (forget is None) != (retain is None):
         raise ProbeError("--forget without --retain, or the reverse: give both files, or neither for the atlas")
+
+
+def context_rows(rows: Sequence[Forget], seed: int) -> list[Forget]:
+    """Each fact behind a text that states it, and behind one that states another answer of its relation.
+
+    The entity is the answer that is read off the text, and only where it is said again. Rows whose entity does not
+    end a sentence of their own, or whose text begins with it, are left out.
+    """
+    draw, made = random.Random(seed), []
+    for row in rows:
+        start, end = row.spans[0]
+        others = {other.answers[0] for other in rows if other.relation == row.relation} - set(row.answers)
+        answers = [row.text[start:end], *([draw.choice(sorted(others))] if others else [])]
+        for answer in answers if row.text[:start].strip() else ():
+            before = (
+                draw.choice(STATED).format(f"{row.text[:start]}{answer}{row.text[end:]}".strip()) + row.text[:start]
+            )
+            made.append(
+                row._replace(text=before + answer, spans=((len(before), len(before + answer)),), turn=0, shots="")
+            )
+    return made
 
 
 def forget_row(row: Row, where: str) -> Forget:

@@ -101,7 +101,7 @@ class Gates(Result, Factors):
     logits: Tensor  # (L, I) float32, finite
     name: str = "gates"
     training: Mapping[str, Any] = field(default_factory=dict)
-    """The run record of gates that were trained here, with its options, data and loss curves."""
+    """How they were made here: the record of a training, with options, data and loss curves, or of a mask."""
     what = "soft"
 
     def __post_init__(self) -> None:

@@ -13,7 +13,8 @@ FAMILIES = {  # family: (label, colour)
     "gates": ("trained gates", COLOURS[0]),
     "random": ("random masks", QUIET),
     "largest |h|": ("largest |h|", COLOURS[1]),
-    "smallest |h|": ("smallest |h|", COLOURS[2]),
+    "smallest |h|": ("smallest |h|", COLOURS[2]),  # of records made before
+    "|h| contrast": ("|h| contrast", COLOURS[2]),
     "|h| ratio": ("|h| ratio", COLOURS[3]),
 }
 AXES = ("knowledge retained", "reasoning retained")

@@ -20,7 +20,6 @@ WORDS = (
     "winter", "yellow", "bottle", "carpet", "dinner", "engine", "flower", "guitar", "helmet", "insect", "jungle",
     "letter", "market", "number", "oyster", "pillow", "saddle", "tunnel", "village", "whistle", "blanket", "chimney",
 )  # fmt: skip
-COLOURS = ("red", "blue", "green", "black", "white", "brown", "pink", "grey")
 NONCE = ("wug", "blip", "dax", "fep", "zorp", "tove", "mib", "gorp", "lorn", "plim", "snib", "trag", "quib", "vark")
 
 
@@ -105,13 +104,6 @@ def _chain(draw: random.Random) -> tuple[str, str]:
     return f"Every {a} is a {b}. Every {b} is a {c}. So every {a} is a", f" {c}"
 
 
-def _deduction(draw: random.Random) -> tuple[str, str]:
-    one, other = draw.sample(NONCE, 2)
-    a, b = draw.sample(COLOURS, 2)
-    asked, answer = draw.choice(((one, a), (other, b)))
-    return f"Every {one} is {a}. Every {other} is {b}. This is a {asked}, so it is", f" {answer}"
-
-
 def _code_lists(draw: random.Random) -> tuple[str, str]:
     numbers = draw.sample(range(1, 10), 4)
     return f">>> {numbers[:2]} + {numbers[2:]}\n", str(numbers)
@@ -144,7 +136,7 @@ def _tags(draw: random.Random) -> tuple[str, str]:
 
 KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "sum": _sum, "equation": _equation, "difference": _difference, "largest": _largest, "sequence": _sequence,
-    "countdown": _countdown, "problem": _problem, "taking": _taking, "plural": _plural, "chain": _chain, "deduction": _deduction,
+    "countdown": _countdown, "problem": _problem, "taking": _taking, "plural": _plural, "chain": _chain,
     "capitals": _capitals, "tags": _tags, "code lists": _code_lists, "code reverse": _code_reverse,
     "code sorted": _code_sorted, "code join": _code_join,
 }  # fmt: skip

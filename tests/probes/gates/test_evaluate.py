@@ -12,8 +12,8 @@ import torch
 from probes.gates import plot
 from probes.gates.apply import gate_shape
 from probes.gates.compare import compare
-from probes.gates.controls import RANDOM_SEEDS, Magnitudes, magnitudes, masks
-from probes.gates.data import forget_row, retain_row
+from probes.gates.controls import FAMILIES, RANDOM_SEEDS, Magnitudes, magnitudes, mask_gates, masks
+from probes.gates.data import forget_row, read_forget, read_retain, retain_row
 from probes.gates.evaluate import evaluate_gates
 from probes.gates.evaluation import area, mean_of, retained
 from probes.gates.gates import Gates
@@ -167,9 +167,29 @@ def test_every_control_turns_off_as_many_neurons_of_each_layer(random_gates):
     for _, _, keep in made:
         assert torch.equal((~keep).sum(1), (~made[0][2]).sum(1))
     by_name = {name: ~keep for name, _, keep in made}
-    assert strengths.forget[by_name["largest |h|"]].mean() > strengths.forget[by_name["smallest |h|"]].mean() + 0.4
+    assert strengths.forget[by_name["largest |h|"]].mean() > strengths.forget[by_name["random"]].mean() + 0.2
     ratio = strengths.forget / strengths.retain
     assert ratio[by_name["|h| ratio"]].median() > 2 * ratio.median()
+    contrast = strengths.forget - strengths.retain
+    assert contrast[by_name["|h| contrast"]].min() > contrast.median()
+
+
+@pytest.mark.parametrize("by", ["ratio", "contrast", "largest", "random"])
+def test_gates_without_training_turn_off_what_their_masks_do(atlas, files, tmp_path, by):
+    """The same neurons as the control of that name of any gates with as many off in every layer."""
+    made = mask_gates(atlas, by, forget=files["forget"], retain=files["retain"], output=tmp_path / "made", seed=2)
+    read = Gates.read(tmp_path / "made")
+    assert torch.equal(read.logits, made.logits) and read.training["by"] == by and read.scale_mode == "none"
+    threshold = made.threshold_at(0.25)
+    assert (~made.keep(threshold)).sum(1).tolist() == [96] * 4
+    facts, sums = read_forget(files["forget"])[0], read_retain(files["retain"])[0]
+    strengths = magnitudes(atlas, facts, sums, chat=False, seed=2)
+    alike = [name for name, _, keep in masks(made, threshold, strengths) if torch.equal(keep, made.keep(threshold))]
+    assert alike == ["gates"] + ([] if by == "random" else [FAMILIES[by]])
+    with pytest.raises(TargetError, match="already exists"):
+        mask_gates(atlas, by, forget=files["forget"], retain=files["retain"], output=tmp_path / "made")
+    with pytest.raises(ProbeError, match="masks by 'x': expected one of ratio, contrast, largest, random"):
+        mask_gates(atlas, "x")
 
 
 def test_magnitudes_are_the_mean_absolute_activations_by_hand(atlas):
@@ -221,7 +241,7 @@ def without_time(result):
 
 def test_an_evaluation_holds_every_point_and_the_record_every_choice(evaluation, random_gates):
     result = evaluation
-    assert len(result.entries) == 2 * (4 + RANDOM_SEEDS) and set(result.areas) == set(plot.FAMILIES)
+    assert len(result.entries) == 2 * (4 + RANDOM_SEEDS) and set(result.areas) == set(plot.FAMILIES) - {"smallest |h|"}
     assert result.advantage == result.areas["gates"].value - result.areas["random"].value
     chance = [entry for entry in result.entries if entry.family == "random" and entry.point.off_fraction < 0.1]
     assert mean_of(chance).scores.share("forget").value == pytest.approx(

@@ -59,7 +59,7 @@ def plain(atlas):
 def gradient_of(loaded, options, data, logits=None):
     logits = torch.nn.Parameter(initial_logits((4, 384), options) if logits is None else logits.clone())
     accelerator = _accelerator(torch.device("cpu"))
-    return _gradient(loaded.model, logits, data.forget[:8], data.retain[:16], options, accelerator, 0), logits
+    return _gradient(loaded.model, logits, data.forget[:8], data.retain[:16], [], options, accelerator, 0), logits
 
 
 def test_the_base_distribution_is_the_ungated_model(atlas, plain):
@@ -210,7 +210,7 @@ def test_every_preset_trains(atlas, preset):
     assert all(value > 0 for value in curves["forget"] + curves["retain"])
     assert all((value > 0) == (options.unmasked_retain_weight > 0) for value in curves["nke"])
     assert options.chat == preset.startswith("chat_")
-    assert options.scale_mode == {"chat_m": "mean", "chat_e": "energy"}.get(preset[:6], "none")
+    assert options.scale_mode == {"chat_m": "mean", "chat_e": "energy", "readin": "energy"}.get(preset[:6], "none")
     made = record(atlas, trained, options, data)
     assert made["options"]["preset"] == preset and made["steps"] == 3 and json.dumps(made)
 
