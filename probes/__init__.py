@@ -17,6 +17,7 @@ FACE = {  # public name -> the module it stands in and its name there; nothing i
     "evaluate_gates": ("probes.gates.evaluate", "evaluate_gates"),
     "Gates": ("probes.gates.gates", "Gates"),
     "gates_panel": ("probes.gates.known", "make_panel"),
+    "link_gates": ("probes.gates.link", "link_gates"),
     "load": ("probes.live.load", "load"),
     "Loaded": ("probes.live.load", "Loaded"),
     "mask_gates": ("probes.gates.controls", "mask_gates"),

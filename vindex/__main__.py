@@ -40,6 +40,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "gates train": "vindex gates train atlas -o gates --learning-rate 0.05 --max-steps 240",
     "gates mask": "vindex gates mask atlas --by ratio -o ratio-gates",
     "gates eval": "vindex gates eval atlas gates -o eval.json --plot eval.html",
+    "gates link": "vindex gates link atlas gates atlas.vindex --off 5%",
     "gates stats": "vindex gates stats gates",
     "gates apply": 'vindex gates apply atlas gates --off 25% --prompt "The capital of France is"',
     "gates bake": "vindex gates bake atlas gates --off 25% -o atlas-gated",

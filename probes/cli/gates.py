@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probes.cli import gates_eval, gates_mask, gates_panel, gates_train
+from probes.cli import gates_eval, gates_link, gates_mask, gates_panel, gates_train
 from probes.cli.gates_options import (
     Device,
     Directory,
@@ -36,6 +36,7 @@ app.command()(gates_panel.panel)
 app.command()(gates_train.train)
 app.command()(gates_mask.mask)
 app.command("eval")(gates_eval.evaluate)
+app.command()(gates_link.link)
 
 
 @app.command()

@@ -233,7 +233,7 @@ def commands():
 
 
 def test_every_example_in_a_help_parses():
-    assert len(commands()) == 9
+    assert len(commands()) == 10
     for name, command in commands().items():
         words = shlex.split(EXAMPLES[f"gates {name}"])
         command.make_context(name, words[3:])  # raises on an option or argument that is not there
