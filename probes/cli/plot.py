@@ -15,6 +15,7 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
     "vindex-gate3": "probes.deletion.plot",
     "vindex-gate3-all": "probes.deletion.plot",
     "vindex-gates-evaluation": "probes.gates.plot",
+    "vindex-gates-training": "probes.gates.curves",
     "vindex-comparison": "vindex.differences",
     "vindex-audit": "vindex.audits",
 }
@@ -23,7 +24,10 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
 def plot(
     record: Annotated[
         Path,
-        typer.Argument(metavar="RECORD", help="A record as probe, gate3, gates eval, compare and audit write with -o."),
+        typer.Argument(
+            metavar="RECORD",
+            help="A record as probe, gate3, gates eval, compare and audit write with -o, or a training.json.",
+        ),
     ],
     output: Annotated[
         Path | None,

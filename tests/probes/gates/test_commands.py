@@ -119,7 +119,9 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     facts, sums = rows
     out = tmp_path / "trained"
     data = ("--forget", facts, "--retain", sums)
-    shown = run("train", "atlas", "-o", out, *data, "--max-steps", 3, "--batch-size", 2, "--preset", "chat_mean")
+    shown = run("train", "atlas", "-o", out, *data, "--max-steps", 3, "--batch-size", 2, "--preset", "chat_mean",
+                "--plot", tmp_path / "curves.html")  # fmt: skip
+    assert "retain: KL on reasoning" in (tmp_path / "curves.html").read_text()
     assert "λ std 0.0" in " ".join(shown.split())
     assert {file.name for file in out.iterdir()} == LAYOUT | {"selected_thresholds.txt", "training.json"}
     made = json.loads((out / "training.json").read_text())

@@ -273,6 +273,7 @@ def test_a_saved_record_is_drawn_again(evaluation, tmp_path):
     assert (tmp_path / "curves.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     page = (tmp_path / "curves.html").read_text()
     assert "area between gates and random masks" in page and "soft gates" in page
+    assert "good: facts gone, reasoning kept" in page
     with pytest.raises(TargetError, match="plots are written as"):
         evaluation.plot(tmp_path / "curves.pdf")
 

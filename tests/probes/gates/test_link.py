@@ -62,6 +62,11 @@ def test_the_command_prints_directions_and_what_they_read(v, tmp_path):
     assert len(json.loads((tmp_path / "link.json").read_text())["loadings"]) == 2
 
 
+def test_gates_that_were_not_trained_have_no_loss_curves(tmp_path):
+    with pytest.raises(PatchError, match="gates: no record of a training here, so that there are no loss curves"):
+        Gates(torch.zeros(3, 20)).plot(tmp_path / "a.html")
+
+
 def test_other_models_are_refused(atlas, v, built):
     with pytest.raises(PatchError, match="the gates are 3 × 20"):
         link_gates(atlas, Mask(torch.ones(3, 20, dtype=torch.bool), "x"), v)
