@@ -45,7 +45,7 @@ class Forget(NamedTuple):
     where: str
     """File and line, for errors."""
     shots: str = ""
-    """What stands before the text where it is trained on: solved facts. No loss is taken there."""
+    """What stands before the text where it is trained on: solved facts. Nothing is learnt from them."""
 
 
 class Retain(NamedTuple):

@@ -212,7 +212,7 @@ def _gradient(
     pad: int,
 ) -> Parts:
     """Put the gradient of one step's loss into logits.grad, and return its parts."""
-    others = sum(int((~example.entity[1:]).sum()) for example in forget)
+    others = sum(int(collate([example], pad).others.sum()) for example in forget)
     predicted = sum(len(example.ids) - 1 for example in retain)
     read = sum(int(example.entity[1:].sum()) for example in context)
     sums = torch.zeros(4, device=logits.device)
@@ -243,7 +243,7 @@ def _forget_terms(model: Any, logits: Tensor, batch: Batch, options: TrainOption
     student = _gated_logits(model, logits, batch, options)
     nke = torch.zeros((), device=logits.device)
     if options.unmasked_retain_weight:
-        nke = losses.kl_sum(base_logits(model, batch), student, batch.predicted & ~batch.entity[:, 1:])
+        nke = losses.kl_sum(base_logits(model, batch), student, batch.others)
     return losses.forget_sum(student, batch, options.beta), nke
 
 

@@ -10,7 +10,7 @@ import torch
 from probes.gates import reasoning
 from probes.gates.controls import masks
 from probes.gates.data import read_forget, read_retain
-from probes.gates.encode import forget_example
+from probes.gates.encode import collate, forget_example
 from probes.gates.evaluate import evaluate_gates
 from probes.gates.forced import answered
 from probes.gates.gates import Gates
@@ -106,6 +106,9 @@ def test_shots_are_read_and_no_loss_is_taken_there(atlas, made):
     row = next(row for row in read_forget(made[0] / "forget.jsonl")[0] if row.shots)
     example = forget_example(row, atlas.tokenizer, chat=False, max_tokens=256)
     assert atlas.tokenizer.decode(example.ids[example.entity]).strip() == row.answers[0]
+    batch = collate([example], 0)
+    assert not batch.others[0, : example.shown - 1].any() and batch.others[0, example.shown :].any()
+    assert atlas.tokenizer.decode(example.ids[: example.shown]).strip() == row.shots.strip()
     assert int(example.entity.nonzero()[0]) > len(atlas.tokenizer(row.shots)["input_ids"]) - 1
     assert {row.text for row in read_retain(made[0] / "retain.jsonl")[0]}
 
