@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,7 +31,7 @@ COLUMNS = "facts  new facts  in-context  conflict  kinds  new kinds"
 
 
 def value(text: str) -> Any:
-    return json.loads(text) if text[:1] in "0123456789.-" else text
+    return json.loads(text) if re.fullmatch(r"-?[\d.e-]+", text) else text
 
 
 def run(
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--variants", default="reading")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("options", nargs="*")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     import probes
 
     options = {name: value(text) for name, _, text in (option.partition("=") for option in given.options)}

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from probes.cli import gates_eval, gates_train
 from probes.gates.files import write_logits
 from probes.gates.gates import Gates
-from probes.gates.options import EvalOptions, TrainOptions
+from probes.gates.options import EvalOptions, PanelOptions, TrainOptions
 from tests.probes.gates.progress import Told
 from vindex.__main__ import EXAMPLES, app
 from vindex.demo import CHECKPOINT
@@ -242,7 +242,9 @@ def test_every_example_in_a_help_parses():
 
 
 @pytest.mark.parametrize(
-    "name, options", [("train", TrainOptions), ("eval", EvalOptions)], ids=["training", "evaluation"]
+    "name, options",
+    [("panel", PanelOptions), ("train", TrainOptions), ("eval", EvalOptions)],
+    ids=["panel", "training", "evaluation"],
 )
 def test_the_class_the_command_and_the_page_state_the_same_options(name, options):
     page = (DOCS / "gates-method.md").read_text()
