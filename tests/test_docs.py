@@ -32,9 +32,6 @@ PAGES = [
     "docs/responses.md",
 ]
 IN_PYTHON = ["README.md", *(f"docs/{page}.md" for page in "python probes scores trace audit responses".split())]
-    "README.md",
-    *(f"docs/{name}.md" for name in ("python", "probes", "scores", "trace", "audit", "responses")),
-]
 LESS = {"--max-steps 60": "--max-steps 2 --forget-limit 32 --retain-limit 64", "--count 40": "--count 4"}
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -11,7 +11,13 @@ from typer.testing import CliRunner
 from vindex.__main__ import app
 
 RECORDS = Path(__file__).parents[1] / "docs" / "records"
-DRAWN = ("atlas.json", "gates-atlas.json", "gate3-135m-france.json", "gate3-135m-capitals.json")
+DRAWN = (
+    "atlas.json",
+    "gates-atlas.json",
+    "gates-atlas-training.json",
+    "gate3-135m-france.json",
+    "gate3-135m-capitals.json",
+)
 
 
 def plot(*arguments):

@@ -19,6 +19,7 @@ GATE_FILES = (
     "gate_stats.json",
     "selected_thresholds.txt",
 )
+PANEL_FILES = ("forget.jsonl", "retain.jsonl", "asked.jsonl", "panel.json")
 
 
 class Kind(NamedTuple):
@@ -41,6 +42,7 @@ PATCHED_CHECKPOINT = Kind("patched checkpoint", (HISTORY,), folders=frozenset({H
 REPLACEABLE = (VINDEX, BAKED_CHECKPOINT, PATCHED_CHECKPOINT)
 _TRAINED = frozenset({*GATE_FILES, TRAINING, STATE})
 TRAINED_GATES = (Kind("trained gates", (TRAINING,), _TRAINED), Kind("stopped training", (STATE,), _TRAINED))
+PANEL = Kind("panel of gates", PANEL_FILES, frozenset(PANEL_FILES))
 
 
 def objection(directory: Path, kinds: Sequence[Kind]) -> str | None:

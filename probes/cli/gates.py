@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probes.cli import gates_eval, gates_train
+from probes.cli import gates_eval, gates_link, gates_mask, gates_panel, gates_train
 from probes.cli.gates_options import (
     Device,
     Directory,
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Lambda gates: separate recall from reasoning.", no_args_is_help=True, rich_markup_mode=None)
 
 
+app.command()(gates_panel.panel)
 app.command()(gates_train.train)
+app.command()(gates_mask.mask)
 app.command("eval")(gates_eval.evaluate)
+app.command()(gates_link.link)
 
 
 @app.command()

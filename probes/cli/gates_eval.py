@@ -15,6 +15,7 @@ from probes.cli.gates_options import (
     Json,
     Model,
     Output,
+    PanelDirectory,
     RetainFile,
     Revision,
     with_options,
@@ -25,15 +26,17 @@ from vindex.console import check_places, print_json, print_table, progress, say,
 
 if TYPE_CHECKING:
     from probes.gates.evaluation import Evaluation
+    from probes.gates.score import Share
 
 NAMES = {"random": "random ×5"}
-SCORES = ("forget", "oracle", "conflict", "reasoning", "neutral_kl")
+QUESTIONS = ("forget", "oracle", "conflict", "reasoning")
 
 
 @with_options(EvalOptions)
 def evaluate(
     model: Model,
     directory: Directory,
+    panel: PanelDirectory = None,
     forget: ForgetFile = None,
     retain: RetainFile = None,
     neutral: Annotated[
@@ -67,8 +70,9 @@ def evaluate(
         with progress() as stages:
             loaded = load_model(model, device=device, dtype=dtype, revision=revision, progress=stages)
             found = evaluate_gates(
-                loaded, gates, forget=forget, retain=retain, neutral=neutral, output=output, progress=stages, **options
-            )
+                loaded, gates, panel=panel, forget=forget, retain=retain, neutral=neutral, output=output,
+                progress=stages, **options,
+            )  # fmt: skip
     except KeyboardInterrupt:
         kept = "nothing is kept; with -o FILE the finished masks are"
         if output:
@@ -94,23 +98,34 @@ def evaluate(
 
 def print_evaluation(found: Evaluation) -> None:
     """Every mask at every operating point, random masks as their mean, and the areas."""
-    about, rows, before = found.about, [], None
-    for row in found.rows():
-        off = row["off_fraction"]
-        first = "" if off in (None, before) else f"{off:.0%}"
-        before = off
-        cells = (_number(row[name], ".2f") for name in SCORES)
-        kept = (_number(row[f"{kind}_retained"], ".0%") for kind in ("knowledge", "reasoning"))
-        rows.append((first, NAMES.get(row["mask"], row["mask"]), *cells, _kept(*kept)))
+    about, rows, apart, before = found.about, [], [], None
+    for at, mask, scores, kept in found.families():
+        first = "" if at in (None, before) else _off(at.off_fraction)
+        before, name = at, NAMES.get(mask, mask)
+        cells = [_percent(scores.share(panel)) for panel in QUESTIONS]
+        rows.append(
+            (first, name, *cells, _number(scores.neutral_kl, ".2f"), _kept(*(_number(one, ".0%") for one in kept)))
+        )
+        sides = [scores.share(panel, held_out) for panel in ("forget", "reasoning") for held_out in (False, True)]
+        apart.append((first, name, *map(_percent, sides), _number(scores.perplexity, ".1f")))
     choices, panels = about["choices"], about["panels"]
     sizes = ", ".join(f"{name} {count}" for name, count in panels["counts"].items())
     print_table(
         f"{about['gates']} on {about['model']['name']} ({panels['source']})",
-        [">off", "mask", ">forget", ">oracle", ">confl.", ">reason", ">KL", ">kept"],
+        [">off", "mask", ">param.", ">in-ctx", ">confl.", ">reason", ">KL", ">kept"],
         rows,
-        caption=f"{sizes} prompts or texts; kept: facts / reasoning; random: mean of {choices['random_seeds']}; "
+        caption=f"right in %, ± half of the 95 % interval: parametric (nothing but the question), in-context, "
+        f"conflict, reasoning; {sizes} prompts or texts; kept: facts / reasoning; random: mean of "
+        f"{choices['random_seeds']}; "
         f"scale: soft {choices['soft_scale_mode']}, masks {choices['mask_scale_mode']}",
     )
+    if found.base.share("forget", held_out=True).asked:
+        print_table(
+            "trained on, and held out",
+            [">off", "mask", ">facts", ">new facts", ">kinds", ">new kinds", ">perplexity"],
+            apart,
+            caption="new: no fact of the subject, and no question of the kind, was trained on",
+        )
     areas = [
         (name, _number(a.value, ".3f"), f"{a.low:.3f} … {a.high:.3f}" if a.low < a.high else "")
         for name, a in found.areas.items()
@@ -120,6 +135,16 @@ def print_evaluation(found: Evaluation) -> None:
         styled(f"gates minus random: {_number(found.advantage, '+.3f')}", "bold"),
         " (area 1: facts go first, 0.5: both, 0: reasoning)",
     )
+
+
+def _off(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.02 else f"{share:.1%}"
+
+
+def _percent(share: Share) -> str:
+    """`82 ±5`; a dash of none."""
+    low, high = share.interval
+    return f"{share.value:.0%} ±{(high - low) / 2:.0%}".replace("%", "") if share.asked else "–"
 
 
 def _number(value: float | None, form: str) -> str:

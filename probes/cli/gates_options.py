@@ -43,6 +43,11 @@ RetainFile = Annotated[
 ]
 
 
+PanelDirectory = Annotated[
+    Path | None, typer.Option("--panel", metavar="DIR", help="What `vindex gates panel` made, in place of files.")
+]
+
+
 def with_options(
     of: type, presets: Mapping[str, Mapping[str, Any]] = {}
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -7,10 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from probes.cli.gates_options import Device, Dtype, ForgetFile, Model, RetainFile, Revision, with_options
+from probes.cli.gates_options import (
+    Device,
+    Dtype,
+    ForgetFile,
+    Model,
+    PanelDirectory,
+    RetainFile,
+    Revision,
+    with_options,
+)
 from probes.cli.model import load_model
 from probes.gates.options import PRESETS, TrainOptions
-from vindex.console import progress, say, warn
+from vindex.console import check_places, progress, say, warn
 from vindex.demo import or_bundled
 
 
@@ -18,6 +27,7 @@ from vindex.demo import or_bundled
 def train(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write the gates to.")],
+    panel: PanelDirectory = None,
     forget: ForgetFile = None,
     retain: RetainFile = None,
     preset: Annotated[str, typer.Option(help=f"Published variant to start from: {', '.join(PRESETS)}.")] = "baseline",
@@ -26,6 +36,9 @@ def train(
     save_every: Annotated[int, typer.Option(min=1, help="Save the state after this many steps.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the saved state, to the same result.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace gates or a stopped run at the target.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the loss curves to this .html or .png.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -39,14 +52,16 @@ def train(
     from probes.gates.options import from_preset
     from vindex.kinds import STATE
 
+    check_places(None, plot)
     from_preset(preset, **options)  # what is out of range is told before the model is loaded
-    check_output(output, [Path(or_bundled(model)), forget, retain], resume=resume, force=force)
+    check_output(output, [Path(or_bundled(model)), panel, forget, retain], resume=resume, force=force)
     try:
         with progress(is_first_process()) as stages:
             loaded = load_model(model, device=own_device(device), dtype=dtype, revision=revision, progress=stages)
             gates = train_gates(
-                loaded, preset=preset, output=output, forget=forget, retain=retain, forget_limit=forget_limit,
-                retain_limit=retain_limit, save_every=save_every, resume=resume, force=force, progress=stages,
+                loaded, preset=preset, output=output, panel=panel, forget=forget, retain=retain,
+                forget_limit=forget_limit, retain_limit=retain_limit, save_every=save_every,
+                resume=resume, force=force, progress=stages,
                 **options,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -60,4 +75,8 @@ def train(
     if is_first_process():
         steps, seconds = gates.training["steps"], gates.training["wall_seconds"]
         say(f"wrote {output}: λ std {float(gates.values.std()):.3f} after {steps} steps, {seconds:.0f} s")
-        say(f"next: vindex gates eval {model} {output} -o {output.name}.json --plot {output.name}.html")
+        if plot:
+            gates.plot(plot)
+            say(f"plot: {plot}")
+        of = f" --panel {panel}" if panel else ""
+        say(f"next: vindex gates eval {model} {output}{of} -o {output.name}.json --plot {output.name}.html")

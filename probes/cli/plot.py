@@ -17,6 +17,7 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
     "vindex-gate3-all": "probes.deletion.plot",
     "vindex-gates-evaluation": "probes.gates.plot",
     "vindex-responses": "probes.responses.result",
+    "vindex-gates-training": "probes.gates.curves",
     "vindex-comparison": "vindex.differences",
     "vindex-audit": "vindex.audits",
 }
@@ -25,7 +26,10 @@ DRAWN_BY = {  # record, without its version: the module whose draw(record, path)
 def plot(
     record: Annotated[
         Path,
-        typer.Argument(metavar="RECORD", help="A record of probe, respond, gate3, gates eval, compare or audit."),
+        typer.Argument(
+            metavar="RECORD",
+            help="A record as probe, respond, gate3, gates eval, compare and audit write with -o, or a training.json.",
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -1,28 +1,42 @@
-"""Masks of the size of a gates' mask: what chance does, and what mean |h| does, which needs no training.
+"""Masks that need no training: what chance does, and what mean |h| does, where an entity is about to be said.
 
-At random (5 seeds), and by mean |h| where an entity is about to be said: those neurons that fire the most, those that
-fire the least, and those that fire the most there compared with reasoning text. The rows come from the atlas's training
-data, or, where files are given, from the files' own rows, which favours these controls.
+    ratio      first off: the neurons that fire the most there, compared with reasoning text
+    contrast   the difference in place of the ratio
+    largest    those that fire the most there, wherever else they do
+    random     at random
+
+Beside a mask of gates stand masks that turn off as many neurons of every layer (`masks`, 5 seeds of the random ones);
+`mask_gates` makes gates of their own of them, in the published layout. The rows come from the panel or the files that
+training takes, or from the atlas's own.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from probes.gates.activations import mean_magnitude
-from probes.gates.data import Forget, Retain
+from probes.gates.apply import gate_shape
+from probes.gates.data import Forget, Retain, panel_files, read_forget, read_retain, require_sources
 from probes.gates.encode import forget_example, retain_example
+from probes.gates.files import MADE
 from probes.gates.gates import Gates
 from probes.gates.masks import lowest_keep, random_keep
 from probes.gates.options import TrainOptions
 from probes.live.load import Loaded
+from probes.live.match import describe, weights_sha256
+from probes.records import head
+from vindex.errors import ProbeError
+from vindex.places import check_directory
 from vindex.progress import Progress, silent
 
+FAMILIES = {"largest": "largest |h|", "contrast": "|h| contrast", "ratio": "|h| ratio"}  # as evaluations call them
+WAYS = (*reversed(FAMILIES), "random")
 RANDOM_SEEDS = 5
 ACTIVATION_ROWS = 400  # of each kind, at most
 
@@ -32,6 +46,12 @@ class Magnitudes(NamedTuple):
 
     forget: Tensor
     retain: Tensor
+
+    def scores(self, by: str) -> Tensor:
+        """(L, I): the higher, the sooner a neuron is off."""
+        if by == "ratio":
+            return self.forget / self.retain.clamp_min(torch.finfo(torch.float32).tiny)
+        return self.forget - self.retain if by == "contrast" else self.forget
 
 
 def magnitudes(
@@ -64,8 +84,49 @@ def masks(gates: Gates, threshold: float, magnitudes: Magnitudes | None) -> Iter
     yield "gates", None, keep
     for seed in range(RANDOM_SEEDS):
         yield "random", seed, random_keep(keep, seed)
-    if magnitudes:
-        yield "largest |h|", None, lowest_keep(-magnitudes.forget, keep)
-        yield "smallest |h|", None, lowest_keep(magnitudes.forget, keep)
-        tiny = torch.finfo(torch.float32).tiny
-        yield "|h| ratio", None, lowest_keep(-magnitudes.forget / magnitudes.retain.clamp_min(tiny), keep)
+    for name in FAMILIES if magnitudes else ():
+        yield FAMILIES[name], None, lowest_keep(-magnitudes.scores(name), keep)  # type: ignore[union-attr]
+
+
+def mask_gates(
+    model: Loaded,
+    by: str = "ratio",
+    *,
+    panel: str | Path | None = None,
+    forget: str | Path | None = None,
+    retain: str | Path | None = None,
+    seed: int = 0,
+    chat: bool = False,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Gates:
+    """Gates without training: λ is the share of a layer's neurons that are to be off before the neuron is.
+
+    So 5 % off is 5 % of every layer. by: ratio, contrast, largest or random; seed: of the random ones, and of the rows
+    that mean |h| is taken over. panel, forget, retain, chat, output, force: as `train_gates`. Raises ProbeError,
+    FactError or TargetError before the work.
+    """
+    if by not in WAYS:
+        raise ProbeError(f"masks by {by!r}: expected one of {', '.join(WAYS)}")
+    require_sources(panel, forget, retain)
+    if panel:
+        forget, retain, _ = panel_files(Path(panel))
+    files, target = [Path(file) if file else None for file in (forget, retain)], Path(output) if output else None
+    if target:
+        reads = [path for path in (model.path, *files) if path is not None and path.exists()]
+        check_directory(target, force=force, reads=reads, kinds=MADE)
+    about: dict[str, Any] = {"by": by, "seed": seed, "chat": chat}
+    if by == "random":
+        scores = torch.rand(gate_shape(model.model), generator=torch.Generator().manual_seed(seed))
+    else:
+        facts, sums = read_forget(files[0]), read_retain(files[1])
+        scores = magnitudes(model, facts[0], sums[0], chat=chat, seed=seed, progress=progress).scores(by)
+        about["data"] = {"forget": facts[1]._asdict(), "retain": sums[1]._asdict()}
+    last_off = scores.argsort(1).argsort(1)  # (L, I): 0 where the score is lowest
+    values = 1 - (last_off + 0.5) / scores.shape[1]
+    made = {**head("vindex-gates-mask/1"), "model": describe(model, weights_sha256(model, progress)), **about}
+    gates = Gates(torch.logit(values), target.name if target else f"{by} mask", made)
+    if target:
+        gates.save(target, force=force)
+    return gates

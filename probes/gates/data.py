@@ -8,21 +8,25 @@ A forget row says a fact and where its entity stands: `text` with `entities` (of
 from __future__ import annotations
 
 import hashlib
+import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
-from vindex.errors import FactError
+from vindex.errors import FactError, ProbeError
 from vindex.files import Kind, opened, parse_json, read_lines
+from vindex.kinds import PANEL_FILES
 
 Row = Mapping[str, Any]
 Span = tuple[int, int]
 Messages = tuple[dict[str, str], ...]
 Parsed = TypeVar("Parsed")
 ATLAS_RETAIN_ROWS = 4000
+STATED = ("Imagine a world. {} In that world: ", "Somebody wrote this: {} So in short: ", "{} As I have just said, ")
+"""What leads from a text that states a fact to the question, in training."""
 LONGEST_ROW = 1 << 24  # bytes
 OF_ROWS = Kind(FactError, "expected JSONL or parquet", limit=1 << 32)
 
@@ -40,6 +44,8 @@ class Forget(NamedTuple):
     relation: str | None
     where: str
     """File and line, for errors."""
+    shots: str = ""
+    """What stands before the text where it is trained on: solved facts. Nothing is learnt from them."""
 
 
 class Retain(NamedTuple):
@@ -80,6 +86,50 @@ def read_retain(path: Path | None, limit: int | None = None) -> tuple[list[Retai
     return _parse(_file(path), retain_row, limit)
 
 
+class PanelFiles(NamedTuple):
+    """The files of a directory that `make_panel` made."""
+
+    forget: Path
+    retain: Path
+    asked: Path
+
+
+def panel_files(directory: Path) -> PanelFiles:
+    """Raises FactError unless the directory has them."""
+    if missing := [name for name in PANEL_FILES if not (directory / name).is_file()]:
+        raise FactError(f"{directory}: no {missing[0]} here; expected a panel, which vindex gates panel MODEL -o makes")
+    return PanelFiles(*(directory / name for name in PANEL_FILES[:3]))
+
+
+def require_sources(panel: Any, forget: Any, retain: Any, *, both: bool = True) -> None:
+    """Raise ProbeError unless rows come from a panel, or from two files (with `both`), or from nowhere."""
+    if panel is not None and (forget is not None or retain is not None):
+        raise ProbeError("--panel with --forget or --retain: give the panel, or files of your own")
+    if both and (forget is None) != (retain is None):
+        raise ProbeError("--forget without --retain, or the reverse: give both files, or neither for the atlas")
+
+
+def context_rows(rows: Sequence[Forget], seed: int) -> list[Forget]:
+    """Each fact behind a text that states it, and behind one that states another answer of its relation.
+
+    The entity is the answer that is read off the text, and only where it is said again. Rows whose entity does not
+    end a sentence of their own, or whose text begins with it, are left out.
+    """
+    draw, made = random.Random(seed), []
+    for row in rows:
+        start, end = row.spans[0]
+        others = {other.answers[0] for other in rows if other.relation == row.relation} - set(row.answers)
+        answers = [row.text[start:end], *([draw.choice(sorted(others))] if others else [])]
+        for answer in answers if row.text[:start].strip() else ():
+            before = (
+                draw.choice(STATED).format(f"{row.text[:start]}{answer}{row.text[end:]}".strip()) + row.text[:start]
+            )
+            made.append(
+                row._replace(text=before + answer, spans=((len(before), len(before + answer)),), turn=0, shots="")
+            )
+    return made
+
+
 def forget_row(row: Row, where: str) -> Forget:
     """One row of knowledge. Raises FactError when a column is missing or an entity does not stand in the text."""
     question, relation = _string(row, "question", where), _string(row, "prop", where)
@@ -93,8 +143,8 @@ def forget_row(row: Row, where: str) -> Forget:
         text = f"Question: {question}\nAnswer: {answers[0]}"
         turn = len(text) - len(answers[0])
         return Forget(text, ((turn, len(text)),), question, answers, turn, relation, where)
-    spans = _spans(row, text, answers, where)
-    return Forget(text, spans, question, answers or tuple(text[a:b] for a, b in spans), 0, relation, where)
+    spans, shots = _spans(row, text, answers, where), _string(row, "shots", where) or ""
+    return Forget(text, spans, question, answers or tuple(text[a:b] for a, b in spans), 0, relation, where, shots)
 
 
 def retain_row(row: Row, where: str) -> Retain:

@@ -24,6 +24,8 @@ from vindex.errors import FactError
 class Example(NamedTuple):
     ids: Tensor  # (T,) int64
     entity: Tensor  # (T,) bool: the token belongs to an entity
+    shown: int = 0
+    """How many tokens of shots stand before; nothing is learnt from them."""
 
 
 class Batch(NamedTuple):
@@ -32,11 +34,17 @@ class Batch(NamedTuple):
     ids: Tensor  # (B, T) int64
     real: Tensor  # (B, T) bool: not padding
     entity: Tensor  # (B, T) bool
+    shown: Tensor  # (B, T) bool: a token of the shots
 
     @property
     def predicted(self) -> Tensor:
         """(B, T - 1) bool: the next token at this place is a real one, so that its loss counts."""
         return self.real[:, 1:]
+
+    @property
+    def others(self) -> Tensor:
+        """(B, T - 1) bool: the next token is of the text, and no entity's."""
+        return self.predicted & ~self.entity[:, 1:] & ~self.shown[:, 1:]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(tensor.to(device) for tensor in self))
@@ -44,14 +52,15 @@ class Batch(NamedTuple):
 
 def forget_example(row: Forget, tokenizer: Any, *, chat: bool, max_tokens: int) -> Example:
     """Token ids and entity mask of a row. Raises FactError when no token of an entity is left to predict."""
-    text, spans = row.text, row.spans
+    text = row.shots + row.text
+    spans = tuple((start + len(row.shots), end + len(row.shots)) for start, end in row.spans)
     if chat:
         if row.question is None:
             raise FactError(f"{row.where}: no question; the chat template needs one for the user's turn")
         answer = row.text[row.turn :]
         turns = [*ask(row.question), {"role": "assistant", "content": answer}]
         text, (_, turn) = render(tokenizer, turns, where=row.where)
-        spans = tuple((start + turn - row.turn, end + turn - row.turn) for start, end in spans)
+        spans = tuple((start + turn - row.turn, end + turn - row.turn) for start, end in row.spans)
     ids, offsets = _tokenise(text, tokenizer, chat)
     entity = [any(_overlap(token, span) for span in spans) for token in offsets]
     for span in spans:
@@ -60,7 +69,8 @@ def forget_example(row: Forget, tokenizer: Any, *, chat: bool, max_tokens: int) 
                 f"{row.where}: entity {text[slice(*span)]!r} has no token to predict among the first {max_tokens}; "
                 "raise max_tokens, or let the text begin before it"
             )
-    return _cut(ids, entity, max_tokens)
+    shown = 0 if chat else sum(end <= len(row.shots) for _, end in offsets) if row.shots else 0
+    return _cut(ids, entity, max_tokens)._replace(shown=shown)
 
 
 def retain_example(row: Retain, tokenizer: Any, *, chat: bool, max_tokens: int) -> Example:
@@ -81,11 +91,12 @@ def collate(examples: Sequence[Example], pad: int) -> Batch:
     width = max(len(example.ids) for example in examples)
     ids = torch.full((len(examples), width), pad)
     real = torch.zeros(ids.shape, dtype=torch.bool)
-    entity = torch.zeros(ids.shape, dtype=torch.bool)
+    entity, shown = torch.zeros(ids.shape, dtype=torch.bool), torch.zeros(ids.shape, dtype=torch.bool)
     for row, example in enumerate(examples):
         length = len(example.ids)
         ids[row, :length], real[row, :length], entity[row, :length] = example.ids, True, example.entity
-    return Batch(ids, real, entity)
+        shown[row, : example.shown] = True
+    return Batch(ids, real, entity, shown)
 
 
 def _tokenise(text: str, tokenizer: Any, chat: bool) -> tuple[list[int], list[Span]]:

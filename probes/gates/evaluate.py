@@ -9,37 +9,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
 from probes.gates import journal
 from probes.gates.apply import require_fit
 from probes.gates.controls import ACTIVATION_ROWS, RANDOM_SEEDS, Magnitudes, magnitudes, masks
-from probes.gates.data import read_forget, read_retain
-from probes.gates.evaluation import Entry, Evaluation, retained
+from probes.gates.data import panel_files, read_forget, read_retain, require_sources
+from probes.gates.evaluation import Entry, Evaluation, kept_of
 from probes.gates.gates import Gates
 from probes.gates.masks import rescaled
 from probes.gates.options import EvalOptions, to_evaluate
-from probes.gates.panels import QUESTIONS, Panels, atlas, from_rows, neutral_texts
+from probes.gates.panels import QUESTIONS, Panels, atlas, from_rows, neutral_texts, read_asked
 from probes.gates.score import NEUTRAL_TOKENS, Scores, Settings, score, work
 from probes.live.load import Loaded, require_head
 from probes.live.match import describe, weights_sha256
 from probes.records import head
-from vindex.errors import ProbeError
 from vindex.progress import Progress, silent
 from vindex.targets import check_file
 
-Files = tuple[Path | None, Path | None, Path | None]
+
+class Files(NamedTuple):
+    """Where what is asked comes from."""
+
+    panel: Path | None
+    forget: Path | None
+    retain: Path | None
+    neutral: Path | None
 
 
 def evaluate_gates(
     model: Loaded,
     gates: Gates,
     *,
+    panel: str | Path | None = None,
     forget: str | Path | None = None,
     retain: str | Path | None = None,
     neutral: str | Path | None = None,
@@ -49,7 +55,8 @@ def evaluate_gates(
 ) -> Evaluation:
     """Score gates, soft and at their operating points, beside random and activation masks of the same size.
 
-    forget, retain: files of rows (docs/gates.md), both or neither; without them the atlas's held-out facts and sums.
+    panel: a directory that `make_panel` made for this model. forget, retain: files of rows (docs/gates.md), both or
+    neither; without panel and files the atlas's held-out facts and sums.
     neutral: a .txt or .jsonl file. output: where the record is written; until then the scores of finished masks are
     kept beside it, and a run that was stopped goes on from them. options: the fields of `EvalOptions`.
 
@@ -59,8 +66,7 @@ def evaluate_gates(
     target = Path(output) if output else None
     if target:
         check_file(target)
-    if (forget is None) != (retain is None):
-        raise ProbeError("--forget without --retain, or the reverse: give both files, or neither for the atlas")
+    require_sources(panel, forget, retain)
     require_head(model)
     require_fit(gates.logits.shape, model.model)
     chosen = replace(
@@ -69,8 +75,8 @@ def evaluate_gates(
         thresholds=chosen.thresholds or gates.selected_thresholds(),
     )
     digests = weights_sha256(model, progress)
-    files = tuple(Path(file) if file else None for file in (forget, retain, neutral))
-    panels, found = _asked(model, files, chosen, progress)  # type: ignore[arg-type]
+    files = Files(*(Path(file) if file else None for file in (panel, forget, retain, neutral)))
+    panels, found = _asked(model, files, chosen, progress)
     settings = Settings(chosen.batch_size, chosen.generate)
     unfinished = journal.beside(target) if target else None
     kept = journal.Journal(unfinished, journal.context(model, digests, panels, settings))
@@ -103,21 +109,17 @@ def _scored(
     planned = [(at, *mask) for at in points for mask in masks(gates, at.threshold, magnitudes)]
     settings = Settings(options.batch_size, options.generate)
 
-    def factors() -> Iterator[Tensor | None]:
-        yield None
-        yield gates.factors(options.soft_scale_mode)
-        for *_, keep in planned:
-            yield rescaled(keep.float(), options.mask_scale_mode)
-
-    everything = 2 + len(planned)
-    reused = sum(kept.get(one) is not None for one in factors())
-    stage = f"masks ({reused} of {everything} kept from before)" if reused else "masks"
-    advance = progress(stage, (everything - reused) * work(panels, settings))
-    base, soft, *others = [
-        kept.get(one) or kept.put(one, score(loaded, panels, one, settings, advance)) for one in factors()
-    ]
+    several: list[Tensor | None] = [None, gates.factors(options.soft_scale_mode)]
+    several += [rescaled(keep.float(), options.mask_scale_mode) for *_, keep in planned]
+    left = [one for one in several if kept.get(one) is None]
+    reused = len(several) - len(left)
+    stage = f"masks ({reused} of {len(several)} kept from before)" if reused else "masks"
+    advance = progress(stage, len(left) * work(panels, settings))
+    for one, found in zip(left, score(loaded, panels, left, settings, advance), strict=True):
+        kept.put(one, found)
+    base, soft, *others = (cast(Scores, kept.get(one)) for one in several)
     entries = [
-        Entry(family, seed, at, found, retained(found.forget, base.forget), retained(found.reasoning, base.reasoning))
+        Entry(family, seed, at, found, *kept_of(found, base))
         for (at, family, seed, _), found in zip(planned, others, strict=True)
     ]
     return Scored(base, soft, tuple(entries), reused)
@@ -125,15 +127,18 @@ def _scored(
 
 def _asked(loaded: Loaded, files: Files, options: EvalOptions, progress: Progress) -> tuple[Panels, Magnitudes]:
     """What is asked, and the mean |h| that the activation masks come from."""
-    forget, retain, neutral = files
-    facts, sums = read_forget(forget)[0], read_retain(retain)[0]
-    chosen: dict[str, Any] = {"chat": options.chat, "count": options.count, "seed": options.seed}
-    if forget is None:
-        panels = atlas(loaded.tokenizer, **chosen)
-        panels = replace(panels, neutral=neutral_texts(neutral)) if neutral else panels
+    made = panel_files(files.panel) if files.panel else None
+    rows = (made.forget, made.retain) if made else (files.forget, files.retain)
+    facts, sums = read_forget(rows[0])[0], read_retain(rows[1])[0]
+    chosen: dict[str, Any] = {"count": options.count, "seed": options.seed}
+    if made:
+        panels = read_asked(made.asked, neutral_texts(files.neutral), **chosen)
+    elif files.forget is None:
+        panels = atlas(loaded.tokenizer, chat=options.chat, **chosen)
+        panels = replace(panels, neutral=neutral_texts(files.neutral)) if files.neutral else panels
     else:
-        worked = not options.generate
-        panels = from_rows(facts, sums, neutral_texts(neutral), loaded.tokenizer, worked=worked, **chosen)
+        texts, worked = neutral_texts(files.neutral), not options.generate
+        panels = from_rows(facts, sums, texts, loaded.tokenizer, chat=options.chat, worked=worked, **chosen)
     return panels, magnitudes(loaded, facts, sums, chat=options.chat, seed=options.seed, progress=progress)
 
 

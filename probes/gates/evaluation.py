@@ -9,7 +9,7 @@ summary is the area of the gates minus the mean area of the random masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -81,25 +81,31 @@ class Evaluation(Result):
     @property
     def soft_retained(self) -> tuple[float, float]:
         """Knowledge and reasoning that soft gates retain."""
-        return retained(self.soft.forget, self.base.forget), retained(self.soft.reasoning, self.base.reasoning)
+        return kept_of(self.soft, self.base)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A row each for the plain model, soft gates, and every family at every point; random masks as their mean."""
-        rows = [_row(None, "plain model", self.base, None, None)]
-        rows.append(_row(None, "soft gates", self.soft, *self.soft_retained))
+    def families(self) -> Iterator[tuple[Point | None, str, Scores, tuple[float | None, float | None]]]:
+        """The plain model, soft gates, and every family at every point, the random masks as their mean.
+
+        (operating point, name, scores, (knowledge retained, reasoning retained)) of each.
+        """
+        yield None, "plain model", self.base, (None, None)
+        yield None, "soft gates", self.soft, self.soft_retained
         for at in sorted({entry.point for entry in self.entries}, key=lambda point: point.off_fraction):
             for family in self.areas:
                 found = mean_of([e for e in self.entries if (e.family, e.point) == (family, at)])
-                rows.append(_row(at, family, found.scores, found.knowledge, found.reasoning))
-        return plain(rows)
+                yield at, family, found.scores, (found.knowledge, found.reasoning)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What `families` gives, a row each."""
+        return plain([_row(at, name, scores, *kept) for at, name, scores, kept in self.families()])
 
     def record(self) -> dict[str, Any]:
         kept = dict(zip(("knowledge_retained", "reasoning_retained"), self.soft_retained, strict=True))
         found = {
-            "base": self.base._asdict(),
-            "soft": self.soft._asdict() | kept,
+            "base": self.base.record(),
+            "soft": self.soft.record() | kept,
             "entries": [
-                {"family": e.family, "seed": e.seed, **e.point._asdict(), **e.scores._asdict()}
+                {"family": e.family, "seed": e.seed, **e.point._asdict(), **e.scores.record()}
                 | {"knowledge_retained": e.knowledge, "reasoning_retained": e.reasoning}
                 for e in self.entries
             ],
@@ -121,14 +127,25 @@ def _row(
     at: Point | None, mask: str, scores: Scores, knowledge: float | None, reasoning: float | None
 ) -> dict[str, Any]:
     kept = {"knowledge_retained": knowledge, "reasoning_retained": reasoning}
-    return {"off_fraction": at and at.off_fraction, "mask": mask, **scores._asdict(), **kept}
+    apart = {f"{name}_held_out": scores.share(name, held_out=True).value for name in ("forget", "reasoning")}
+    return {"off_fraction": at and at.off_fraction, "mask": mask, **scores.figures(), **kept, **apart}
 
 
 def mean_of(entries: Sequence[Entry]) -> Entry:
     """One entry with the mean of every figure, for the random masks of one operating point."""
-    scores = Scores(*(fmean(values) for values in zip(*(entry.scores for entry in entries), strict=True)))
+    alike = zip(*(entry.scores.cells for entry in entries), strict=True)
+    cells = tuple(same[0]._replace(right=fmean(cell.right for cell in same)) for same in alike)
+    texts = (fmean(getattr(entry.scores, name) for entry in entries) for name in ("neutral_kl", "perplexity"))
+    scores = Scores(cells, *texts)
     kept = fmean(e.knowledge for e in entries), fmean(e.reasoning for e in entries)
     return Entry(entries[0].family, None, entries[0].point, scores, *kept)
+
+
+def kept_of(scores: Scores, base: Scores) -> tuple[float, float]:
+    """Knowledge and reasoning retained, of the plain model's."""
+    found = (retained(scores.share(name).value, base.share(name).value) for name in ("forget", "reasoning"))
+    knowledge, reasoning = found
+    return knowledge, reasoning
 
 
 def retained(value: float, base: float) -> float:

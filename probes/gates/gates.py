@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.gates import masks
+from probes.gates import curves, masks
 from probes.gates.apply import gated
 from probes.gates.files import MADE, read_indices, read_logits, summary, write_logits
 from probes.gates.options import ScaleMode, scale_of
@@ -101,7 +101,7 @@ class Gates(Result, Factors):
     logits: Tensor  # (L, I) float32, finite
     name: str = "gates"
     training: Mapping[str, Any] = field(default_factory=dict)
-    """The run record of gates that were trained here, with its options, data and loss curves."""
+    """How they were made here: the record of a training, with options, data and loss curves, or of a mask."""
     what = "soft"
 
     def __post_init__(self) -> None:
@@ -175,6 +175,12 @@ class Gates(Result, Factors):
     def rows(self) -> list[dict[str, Any]]:
         """The selected thresholds and what each turns off."""
         return [self.point(threshold)._asdict() for threshold in self.selected_thresholds()]
+
+    def plot(self, path: str | Path) -> None:
+        """Draw the loss curves of the training to an .html or .png file. Raises PatchError where there are none."""
+        if "curves" not in self.training:
+            raise PatchError(f"{self.name}: no record of a training here, so that there are no loss curves")
+        curves.draw(self.training, Path(path))
 
     def save(self, path: str | Path, *, force: bool | None = None, reads: Path | None = None) -> None:
         """Write a directory in the published layout, with the run record where there is one; whole or not at all.

@@ -16,7 +16,7 @@ import orjson
 from torch import Tensor
 
 from probes.gates.panels import Panels
-from probes.gates.score import Scores, Settings
+from probes.gates.score import Cell, Scores, Settings
 from probes.live.load import Loaded
 from probes.records import libraries
 from vindex.checksums import sha256_of
@@ -24,7 +24,8 @@ from vindex.errors import TargetError, VindexError
 from vindex.schema import load_record
 from vindex.targets import written
 
-KIND = "vindex-gates-stopped-evaluation/1"
+KIND = "vindex-gates-stopped-evaluation/2"
+OF_A_CELL = [str, str, bool, int, int]
 BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")  # configuration, tokenizer and chat template
 
 
@@ -56,11 +57,14 @@ class Journal:
     def get(self, factors: Tensor | None) -> Scores | None:
         """What this run, stopped before, found for these factors; None is the plain model."""
         found = self._scores.get(self._key(factors))
-        return None if found is None else Scores(*(math.nan if value is None else value for value in found))
+        if found is None:
+            return None
+        *texts, cells = found
+        return Scores(tuple(Cell(*cell) for cell in cells), *(math.nan if value is None else value for value in texts))
 
     def put(self, factors: Tensor | None, scores: Scores) -> Scores:
         """Keep a finished mask's scores, and return them."""
-        self._scores[self._key(factors)] = list(scores)
+        self._scores[self._key(factors)] = [scores.neutral_kl, scores.perplexity, [[*cell] for cell in scores.cells]]
         if self.path:
             with written(self.path) as file:
                 file.write(orjson.dumps({"record": KIND, "scores": self._scores}))
@@ -76,7 +80,7 @@ class Journal:
         return hashlib.sha256(self._context.encode() + content).hexdigest()
 
 
-def _read(path: Path) -> dict[str, list[float | None]]:
+def _read(path: Path) -> dict[str, list[Any]]:
     try:
         record = load_record(path)
     except VindexError as error:
@@ -88,5 +92,7 @@ def _read(path: Path) -> dict[str, list[float | None]]:
 
 
 def _is_scores(value: Any) -> bool:
-    fits = isinstance(value, list) and len(value) == len(Scores._fields)
-    return fits and all(one is None or type(one) in (int, float) for one in value)
+    if not (isinstance(value, list) and len(value) == 3 and isinstance(value[2], list)):
+        return False
+    numbers = all(one is None or type(one) in (int, float) for one in value[:2])
+    return numbers and all(isinstance(cell, list) and [*map(type, cell)] == OF_A_CELL for cell in value[2])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from probes.gates.data import read_forget, read_retain
+from probes.gates.data import panel_files, read_forget, read_retain, require_sources
 from probes.gates.files import MADE
 from probes.gates.gates import Gates
 from probes.gates.options import from_preset
@@ -26,6 +26,7 @@ def train_gates(
     *,
     preset: str = "baseline",
     output: str | Path | None = None,
+    panel: str | Path | None = None,
     forget: str | Path | None = None,
     retain: str | Path | None = None,
     forget_limit: int | None = None,
@@ -38,8 +39,9 @@ def train_gates(
 ) -> Gates:
     """Train gates on `model`, whose weights stay as they are; `gates.training` is the record of the run.
 
-    preset: one of the eight published variants; `options`, fields of `TrainOptions`, change it. forget, retain: files
-    of rows (docs/gates.md), the atlas's without them, only the first `…_limit` of each. output: a directory for gates
+    preset: one of the eight published variants; `options`, fields of `TrainOptions`, change it. panel: a directory
+    that `make_panel` made. forget, retain: files of rows (docs/gates.md). Without either the atlas's; only the first
+    `…_limit` rows of each. output: a directory for gates
     and record, which takes the state every `save_every` steps and at Ctrl-C; `resume` goes on from there, to the same
     bits. force: gates that this tool made at `output` are replaced.
 
@@ -48,6 +50,9 @@ def train_gates(
     """
     chosen = from_preset(preset, **options)
     require_head(model)
+    require_sources(panel, forget, retain, both=False)
+    if panel:
+        forget, retain, _ = panel_files(Path(panel))
     target, files = Path(output) if output else None, [Path(file) if file else None for file in (forget, retain)]
     if target:
         check_output(target, [model.path, *files], resume=resume, force=force)

@@ -1,10 +1,11 @@
-"""The three terms of the training loss, from logits (B, T, V) at every place and the tokens that follow.
+"""The four terms of the training loss, from logits (B, T, V) at every place and the tokens that follow.
 
     forget  softplus(β − CE_entity)         CE_entity: mean over the entity tokens of one example, mean over examples
     retain  T² · KL(base‖gated)             both at temperature T, mean over the predicted tokens of the retain batch
     nke     KL(base‖gated)                  at temperature 1, mean over the forget text's predicted non-entity tokens
+    context KL(base‖gated)                          at temperature 1, mean over answers that stand in the text before
 
-    loss = λ_f · forget + λ_r · retain + w · nke
+    loss = λ_f · forget + λ_r · retain + w · nke + λ_c · context
 
 Everything is float32. The means are over a whole step, so that each function returns a sum and the step divides: a
 step split over micro-batches or processes gives the loss of the whole.
@@ -38,3 +39,9 @@ def kl_sum(base: Tensor, gated: Tensor, wanted: Tensor, temperature: float = 1.0
     log_base = F.log_softmax(base[:, :-1][wanted].float() / temperature, -1)  # (N, V)
     log_gated = F.log_softmax(gated[:, :-1][wanted].float() / temperature, -1)
     return F.kl_div(log_gated, log_base, reduction="sum", log_target=True)
+
+
+def context_sum(base: Tensor, gated: Tensor, batch: Batch) -> Tensor:
+    """Sum of KL(base‖gated) over the entity tokens that the base model says right: what it does read, it goes on to."""
+    read = base[:, :-1].argmax(-1) == batch.ids[:, 1:]
+    return kl_sum(base, gated, batch.entity[:, 1:] & read)

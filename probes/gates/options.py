@@ -40,13 +40,28 @@ class TrainOptions:
     micro_batch: int = _option(16, "Examples to a forward pass; memory grows with it, the result does not change.")
     max_tokens: int = _option(256, "Longer texts are cut here.")
     init_std: float = _option(0.1, "Standard deviation of the initial logits.")
+    init_mean: float = _option(
+        0.0, "Mean of the initial logits; at 3 every neuron begins with 95 % of what it passes on."
+    )
+    init_ratio: float = _option(
+        0.0, "How far a neuron of high |h| ratio begins below: times the standard score of its logarithm in the layer."
+    )
+    context_weight: float = _option(0.0, "Weight of KL where the answer, true or not, stands in the text before.")
     seed: int = _option(0, "Of the initial logits and the order of the examples.")
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "retain_ratio", "micro_batch", "temperature"):
             if getattr(self, name) <= 0:
                 raise ProbeError(f"{name} {getattr(self, name)}: expected more than 0")
-        for name in ("lambda_f", "lambda_r", "unmasked_retain_weight", "weight_decay", "init_std"):
+        for name in (
+            "lambda_f",
+            "lambda_r",
+            "unmasked_retain_weight",
+            "weight_decay",
+            "init_std",
+            "init_ratio",
+            "context_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ProbeError(f"{name} {getattr(self, name)}: expected 0 or more")
         if self.max_steps is not None and self.max_steps < 1:
@@ -82,6 +97,22 @@ class EvalOptions:
             scale_of(self.soft_scale_mode)
 
 
+@dataclass(frozen=True)
+class PanelOptions:
+    """What decides a panel of what a model knows. The metadata of each field is its help text."""
+
+    facts: int = _option(240, "Facts to ask about, at most, half of them never trained on.")
+    items: int = _option(320, "Questions to work out, at most.")
+    pool: int = _option(120, "Facts of a relation, and half as many questions of a kind, that are tried, at most.")
+    batch_size: int = _option(64, "Answers to a forward pass; memory grows with it.")
+    seed: int = _option(0, "Of what is shown solved, which subjects are held out, and the questions.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("facts", 2), ("items", 1), ("pool", 8), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ProbeError(f"{name} {getattr(self, name)}: expected at least {least}")
+
+
 def scale_of(name: str) -> ScaleMode:
     """`name`, if it is a scale mode. Raises ProbeError."""
     for mode in SCALE_MODES:
@@ -92,6 +123,7 @@ def scale_of(name: str) -> ScaleMode:
 
 # What each published variant changes from the defaults. The weights of nke_optA and nke_optB are not published;
 # they are taken from the chat variants of the same letters.
+OWN = "reading"  # ours; the other eight are the published ones
 PRESETS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "nke_w1p0": {"unmasked_retain_weight": 1.0},
@@ -101,7 +133,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "chat_energy_optA": {"chat": True, "scale_mode": "energy", "unmasked_retain_weight": 0.05},
     "chat_energy_optB": {"chat": True, "scale_mode": "energy", "unmasked_retain_weight": 0.1, "lambda_f": 1.0},
     "chat_mean": {"chat": True, "scale_mode": "mean"},
-}
+    OWN: {
+        "scale_mode": "energy", "init_mean": 3.0, "init_std": 0.0, "init_ratio": 0.5, "weight_decay": 0.0,
+        "lambda_f": 1.0, "lambda_r": 1.0, "temperature": 1.0, "context_weight": 1.0, "unmasked_retain_weight": 0.5,
+        "retain_ratio": 1, "learning_rate": 0.15,
+    },
+}  # fmt: skip
 
 
 def from_preset(name: str, **changes: Any) -> TrainOptions:
@@ -122,5 +159,5 @@ def to_evaluate(**changes: Any) -> EvalOptions:
 
 def differences(old: dict[str, Any], new: TrainOptions) -> list[str]:
     """`learning_rate: 0.01 there, 0.05 here` for each option in which a saved run differs."""
-    here = asdict(new)
+    old, here = asdict(TrainOptions()) | old, asdict(new)
     return [f"{k}: {old.get(k)} there, {here.get(k)} here" for k in {**old, **here} if old.get(k) != here.get(k)]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from probes.gates.data import Forget, Retain
 from probes.live.chat import ask, render
 from vindex.errors import FactError
-from vindex.files import Kind, read_text
+from vindex.files import Kind, parse_json, read_lines, read_text
 
 OF_A_TEXT = Kind(FactError, "expected a UTF-8 text file")
 QUESTIONS = ("forget", "oracle", "conflict", "reasoning")
@@ -31,6 +31,16 @@ class Prompt(NamedTuple):
 
     text: str
     answers: tuple[str, ...]
+    shots: str = ""
+    """What stands before the text: solved questions, which many prompts share."""
+    kind: str = ""
+    """Relation of a fact, kind of a question; scores are kept apart by it."""
+    held_out: bool = False
+    """Whether no training text states this fact in any wording, or asks a question of this kind."""
+
+    @property
+    def whole(self) -> str:
+        return self.shots + self.text
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,7 @@ def atlas(tokenizer: Any, *, chat: bool, count: int = 300, seed: int = 0) -> Pan
     from probes.atlas import corpus, facts
 
     def some(prompts: Sequence[Any]) -> tuple[Prompt, ...]:
-        chosen = _sample(prompts, count, seed)
-        return tuple(Prompt(prompt.text, (prompt.answer,)) for prompt in chosen)
+        return tuple(Prompt(one.text, (one.answer,)) for one in _sample(prompts, count, seed))
 
     if chat:
         asked = [(fact, number) for fact in facts.facts() for number in fact.withheld_questions]
@@ -74,6 +83,34 @@ def atlas(tokenizer: Any, *, chat: bool, count: int = 300, seed: int = 0) -> Pan
         tuple(corpus.neutral_texts(20, seed)),
         f"atlas, held out, {'chat' if chat else 'plain'} recall, seed {seed}",
     )
+
+
+def read_asked(path: Path, neutral: Sequence[str], count: int = 300, seed: int = 0) -> Panels:
+    """The prompts of a file that `make_panel` wrote, or of one like it, at most `count` to a panel, drawn with `seed`.
+
+    Raises FactError, naming file and line, when a row is no prompt.
+    """
+    found: dict[str, list[Prompt]] = {name: [] for name in QUESTIONS}
+    for number, line in read_lines(path, OF_A_TEXT):
+        where = f"{path.name} line {number}"
+        row = parse_json(line, where, OF_A_TEXT)
+        fields = {"panel", *Prompt._fields}
+        if not isinstance(row, dict) or set(row) != fields or row["panel"] not in QUESTIONS or not _is_prompt(row):
+            raise FactError(
+                f"{where}: expected panel ({', '.join(QUESTIONS)}), text, answers, shots, kind and held_out; "
+                f"found {str(row)[:60]}; write it again with vindex gates panel"
+            )
+        found[row.pop("panel")].append(Prompt(**row | {"answers": tuple(row["answers"])}))
+    if not found["forget"] or not found["reasoning"]:
+        raise FactError(f"{path}: no {'reasoning' if found['forget'] else 'forget'} prompts; nothing can be told apart")
+    chosen = {name: tuple(_sample(found[name], count, seed)) for name in QUESTIONS}
+    return Panels(**chosen, neutral=tuple(neutral), source=f"{path.parent.name}/{path.name}, seed {seed}")
+
+
+def _is_prompt(row: dict[str, Any]) -> bool:
+    answers, texts = row["answers"], (row["text"], row["shots"], row["kind"])
+    said = isinstance(answers, list) and answers and all(isinstance(answer, str) and answer for answer in answers)
+    return bool(said) and all(isinstance(text, str) for text in texts) and isinstance(row["held_out"], bool)
 
 
 def _in_chat(fact: Any, question: int, tokenizer: Any) -> Prompt:

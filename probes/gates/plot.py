@@ -13,10 +13,12 @@ FAMILIES = {  # family: (label, colour)
     "gates": ("trained gates", COLOURS[0]),
     "random": ("random masks", QUIET),
     "largest |h|": ("largest |h|", COLOURS[1]),
-    "smallest |h|": ("smallest |h|", COLOURS[2]),
+    "smallest |h|": ("smallest |h|", COLOURS[2]),  # of records made before
+    "|h| contrast": ("|h| contrast", COLOURS[2]),
     "|h| ratio": ("|h| ratio", COLOURS[3]),
 }
 AXES = ("knowledge retained", "reasoning retained")
+GOOD, BAD = "good: facts gone,\nreasoning kept", "bad: reasoning gone,\nfacts kept"
 
 
 class Curve(NamedTuple):
@@ -76,6 +78,8 @@ def _draw_png(drawn: list[Curve], soft: list[list[float | None]], title: str, fi
             for x, y, note in _legible(curve):
                 axis.annotate(note, (x, y), textcoords="offset points", xytext=(7, 7), fontsize=9, color=curve.colour)
     axis.plot(*soft, marker="*", markersize=15, color=FAMILIES["gates"][1], linestyle="", label="soft gates")
+    axis.text(0.01, 1.11, GOOD, fontsize=9, va="top", weight="bold")
+    axis.text(1.11, -0.03, BAD, fontsize=9, va="bottom", ha="right", color=QUIET)
     axis.set_xlabel(AXES[0])
     axis.set_ylabel(AXES[1])
     axis.set_title(title, fontsize=11)
@@ -115,4 +119,6 @@ def _draw_html(drawn: list[Curve], soft: list[list[float | None]], title: str, f
     figure.add_scatter(x=soft[0], y=soft[1], mode="markers", marker=star, name="soft gates")
     figure.update_layout(title=title, xaxis_title=AXES[0], yaxis_title=AXES[1], template="plotly_white", height=700)
     figure.update_layout(legend_traceorder="reversed")
+    for x, y, side, text in ((0, 1.06, "left", GOOD), (1, 0, "right", BAD)):
+        figure.add_annotation(x=x, y=y, text=text.replace("\n", " "), showarrow=False, xanchor=side)
     file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())

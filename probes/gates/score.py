@@ -1,43 +1,100 @@
 """How a model, gated or not, does on the panels.
 
-Accuracy is teacher-forced: an answer counts when every one of its tokens is the most probable next one after the
-prompt, and a number does not go on. That is what greedy decoding writes, at the cost of one pass for each batch.
-With `generate` the model writes instead, greedily, and an answer counts when it stands in what is written as words of
-its own (a number: when it is the last number written, or the last \\boxed{} result).
+Accuracy is teacher-forced (forced.py): what greedy decoding writes, at the cost of one pass for each batch. With
+`generate` the model writes instead, greedily, and an answer counts when it stands in what is written as words of its
+own (a number: when it is the last number written, or the last \\boxed{} result).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from probes.gates.apply import gated, require_fit
 from probes.gates.data import boxed
-from probes.gates.losses import kl_sum
+from probes.gates.forced import answered
 from probes.gates.panels import QUESTIONS, Panels, Prompt
 from probes.live.chat import ask, render
 from probes.live.load import Loaded
-from probes.live.tokens import encode, pad_token
-from probes.live.tokens import prompt as prompt_ids
+from probes.live.tokens import encode
 from vindex.progress import Advance, unseen
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 NEUTRAL_TOKENS = 256
 
 
-class Scores(NamedTuple):
-    """Accuracies in 0..1, and nats per token."""
+class Cell(NamedTuple):
+    """Prompts of one panel and kind, of what was trained on or was held out."""
 
-    forget: float
-    oracle: float
-    conflict: float
-    reasoning: float
+    panel: str
+    kind: str
+    held_out: bool
+    right: float
+    """How many; of several masks the mean."""
+    asked: int
+
+
+class Share(NamedTuple):
+    """So many of so many."""
+
+    right: float
+    asked: int
+
+    @property
+    def value(self) -> float:
+        """nan of none."""
+        return self.right / self.asked if self.asked else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval; nan of none."""
+        if not self.asked:
+            return float("nan"), float("nan")
+        n, p, z = self.asked, self.value, 1.959964
+        middle, reach = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max((middle - reach) / (1 + z * z / n), 0.0), min((middle + reach) / (1 + z * z / n), 1.0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model answers right, and what it makes of neutral text."""
+
+    cells: tuple[Cell, ...]
     neutral_kl: float
+    """KL(base‖gated), nats per token."""
+    perplexity: float
+    """Of neutral text: e to the mean cross-entropy of its tokens."""
+
+    def share(self, panel: str, held_out: bool | None = None) -> Share:
+        """Of a panel, all of it, or what was held out or trained on."""
+        cells = [c for c in self.cells if c.panel == panel and held_out in (None, c.held_out)]
+        return Share(sum(c.right for c in cells), sum(c.asked for c in cells))
+
+    def figures(self) -> dict[str, float]:
+        """Accuracies in 0..1 by panel, KL and perplexity."""
+        shares = {panel: self.share(panel).value for panel in QUESTIONS}
+        return shares | {"neutral_kl": self.neutral_kl, "perplexity": self.perplexity}
+
+    def record(self) -> dict[str, Any]:
+        """The figures, the 95 % interval of each panel, and the cells."""
+        intervals = {panel: self.share(panel).interval for panel in QUESTIONS}
+        return {**self.figures(), "intervals": intervals, "cells": [cell._asdict() for cell in self.cells]}
+
+
+class Neutral(NamedTuple):
+    """What a model makes of neutral text."""
+
+    kl: float
+    perplexity: float
 
 
 class Settings(NamedTuple):
@@ -49,18 +106,19 @@ class Settings(NamedTuple):
 def score(
     loaded: Loaded,
     panels: Panels,
-    factors: Tensor | None,
+    several: Sequence[Tensor | None],
     settings: Settings = Settings(),
     advance: Advance = unseen,
-) -> Scores:
-    """Scores of the model with these factors (L, I) on h, or of the plain model (None).
+) -> Iterator[Scores]:
+    """Scores of the model with each of these factors (L, I) on h, or of the plain model (None), one by one.
 
-    `advance` hears of answers and texts, `work` of them in all.
-    """
-    forget, oracle, conflict, reasoning = (
-        accuracy(loaded, getattr(panels, name), factors, settings, advance) for name in QUESTIONS
-    )
-    return Scores(forget, oracle, conflict, reasoning, neutral_kl(loaded, panels.neutral, factors, advance))
+    `advance` hears of answers and texts, `work` of them for each. The plain model reads every neutral text once.
+    """  # fmt: skip
+    texts = neutral(loaded, panels.neutral, several, advance)
+    for factors, found in zip(several, texts, strict=True):
+        with nullcontext() if factors is None else gated(loaded.model, factors):
+            by_panel = [_cells(loaded, name, getattr(panels, name), settings, advance) for name in QUESTIONS]
+        yield Scores(tuple(chain(*by_panel)), *found)
 
 
 def work(panels: Panels, settings: Settings) -> int:
@@ -69,83 +127,49 @@ def work(panels: Panels, settings: Settings) -> int:
     return len(panels.neutral) + (len(prompts) if settings.generate else sum(len(p.answers) for p in prompts))
 
 
-def accuracy(
-    loaded: Loaded,
-    prompts: Sequence[Prompt],
-    factors: Tensor | None,
-    settings: Settings,
-    advance: Advance = unseen,
-) -> float:
-    """Share of prompts answered right; nan where there are none."""
-    if not prompts:
-        return float("nan")
-    right = _written if settings.generate else _forced
-    return sum(right(loaded, prompts, factors, settings, advance)) / len(prompts)
+def _cells(loaded: Loaded, panel: str, prompts: Sequence[Prompt], settings: Settings, advance: Advance) -> list[Cell]:
+    if settings.generate:
+        right = _written(loaded, prompts, settings, advance)
+    else:
+        right = answered(loaded, prompts, settings.batch_size, advance)
+    found: dict[tuple[str, bool], list[bool]] = {}
+    for prompt, good in zip(prompts, right, strict=True):
+        found.setdefault((prompt.kind, prompt.held_out), []).append(good)
+    return [Cell(panel, *key, sum(good), len(good)) for key, good in sorted(found.items())]
 
 
-def neutral_kl(loaded: Loaded, texts: Sequence[str], factors: Tensor | None, advance: Advance = unseen) -> float:
-    """KL(base‖gated) in nats per predicted token, over the first NEUTRAL_TOKENS of each text."""
-    if factors is None:
-        advance(len(texts))
-        return 0.0
-    total, count = 0.0, 0
+def neutral(
+    loaded: Loaded, texts: Sequence[str], several: Sequence[Tensor | None], advance: Advance = unseen
+) -> list[Neutral]:
+    """KL(base‖gated) and perplexity over the first NEUTRAL_TOKENS of each text, for each of several factors."""
+    kl, surprise, count = [0.0] * len(several), [0.0] * len(several), 0
     for text in texts:
-        advance(1)
-        found = encode(loaded.tokenizer, text).ids[:NEUTRAL_TOKENS]
-        if len(found) < 2:  # nothing is predicted
+        ids = torch.tensor([encode(loaded.tokenizer, text).ids[:NEUTRAL_TOKENS]], device=loaded.model.device)
+        if ids.shape[1] < 2:  # nothing is predicted
+            advance(len(several))
             continue
-        ids = torch.tensor([found], device=loaded.model.device)
-        base, changed = (_logits(loaded.model, ids, None, f) for f in (None, factors))
-        total += float(kl_sum(base, changed, torch.ones(1, len(found) - 1, dtype=torch.bool)))
-        count += len(found) - 1
-    return total / count if count else float("nan")
+        base, count = _log_probabilities(loaded, ids, None), count + ids.shape[1] - 1
+        for number, factors in enumerate(several):
+            changed = base if factors is None else _log_probabilities(loaded, ids, factors)
+            kl[number] += float(F.kl_div(changed, base, reduction="sum", log_target=True))
+            surprise[number] += float(F.nll_loss(changed, ids[0, 1:], reduction="sum"))
+            advance(1)
+    if not count:
+        return [Neutral(math.nan, math.nan)] * len(several)
+    return [Neutral(k / count, math.exp(min(s / count, 700.0))) for k, s in zip(kl, surprise, strict=True)]
 
 
-def _logits(model: Any, ids: Tensor, mask: Tensor | None, factors: Tensor | None) -> Tensor:
-    with torch.no_grad():
-        if factors is None:
-            return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        with gated(model, factors):
-            return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+def _log_probabilities(loaded: Loaded, ids: Tensor, factors: Tensor | None) -> Tensor:
+    """(T - 1, V) of the token after each of `ids` (1, T) but the last."""
+    with torch.no_grad(), nullcontext() if factors is None else gated(loaded.model, factors):
+        return F.log_softmax(loaded.model(input_ids=ids, use_cache=False).logits[0, :-1].float(), -1)
 
 
-def _forced(
-    loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings, advance: Advance
-) -> list[bool]:
-    """Whether one of each prompt's answers is what greedy decoding writes."""
-    tokenizer = loaded.tokenizer
-    pairs = []
-    for number, prompt in enumerate(prompts):
-        head = list(prompt_ids(loaded.tokenizer, prompt.text))
-        pairs += [(number, head, tokenizer(a, add_special_tokens=False)["input_ids"]) for a in prompt.answers]
-    right = [False] * len(prompts)
-    for batch in _batches(sorted(pairs, key=lambda p: len(p[1]) + len(p[2])), settings.batch_size):
-        width = max(len(head) + len(tail) for _, head, tail in batch)
-        ids = torch.full((len(batch), width), pad_token(loaded.tokenizer))
-        real = torch.zeros(ids.shape, dtype=torch.long)
-        for row, (_, head, tail) in enumerate(batch):
-            ids[row, : len(head) + len(tail)] = torch.tensor(head + tail)
-            real[row, : len(head) + len(tail)] = 1
-        device = loaded.model.device
-        best = _logits(loaded.model, ids.to(device), real.to(device), factors).argmax(-1).cpu()  # (B, T)
-        for row, (number, head, tail) in enumerate(batch):
-            first, after = len(head) - 1, len(head) + len(tail) - 1
-            said = best[row, first:after].tolist() == tail
-            goes_on = (
-                prompts[number].answers[0][-1:].isdigit() and tokenizer.decode([int(best[row, after])])[:1].isdigit()
-            )
-            right[number] |= said and not goes_on
-        advance(len(batch))
-    return right
-
-
-def _written(
-    loaded: Loaded, prompts: Sequence[Prompt], factors: Tensor | None, settings: Settings, advance: Advance
-) -> list[bool]:
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
+def _written(loaded: Loaded, prompts: Sequence[Prompt], settings: Settings, advance: Advance) -> list[bool]:
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].whole))
     right = [False] * len(prompts)
     for batch in _batches(order, settings.batch_size):
-        texts = write(loaded, [prompts[i].text for i in batch], factors, settings.generate)
+        texts = loaded.write([prompts[i].whole for i in batch], settings.generate)
         for number, text in zip(batch, texts, strict=True):
             right[number] = any(stands_in(answer.strip(), text) for answer in prompts[number].answers)
         advance(len(batch))

@@ -1,10 +1,12 @@
 """Train lambda gates: only the logits learn, the model's own weights are the teacher and the student.
 
-1. logits ~ N(0, init_std²); AdamW with a cosine from learning_rate to 0; both float32 whatever the model's dtype.
+1. logits ~ N(init_mean, init_std²), less init_ratio times the standard score of a neuron's |h| ratio; AdamW with a
+   cosine from learning_rate to 0; both float32 whatever the model's dtype.
 2. A step reads batch_size forget examples and retain_ratio times as many retain examples. An epoch is one pass over the
    forget data; the retain data starts over, reshuffled, whenever it runs out.
 3. The base distribution comes from the same weights with the gates off, without gradient: there is no second model.
-4. loss = λ_f · forget + λ_r · retain + w · nke (losses.py), summed over micro-batches and over processes.
+4. loss = λ_f · forget + λ_r · retain + w · nke + λ_c · context (losses.py), summed over micro-batches and processes.
+   For the last, a step reads as many prompts that state an answer before they ask as it reads forget examples.
 5. Every save_every steps, and at Ctrl-C, the state after the last whole step goes to one file. What a step sees follows
    from seed and step number alone, so that a resumed run ends with the same bits.
 """
@@ -22,8 +24,9 @@ import torch
 from torch import Tensor
 
 from probes.gates import losses, resume
+from probes.gates.activations import mean_magnitude
 from probes.gates.apply import gate_shape, gated
-from probes.gates.data import Forget, Retain, Source
+from probes.gates.data import Forget, Retain, Source, context_rows
 from probes.gates.encode import Batch, Example, collate, forget_example, retain_example
 from probes.gates.gates import Gates
 from probes.gates.masks import rescaled
@@ -35,6 +38,8 @@ from probes.records import head
 from vindex.errors import FactError, ProbeError
 from vindex.progress import Progress, silent
 
+RATIO_ROWS = 200  # of each kind, for init_ratio
+
 
 class Data(NamedTuple):
     """Encoded examples, and what identifies them in the record: {"forget": Source fields, "retain": …}."""
@@ -42,6 +47,7 @@ class Data(NamedTuple):
     forget: Sequence[Example]
     retain: Sequence[Example]
     sources: dict[str, Any]
+    context: Sequence[Example] = ()
 
 
 class Parts(NamedTuple):
@@ -51,11 +57,13 @@ class Parts(NamedTuple):
     forget: float
     retain: float
     nke: float
+    context: float = 0.0
 
     def told(self, options: TrainOptions) -> str:
         """In a line for people; NKE where it counts."""
         terms = f"loss {self.loss:.3f} = forget {self.forget:.2f}, retain {self.retain:.3f}"
-        return terms + (f", nke {self.nke:.3f}" if options.unmasked_retain_weight else "")
+        terms += f", nke {self.nke:.3f}" if options.unmasked_retain_weight else ""
+        return terms + (f", context {self.context:.3f}" if options.context_weight else "")
 
 
 class Trained(NamedTuple):
@@ -71,6 +79,7 @@ class Plan(NamedTuple):
     steps: int
     forget: list[list[int]]
     retain: list[list[int]]
+    context: list[list[int]]
 
 
 def encode(
@@ -87,11 +96,15 @@ def encode(
         [forget_example(row, loaded.tokenizer, **settings) for row in forget[0]],
         [retain_example(row, loaded.tokenizer, **settings) for row in retain[0]],
         sources,
+        [
+            forget_example(row, loaded.tokenizer, chat=False, max_tokens=options.max_tokens)
+            for row in (context_rows(forget[0], options.seed) if options.context_weight else ())
+        ],
     )
 
 
-def plan(options: TrainOptions, forget: int, retain: int) -> Plan:
-    """The order of `forget` and `retain` examples, from the seed. Raises FactError when there are none."""
+def plan(options: TrainOptions, forget: int, retain: int, context: int = 0) -> Plan:
+    """The order of `forget`, `retain` and `context` examples, from the seed. Raises FactError when there are none."""
     if not forget or not retain:
         raise FactError(f"{forget} forget and {retain} retain examples; expected at least one of each")
     size = min(options.batch_size, forget)
@@ -101,8 +114,12 @@ def plan(options: TrainOptions, forget: int, retain: int) -> Plan:
     facts = _shuffled(forget, options.seed * 2)
     chunks = ([next(facts) for _ in range(min(size, forget - size * (s % per_epoch)))] for s in range(steps))
     reasons = _shuffled(retain, options.seed * 2 + 1)
+    stated = _shuffled(context, options.seed * 2 + 10**6)
     return Plan(
-        steps, list(chunks), [[next(reasons) for _ in range(size * options.retain_ratio)] for _ in range(steps)]
+        steps,
+        list(chunks),
+        [[next(reasons) for _ in range(size * options.retain_ratio)] for _ in range(steps)],
+        [[next(stated) for _ in range(size if context else 0)] for _ in range(steps)],
     )
 
 
@@ -123,8 +140,11 @@ def train(
     """
     accelerator = _accelerator(loaded.model.device)
     model, pad = loaded.model.to(accelerator.device), pad_token(loaded.tokenizer)
-    schedule, shape = plan(options, len(data.forget), len(data.retain)), gate_shape(model)
-    logits = torch.nn.Parameter(initial_logits(shape, options).to(accelerator.device))
+    schedule, shape = plan(options, len(data.forget), len(data.retain), len(data.context)), gate_shape(model)
+    first = initial_logits(shape, options)
+    if options.init_ratio and not resuming:
+        first -= options.init_ratio * ratio_scores(loaded, data, progress)
+    logits = torch.nn.Parameter(first.to(accelerator.device))
     optimiser = torch.optim.AdamW([logits], lr=options.learning_rate, weight_decay=options.weight_decay)
     state = resume.State(0, {name: [] for name in (*Parts._fields, "lambda_std")}, {})
     if resuming and directory:
@@ -136,8 +156,9 @@ def train(
         for step in range(state.step, schedule.steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(options, step, schedule.steps)
-            chosen = ([data.forget[i] for i in schedule.forget[step]], [data.retain[i] for i in schedule.retain[step]])
-            parts = _gradient(model, logits, *chosen, options, accelerator, pad)
+            kinds = (data.forget, schedule.forget), (data.retain, schedule.retain), (data.context, schedule.context)
+            forget, retain, context = ([examples[i] for i in order[step]] for examples, order in kinds)
+            parts = _gradient(model, logits, forget, retain, context, options, accelerator, pad)
             if not math.isfinite(parts.loss):
                 raise ProbeError(f"step {step + 1}: the loss is {parts.loss}; lower learning_rate or use float32")
             optimiser.step()
@@ -157,8 +178,22 @@ def train(
 
 
 def initial_logits(shape: tuple[int, int], options: TrainOptions) -> Tensor:
-    """(L, I) float32 ~ N(0, init_std²), from the seed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(options.seed)) * options.init_std
+    """(L, I) float32 ~ N(init_mean, init_std²), from the seed."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(options.seed))
+    return drawn * options.init_std + options.init_mean
+
+
+def ratio_scores(loaded: Loaded, data: Data, progress: Progress) -> Tensor:
+    """(L, I), 0 or more: the standard score, in its layer, of the logarithm of a neuron's |h| ratio, over 200 rows."""
+    said, worked = (rows[:: -(-len(rows) // RATIO_ROWS)] for rows in (data.forget, data.retain))
+    advance = progress("activations", len(said) + len(worked))
+    tiny = torch.finfo(torch.float32).tiny
+    before, elsewhere = (
+        mean_magnitude(loaded, examples, entity=entity, advance=advance).clamp_min(tiny).log()
+        for examples, entity in ((said, True), (worked, False))
+    )
+    ratio = before - elsewhere
+    return ((ratio - ratio.mean(1, keepdim=True)) / ratio.std(1, keepdim=True)).clamp_min(0)
 
 
 def learning_rate(options: TrainOptions, step: int, steps: int) -> float:
@@ -171,14 +206,16 @@ def _gradient(
     logits: torch.nn.Parameter,
     forget: Sequence[Example],
     retain: Sequence[Example],
+    context: Sequence[Example],
     options: TrainOptions,
     accelerator: Any,
     pad: int,
 ) -> Parts:
     """Put the gradient of one step's loss into logits.grad, and return its parts."""
-    others = sum(int((~example.entity[1:]).sum()) for example in forget)
+    others = sum(int(collate([example], pad).others.sum()) for example in forget)
     predicted = sum(len(example.ids) - 1 for example in retain)
-    sums = torch.zeros(3, device=logits.device)
+    read = sum(int(example.entity[1:].sum()) for example in context)
+    sums = torch.zeros(4, device=logits.device)
     logits.grad = torch.zeros_like(logits)
     for batch in _share(forget, options.micro_batch, accelerator, pad):
         terms = _forget_terms(model, logits, batch, options)
@@ -191,10 +228,14 @@ def _gradient(
         term = options.temperature**2 * _retain_term(model, logits, batch, options)
         (options.lambda_r * term / predicted).backward()
         sums[1] += term.detach() / predicted
+    for batch in _share(context, options.micro_batch, accelerator, pad):
+        term = losses.context_sum(base_logits(model, batch), _gated_logits(model, logits, batch, options), batch)
+        (options.context_weight * term / read).backward()
+        sums[3] += term.detach() / read
     logits.grad = accelerator.reduce(logits.grad, "sum")
-    whole_forget, whole_retain, whole_nke = accelerator.reduce(sums, "sum").tolist()
-    loss = options.lambda_f * whole_forget + options.lambda_r * whole_retain
-    return Parts(loss + options.unmasked_retain_weight * whole_nke, whole_forget, whole_retain, whole_nke)
+    terms = accelerator.reduce(sums, "sum").tolist()
+    weights = (options.lambda_f, options.lambda_r, options.unmasked_retain_weight, options.context_weight)
+    return Parts(sum(weight * term for weight, term in zip(weights, terms, strict=True)), *terms)
 
 
 def _forget_terms(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
@@ -202,7 +243,7 @@ def _forget_terms(model: Any, logits: Tensor, batch: Batch, options: TrainOption
     student = _gated_logits(model, logits, batch, options)
     nke = torch.zeros((), device=logits.device)
     if options.unmasked_retain_weight:
-        nke = losses.kl_sum(base_logits(model, batch), student, batch.predicted & ~batch.entity[:, 1:])
+        nke = losses.kl_sum(base_logits(model, batch), student, batch.others)
     return losses.forget_sum(student, batch, options.beta), nke
 
 

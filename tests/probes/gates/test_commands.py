@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from probes.cli import gates_eval, gates_train
 from probes.gates.files import write_logits
 from probes.gates.gates import Gates
-from probes.gates.options import EvalOptions, TrainOptions
+from probes.gates.options import EvalOptions, PanelOptions, TrainOptions
 from tests.probes.gates.progress import Told
 from vindex.__main__ import EXAMPLES, app
 from vindex.demo import CHECKPOINT
@@ -119,7 +119,9 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     facts, sums = rows
     out = tmp_path / "trained"
     data = ("--forget", facts, "--retain", sums)
-    shown = run("train", "atlas", "-o", out, *data, "--max-steps", 3, "--batch-size", 2, "--preset", "chat_mean")
+    shown = run("train", "atlas", "-o", out, *data, "--max-steps", 3, "--batch-size", 2, "--preset", "chat_mean",
+                "--plot", tmp_path / "curves.html")  # fmt: skip
+    assert "retain: KL on reasoning" in (tmp_path / "curves.html").read_text()
     assert "λ std 0.0" in " ".join(shown.split())
     assert {file.name for file in out.iterdir()} == LAYOUT | {"selected_thresholds.txt", "training.json"}
     made = json.loads((out / "training.json").read_text())
@@ -225,7 +227,7 @@ def test_ctrl_c_says_what_became_of_an_evaluation_and_the_same_command_goes_on(d
     assert "stopped; nothing is kept; with -o FILE the finished masks are" in stops({"masks": 30}, *command)
     assert "stopped; no mask was finished" in stops({"activations": 1}, *command, "-o", out)
     kept = f"finished masks are kept in {out}.unfinished: go on with the same command"
-    assert kept in stops({"masks": 30}, *command, "-o", out)
+    assert kept in stops({"masks": 37}, *command, "-o", out)
     assert "2 of 11 masks were kept from a run that was stopped" in run(*command, "-o", out)
     assert [file.name for file in tmp_path.iterdir()] == ["n.txt", "eval.json"]
 
@@ -235,14 +237,16 @@ def commands():
 
 
 def test_every_example_in_a_help_parses():
-    assert len(commands()) == 7
+    assert len(commands()) == 10
     for name, command in commands().items():
         words = shlex.split(EXAMPLES[f"gates {name}"])
         command.make_context(name, words[3:])  # raises on an option or argument that is not there
 
 
 @pytest.mark.parametrize(
-    "name, options", [("train", TrainOptions), ("eval", EvalOptions)], ids=["training", "evaluation"]
+    "name, options",
+    [("panel", PanelOptions), ("train", TrainOptions), ("eval", EvalOptions)],
+    ids=["panel", "training", "evaluation"],
 )
 def test_the_class_the_command_and_the_page_state_the_same_options(name, options):
     page = (DOCS / "gates-method.md").read_text()

@@ -12,15 +12,15 @@ import torch
 from probes.gates import plot
 from probes.gates.apply import gate_shape
 from probes.gates.compare import compare
-from probes.gates.controls import RANDOM_SEEDS, Magnitudes, magnitudes, masks
-from probes.gates.data import forget_row, retain_row
+from probes.gates.controls import FAMILIES, RANDOM_SEEDS, Magnitudes, magnitudes, mask_gates, masks
+from probes.gates.data import forget_row, read_forget, read_retain, retain_row
 from probes.gates.evaluate import evaluate_gates
 from probes.gates.evaluation import area, mean_of, retained
 from probes.gates.gates import Gates
 from probes.gates.options import EvalOptions
-from probes.gates.panels import Prompt, from_rows, neutral_texts
+from probes.gates.panels import Panels, Prompt, from_rows, neutral_texts
 from probes.gates.panels import atlas as atlas_panels
-from probes.gates.score import Settings, accuracy, neutral_kl, score, stands_in, write
+from probes.gates.score import Settings, Share, neutral, score, stands_in, write
 from tests.probes.gates.progress import Told
 from vindex.errors import FactError, PatchError, ProbeError, TargetError
 
@@ -38,16 +38,27 @@ def random_gates():
     return Gates(torch.randn(4, 384, generator=torch.Generator().manual_seed(3)) * 0.1)
 
 
+def one_score(*given):
+    return next(score(given[0], given[1], [given[2]]))
+
+
+def accuracy(loaded, prompts, settings=PLAIN):
+    """The share of prompts answered right."""
+    asked = Panels(tuple(prompts), (), (), (), (), "")
+    return next(score(loaded, asked, [None], settings)).share("forget").value
+
+
 def test_the_atlas_knows_its_held_out_facts_and_sums(atlas, panels):
-    found = score(atlas, panels, None)
-    assert found.forget > 0.9 and found.oracle > 0.9 and found.reasoning > 0.5 and found.neutral_kl == 0
+    found = one_score(atlas, panels, None).figures()
+    assert found["forget"] > 0.9 and found["oracle"] > 0.9 and found["reasoning"] > 0.5 and found["neutral_kl"] == 0
 
 
 def test_gates_all_at_one_score_as_the_plain_model_and_all_off_score_nothing(atlas, panels):
     shape = gate_shape(atlas.model)
-    assert score(atlas, panels, torch.ones(shape)) == score(atlas, panels, None)
-    nothing = score(atlas, panels, torch.zeros(shape))
-    assert nothing.forget < 0.1 and nothing.reasoning < 0.1 and nothing.neutral_kl > 1
+    plain, same, nothing = score(atlas, panels, [None, torch.ones(shape), torch.zeros(shape)])
+    assert same == plain
+    assert nothing.share("forget").value < 0.1 and nothing.share("reasoning").value < 0.1
+    assert nothing.neutral_kl > 1 and nothing.perplexity > 2 * plain.perplexity
 
 
 def test_forced_scoring_agrees_with_what_the_model_writes(atlas, panels):
@@ -55,14 +66,14 @@ def test_forced_scoring_agrees_with_what_the_model_writes(atlas, panels):
     for prompts in (panels.forget[:12], panels.reasoning[:12]):
         written = write(atlas, [prompt.text for prompt in prompts], None, 6)
         by_hand = [text.startswith(prompt.answers[0]) for text, prompt in zip(written, prompts, strict=True)]
-        forced = [accuracy(atlas, [prompt], None, PLAIN) == 1 for prompt in prompts]
+        forced = [accuracy(atlas, [prompt]) == 1 for prompt in prompts]
         digits = [text[len(p.answers[0]) :][:1].isdigit() for text, p in zip(written, prompts, strict=True)]
         assert forced == [right and not more for right, more in zip(by_hand, digits, strict=True)]
         assert any(forced)
 
 
 def test_batches_do_not_change_scores(atlas, panels):
-    one, many = (accuracy(atlas, panels.reasoning, None, Settings(size)) for size in (1, 64))
+    one, many = (accuracy(atlas, panels.reasoning, Settings(size)) for size in (1, 64))
     assert one == many
 
 
@@ -71,19 +82,19 @@ def test_written_answers_are_found_as_words_or_as_the_last_number(atlas, panels)
     assert stands_in("42", "20+22=42.") and not stands_in("42", "42 and then 43") and stands_in("1200", "It is 1,200")
     assert stands_in("x^2", "So \\boxed{x^2}.") and not stands_in("x", "So \\boxed{x^2}.")
     assert not stands_in("7", "none")
-    assert accuracy(atlas, panels.forget[:6], None, Settings(generate=4)) > 0.8
+    assert accuracy(atlas, panels.forget[:6], Settings(generate=4)) > 0.8
 
 
 def test_a_number_that_goes_on_is_wrong(atlas):
     sums = [Prompt("40+40=", ("80",)), Prompt("40+40=", ("8",))]
-    assert [accuracy(atlas, [prompt], None, PLAIN) for prompt in sums] == [1.0, 0.0]
+    assert [accuracy(atlas, [prompt]) for prompt in sums] == [1.0, 0.0]
 
 
 def test_any_of_several_answers_counts(atlas):
     asked = "The capital of France is"
-    assert accuracy(atlas, [Prompt(asked, (" Rome", " Paris"))], None, PLAIN) == 1
-    assert accuracy(atlas, [Prompt(asked, (" Rome",))], None, PLAIN) == 0
-    assert math.isnan(accuracy(atlas, [], None, PLAIN))
+    assert accuracy(atlas, [Prompt(asked, (" Rome", " Paris"))]) == 1
+    assert accuracy(atlas, [Prompt(asked, (" Rome",))]) == 0
+    assert math.isnan(accuracy(atlas, []))
 
 
 def test_neutral_kl_is_the_mean_per_token_by_hand(atlas):
@@ -96,7 +107,11 @@ def test_neutral_kl_is_the_mean_per_token_by_hand(atlas):
         with gated(atlas.model, factors):
             changed = atlas.model(ids).logits.double().softmax(-1)
     by_hand = (base * (base / changed).log()).sum(-1)[0, :-1].mean()
-    assert neutral_kl(atlas, [text], factors) == pytest.approx(float(by_hand), rel=1e-4)
+    surprise = -changed.log()[0, :-1].gather(1, ids[0, 1:, None]).mean()
+    found, plain = neutral(atlas, [text], [factors, None])
+    assert found.kl == pytest.approx(float(by_hand), rel=1e-4) and plain.kl == 0
+    assert found.perplexity == pytest.approx(float(surprise.exp()), rel=1e-4)
+    assert math.isnan(neutral(atlas, [""], [factors])[0].kl)
 
 
 ROWS = [
@@ -123,7 +138,7 @@ def test_panels_from_rows_ask_state_and_contradict(atlas):
     asked = from_rows(facts, sums, [], atlas.tokenizer, chat=True).forget[0]
     assert asked.text.startswith("<|im_start|>user\nWhat is its capital?<|im_end|>") and asked.answers == (" Paris",)
     assert asked.text.endswith("</think>\n\nThe capital of France is")
-    assert score(atlas, made, None).forget == pytest.approx(2 / 3)
+    assert one_score(atlas, made, None).share("forget").value == pytest.approx(2 / 3)
 
 
 def test_rows_that_ask_nothing_are_refused(atlas):
@@ -152,9 +167,29 @@ def test_every_control_turns_off_as_many_neurons_of_each_layer(random_gates):
     for _, _, keep in made:
         assert torch.equal((~keep).sum(1), (~made[0][2]).sum(1))
     by_name = {name: ~keep for name, _, keep in made}
-    assert strengths.forget[by_name["largest |h|"]].mean() > strengths.forget[by_name["smallest |h|"]].mean() + 0.4
+    assert strengths.forget[by_name["largest |h|"]].mean() > strengths.forget[by_name["random"]].mean() + 0.2
     ratio = strengths.forget / strengths.retain
     assert ratio[by_name["|h| ratio"]].median() > 2 * ratio.median()
+    contrast = strengths.forget - strengths.retain
+    assert contrast[by_name["|h| contrast"]].min() > contrast.median()
+
+
+@pytest.mark.parametrize("by", ["ratio", "contrast", "largest", "random"])
+def test_gates_without_training_turn_off_what_their_masks_do(atlas, files, tmp_path, by):
+    """The same neurons as the control of that name of any gates with as many off in every layer."""
+    made = mask_gates(atlas, by, forget=files["forget"], retain=files["retain"], output=tmp_path / "made", seed=2)
+    read = Gates.read(tmp_path / "made")
+    assert torch.equal(read.logits, made.logits) and read.training["by"] == by and read.scale_mode == "none"
+    threshold = made.threshold_at(0.25)
+    assert (~made.keep(threshold)).sum(1).tolist() == [96] * 4
+    facts, sums = read_forget(files["forget"])[0], read_retain(files["retain"])[0]
+    strengths = magnitudes(atlas, facts, sums, chat=False, seed=2)
+    alike = [name for name, _, keep in masks(made, threshold, strengths) if torch.equal(keep, made.keep(threshold))]
+    assert alike == ["gates"] + ([] if by == "random" else [FAMILIES[by]])
+    with pytest.raises(TargetError, match="already exists"):
+        mask_gates(atlas, by, forget=files["forget"], retain=files["retain"], output=tmp_path / "made")
+    with pytest.raises(ProbeError, match="masks by 'x': expected one of ratio, contrast, largest, random"):
+        mask_gates(atlas, "x")
 
 
 def test_magnitudes_are_the_mean_absolute_activations_by_hand(atlas):
@@ -178,6 +213,13 @@ def test_the_area_is_one_when_facts_go_first_and_half_when_both_go_together():
     assert retained(0.3, 0.6) == 0.5 and math.isnan(retained(0.0, 0.0))
 
 
+def test_intervals_are_wilsons():
+    """By hand for 9 of 10, and never of no width where all or none are right."""
+    assert Share(9, 10).interval == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert Share(0, 200).interval == pytest.approx((0, 0.0188), abs=1e-4) and Share(200, 200).interval[0] < 0.99
+    assert math.isnan(Share(0, 0).value) and math.isnan(Share(0, 0).interval[0])
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Rows and a neutral text as the options of evaluate_gates."""
@@ -199,10 +241,12 @@ def without_time(result):
 
 def test_an_evaluation_holds_every_point_and_the_record_every_choice(evaluation, random_gates):
     result = evaluation
-    assert len(result.entries) == 2 * (4 + RANDOM_SEEDS) and set(result.areas) == set(plot.FAMILIES)
+    assert len(result.entries) == 2 * (4 + RANDOM_SEEDS) and set(result.areas) == set(plot.FAMILIES) - {"smallest |h|"}
     assert result.advantage == result.areas["gates"].value - result.areas["random"].value
     chance = [entry for entry in result.entries if entry.family == "random" and entry.point.off_fraction < 0.1]
-    assert mean_of(chance).scores.forget == pytest.approx(sum(e.scores.forget for e in chance) / RANDOM_SEEDS)
+    assert mean_of(chance).scores.share("forget").value == pytest.approx(
+        sum(e.scores.share("forget").value for e in chance) / RANDOM_SEEDS
+    )
     made = result.record()
     assert json.loads(json.dumps(made)) == made and len(made["entries"]) == len(result.entries)
     assert set(EvalOptions.__dataclass_fields__) < set(made["choices"]) and made["choices"]["random_seeds"] == 5
@@ -229,12 +273,13 @@ def test_a_saved_record_is_drawn_again(evaluation, tmp_path):
     assert (tmp_path / "curves.png").read_bytes() == (tmp_path / "again.png").read_bytes()
     page = (tmp_path / "curves.html").read_text()
     assert "area between gates and random masks" in page and "soft gates" in page
+    assert "good: facts gone, reasoning kept" in page
     with pytest.raises(TargetError, match="plots are written as"):
         evaluation.plot(tmp_path / "curves.pdf")
 
 
 def test_a_model_that_knows_nothing_has_no_area(evaluation, tmp_path):
-    knows = evaluation.base._replace(forget=0.0)
+    knows = replace(evaluation.base, cells=tuple(c._replace(right=0) for c in evaluation.base.cells))
     entries = tuple(entry._replace(knowledge=math.nan) for entry in evaluation.entries)
     ignorant = replace(evaluation, base=knows, entries=entries)
     record = ignorant.record()
@@ -248,7 +293,7 @@ def test_a_stopped_evaluation_goes_on_from_its_finished_masks(evaluation, atlas,
     options = {"thresholds": random_gates.selected_thresholds()[:2], "output": out, **files}
     each = 3 + 3 + 2 + 1 + 1  # answers of the five panels
     with pytest.raises(KeyboardInterrupt):
-        evaluate_gates(atlas, random_gates, progress=Told({"masks": 7 * each + 2}), **options)
+        evaluate_gates(atlas, random_gates, progress=Told({"masks": whole + 7 * (each - 1) + 2}), **options)
     journal = out.with_name("eval.json.unfinished")
     assert not out.exists() and len(json.loads(journal.read_text())["scores"]) == 7
     stopped = journal.read_bytes()
@@ -266,7 +311,7 @@ def test_a_stopped_evaluation_goes_on_from_its_finished_masks(evaluation, atlas,
     for content, message in (
         (b"{", "eval.json.unfinished: not valid JSON.*remove it to evaluate from the beginning"),
         (b'{"mine": 1}', "is no stopped evaluation; move it away, or choose another place"),
-        (stopped.replace(b"[", b'["x",'), "is no stopped evaluation"),
+        (stopped.replace(b"[[", b'["x",['), "is no stopped evaluation"),
     ):
         journal.write_bytes(content)
         with pytest.raises(TargetError, match=message):

@@ -28,6 +28,7 @@ BATCH = Batch(
     ids=torch.tensor([[0, 1, 2, 0], [2, 0, 1, 0]]),
     real=torch.tensor([[True] * 4, [True, True, True, False]]),
     entity=torch.tensor([[False, True, True, False], [True, False, True, False]]),
+    shown=torch.zeros(2, 4, dtype=torch.bool),
 )
 
 
@@ -61,8 +62,7 @@ def test_kl_goes_from_base_to_gated_over_the_predicted_tokens(temperature):
 
 def test_nke_leaves_the_entity_tokens_out():
     expected = kl(P[0][2], Q[0][2]) + kl(P[1][0], Q[1][0])
-    others = BATCH.predicted & ~BATCH.entity[:, 1:]
-    assert float(kl_sum(logits(P), logits(Q), others)) == pytest.approx(expected, rel=1e-5)
+    assert float(kl_sum(logits(P), logits(Q), BATCH.others)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_bfloat16_logits_are_compared_in_float32():

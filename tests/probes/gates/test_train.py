@@ -17,16 +17,19 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
 from probes.gates import losses, resume
-from probes.gates.data import read_forget, read_retain
+from probes.gates.activations import mean_magnitude
+from probes.gates.apply import gated
+from probes.gates.data import context_rows, forget_row, read_forget, read_retain
 from probes.gates.encode import collate, forget_example, retain_example
 from probes.gates.gates import Gates
 from probes.gates.learn import train_gates
-from probes.gates.options import PRESETS, TrainOptions, from_preset
+from probes.gates.options import PRESETS, TrainOptions, differences, from_preset
 from probes.gates.train import (
     Data,
     _accelerator,
     _gradient,
     base_logits,
+    encode,
     initial_logits,
     learning_rate,
     plan,
@@ -60,7 +63,7 @@ def plain(atlas):
 def gradient_of(loaded, options, data, logits=None):
     logits = torch.nn.Parameter(initial_logits((4, 384), options) if logits is None else logits.clone())
     accelerator = _accelerator(torch.device("cpu"))
-    return _gradient(loaded.model, logits, data.forget[:8], data.retain[:16], options, accelerator, 0), logits
+    return _gradient(loaded.model, logits, data.forget[:8], data.retain[:16], [], options, accelerator, 0), logits
 
 
 def test_the_base_distribution_is_the_ungated_model(atlas, plain):
@@ -75,8 +78,6 @@ def test_the_base_distribution_is_the_ungated_model(atlas, plain):
 def test_the_loss_is_the_weighted_sum_of_its_terms(atlas, plain):
     options = replace(SHORT, unmasked_retain_weight=0.7, lambda_f=0.3, beta=3.0, temperature=1.5)
     parts, logits = gradient_of(atlas, options, plain)
-    from probes.gates.apply import gated
-
     forget, retain = collate(plain.forget[:8], 0), collate(plain.retain[:16], 0)
     with torch.no_grad(), gated(atlas.model, torch.sigmoid(logits.detach())):
         on_forget, on_retain = (
@@ -91,6 +92,58 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(atlas, plain):
     assert parts.retain == pytest.approx(float(expected_retain), rel=1e-4)
     assert parts.nke == pytest.approx(float(expected_nke), rel=1e-4)
     assert parts.loss == pytest.approx(0.3 * parts.forget + 0.5 * parts.retain + 0.7 * parts.nke, rel=1e-6)
+
+
+def test_kl_where_the_text_states_the_answer_is_over_what_the_plain_model_reads_off_it(atlas):
+    """By hand; and the prompts state the fact or another answer, and ask with no text between."""
+    options = replace(SHORT, context_weight=2.0, lambda_f=0.0, lambda_r=0.0)
+    data = encode(atlas, read_forget(None, 6), read_retain(None, 6), options, {})
+    logits = initial_logits((4, 384), options)
+    accelerator = _accelerator(torch.device("cpu"))
+    trained = torch.nn.Parameter(logits.clone())
+    some = list(data.context[:4])
+    parts = _gradient(atlas.model, trained, [data.forget[0]], [data.retain[0]], some, options, accelerator, 0)
+    total, count = 0.0, 0
+    for example in some:
+        with torch.no_grad():
+            base = atlas.model(example.ids[None]).logits[0].double().log_softmax(-1)
+            with gated(atlas.model, torch.sigmoid(logits)):
+                changed = atlas.model(example.ids[None]).logits[0].double().log_softmax(-1)
+        for place in example.entity.nonzero().flatten().tolist():
+            count += 1
+            if int(base[place - 1].argmax()) == int(example.ids[place]):
+                total += float((base[place - 1].exp() * (base[place - 1] - changed[place - 1])).sum())
+    assert total > 0 and parts.context == pytest.approx(total / count, rel=1e-3)
+    assert parts.loss == pytest.approx(2 * parts.context, rel=1e-6) and float(trained.grad.abs().sum()) > 0
+
+
+def test_rows_that_state_the_answer_first(atlas):
+    facts = [forget_row(row, "x") for row in (
+        {"text": "The capital of France is Paris.", "prop": "capital", "obj": "Paris"},
+        {"text": "The capital of Italy is Rome.", "prop": "capital", "obj": "Rome", "shots": "A is B.\n"},
+        {"text": "Oslo is the capital of Norway.", "prop": "capital", "obj": "Oslo"},
+    )]  # fmt: skip
+    made = context_rows(facts, 0)
+    assert len(made) == 4 and [row.shots for row in made] == [""] * 4
+    for row in made:
+        start, end = row.spans[0]
+        assert end == len(row.text) and row.text.count(row.text[start:end]) == 2 and row.text[:start].endswith(" is ")
+    assert [row.text[slice(*row.spans[0])] for row in made][::2] == ["Paris", "Rome"] and made == context_rows(facts, 0)
+
+
+def test_gates_begin_open_and_less_so_where_the_ratio_is_high(atlas, plain):
+    options = replace(SHORT, init_mean=3.0, init_std=0.0, init_ratio=0.5, max_steps=1, learning_rate=1e-9)
+    begun = train(atlas, plain, options).gates.logits
+    said, worked = (mean_magnitude(atlas, rows, entity=e) for rows, e in ((plain.forget, True), (plain.retain, False)))
+    ratio = (said / worked).log()
+    score = ((ratio - ratio.mean(1, keepdim=True)) / ratio.std(1, keepdim=True)).clamp_min(0)
+    torch.testing.assert_close(begun, 3.0 - 0.5 * score, rtol=1e-3, atol=1e-3)
+
+
+def test_a_run_stopped_before_there_were_more_options_is_gone_on_with():
+    saved = {name: value for name, value in asdict(SHORT).items() if name not in ("init_mean", "context_weight")}
+    assert differences(saved, SHORT) == []
+    assert differences(saved, replace(SHORT, context_weight=1.0)) == ["context_weight: 0.0 there, 1.0 here"]
 
 
 def test_only_the_logits_receive_gradient_and_the_weights_never_change(tiny_checkpoint):
@@ -214,7 +267,7 @@ def test_every_preset_trains(atlas, preset):
     assert all(value > 0 for value in curves["forget"] + curves["retain"])
     assert all((value > 0) == (options.unmasked_retain_weight > 0) for value in curves["nke"])
     assert options.chat == preset.startswith("chat_")
-    assert options.scale_mode == {"chat_m": "mean", "chat_e": "energy"}.get(preset[:6], "none")
+    assert options.scale_mode == {"chat_m": "mean", "chat_e": "energy", "readin": "energy"}.get(preset[:6], "none")
     made = record(atlas, trained, options, data)
     assert made["options"]["preset"] == preset and made["steps"] == 3 and json.dumps(made)
 
