@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, patch, plot, trace
-from vindex import cli, cli_scores, console
+from vindex import cli, cli_report, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
@@ -29,6 +29,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "feature": "vindex feature atlas.vindex 1 95",
     "compare": "vindex compare base.vindex tuned.vindex --plot angles.html",
     "card": "vindex card atlas.vindex --probe probe.json",
+    "report": "vindex report atlas.vindex -o atlas.html --gate3 gate3.json --trace trace.json",
     "plot": "vindex plot probe.json -o probe.html",
     "gate3": "vindex gate3 atlas --vindex atlas.vindex --save-patch paris.safetensors",
     "gate3 verify": "vindex gate3 verify atlas paris.safetensors",
@@ -141,6 +142,7 @@ HANDLERS = (
     cli_scores.feature,
     cli.compare,
     cli.card,
+    cli_report.report,
     constants.probe,
     plot.plot,
     trace.trace,

@@ -14,12 +14,12 @@ STEPS = 20_001
 
 
 class Law(NamedTuple):
-    """Of the largest eigenvalues first, each (STEPS,): the eigenvalue, and the shares of their count and of their sum
+    """Of the largest eigenvalues first, each (STEPS,): the eigenvalue, and the shares of their number and of their sum
     that are as large or larger.
     """
 
     eigenvalue: np.ndarray
-    count: np.ndarray
+    number: np.ndarray
     energy: np.ndarray
 
 
@@ -40,7 +40,7 @@ def floor_of(shape: tuple[int, int], features: int) -> np.ndarray:
     """(F,) the leading singular values of such a matrix with ‖W‖²_F = min(m, n), largest first."""
     found = law(shape)
     places = (np.arange(features) + 0.5) / min(shape)
-    return np.sqrt(np.maximum(np.interp(places, found.count, found.eigenvalue), 0.0))
+    return np.sqrt(np.maximum(np.interp(places, found.number, found.eigenvalue), 0.0))
 
 
 def _cumulative(values: np.ndarray, at: np.ndarray) -> np.ndarray:

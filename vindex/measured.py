@@ -150,7 +150,7 @@ def _entries(fields: Fields, key: str) -> list[tuple[str, Fields]]:
 
 
 def require_record(path: Path, kind: str, command: str, source: Source) -> dict[str, Any]:
-    """The record at `path`, unread but for its kind and weights. command: what writes such a one. Raises as `read_probe`."""
+    """The record at `path`, unread but for its kind and weights. command: what writes one. Raises as `read_probe`."""
     record = load_record(path)
     if record.get("record") != kind:
         raise QueryError(f"{path}: expected a record of kind {kind}, got {record.get('record')!r}")

@@ -85,7 +85,7 @@ def given(weight: Tensor, singular_values: np.ndarray) -> Spectrum:
 def floor(shape: tuple[int, int], ranks: Sequence[int] = SPECTRUM_RANKS) -> tuple[float, ...]:
     """var@k of a large matrix of independent entries of this shape, for each k: the Marchenko–Pastur value."""
     found = law(shape)
-    return tuple(float(np.interp(min(rank / min(shape), 1.0), found.count, found.energy)) for rank in ranks)
+    return tuple(float(np.interp(min(rank / min(shape), 1.0), found.number, found.energy)) for rank in ranks)
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:

@@ -26,7 +26,7 @@ BLOCK = 256
 
 
 def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
-    """Layers, spectra, the tokens of every pole, coherence, clusters and neighbours; what is missing, in one line each."""
+    """Layers, spectra, tokens of every pole, coherence, clusters, neighbours; what is missing, in one line each."""
     advance = progress("directions", v.index.num_layers)
     missing: dict[str, str] = {}
 
@@ -54,7 +54,7 @@ def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
 
 
 def _base64(numbers: np.ndarray) -> str:
-    return b64encode(np.ascontiguousarray(numbers)).decode()
+    return b64encode(numbers.tobytes()).decode()
 
 
 def _poles(v: Vindex) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
@@ -113,7 +113,8 @@ def _nearest(v: Vindex, progress: Progress) -> dict[str, str]:
         block = every[first : first + BLOCK] @ every.T
         at = np.arange(len(block))
         block[at, first + at] = 0.0
-        best = np.argsort(-np.abs(block), axis=1, kind="stable")[:, :kept]
+        best = np.argpartition(-np.abs(block), kept - 1, axis=1)[:, :kept] if kept else np.empty((len(block), 0), int)
+        best = np.take_along_axis(best, np.argsort(-np.abs(np.take_along_axis(block, best, axis=1)), axis=1), axis=1)
         rows[first : first + BLOCK], cosines[first : first + BLOCK] = best, np.take_along_axis(block, best, axis=1)
         advance(len(block))
     return {"rows": _base64(rows), "cosines": _base64(cosines)}

@@ -52,11 +52,11 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
     lines = []
     for place, side in enumerate(("gate", "down")):
         sides = [getattr(one, side) for one in layers]
-        angles = [one.largest_angle or None for one in sides]
+        turned = [one.largest_angle or None for one in sides]
         notes = [
-            f"layer {one.layer}: {angle:.2g} rad" if angle else "" for one, angle in zip(layers, angles, strict=True)
+            f"layer {one.layer}: {angle:.2g} rad" if angle else "" for one, angle in zip(layers, turned, strict=True)
         ]
-        lines.append(Line(side, f"c{place}", at, angles, notes))
+        lines.append(Line(side, f"c{place}", at, turned, notes))
         lines.append(
             Line(f"{side}: two builds of the same weights", f"floor c{place}", at, [one.noise for one in sides])
         )

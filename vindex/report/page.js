@@ -38,6 +38,7 @@ function parse(text) {
   if (found[3] === undefined) return {layer, expert};
   return +found[3] < features ? {row: first + (expert || 0) * features + +found[3], layer, expert, feature: +found[3], writes} : null;
 }
+const fill = (id, ...children) => $(id).replaceChildren(...children.filter(child => child !== null));
 const link = (place, end = "") => el("a", {href: "#" + nameOf(place) + end}, nameOf(place));
 
 // Search: from a token to the places that hold it, made when it is first needed.
@@ -126,8 +127,8 @@ function card(place) {
   const option = expert === null ? "" : ` --expert ${expert}`, keyword = expert === null ? "" : `, expert=${expert}`;
   const writes = el("details", place.writes ? {open: ""} : {}, el("summary", {}, "The down direction of the same rank: another direction, which this one does not drive"),
     el("div", {class: "poles"}, poleOf("writes", row, false, "Writes +", z(2)), poleOf("writes", row, true, "Writes −", z(3))));
-  const missing = name => data.missing[name] ? el("p", {class: "note"}, `No ${name}: ${data.missing[name]}`) : null;
-  $("card").replaceChildren(
+  const missing = name => data.missing[name] ? el("p", {class: "note"}, `No ${name}: ${data.missing[name]}.`) : null;
+  fill("card", 
     el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}, direction ${feature}`),
       el("span", {class: "ways"}, row ? el("a", {href: "#" + nameOf(placeOf(row - 1)), rel: "prev"}, "previous") : null,
         row < rows - 1 ? el("a", {href: "#" + nameOf(placeOf(row + 1)), rel: "next"}, "next") : null,
@@ -158,7 +159,7 @@ function layerCard({layer, expert}) {
   const others = expert === null ? [] : [...Array(groups).keys()].map(e => el("a", {href: `#L${layer}E${e}`}, `E${e}`)).flatMap(a => [a, " "]);
   const lines = [...Array(features).keys()].map(i => from + i).map(row => [link(placeOf(row)), sigma[row].toPrecision(3), pieces(row), pieces(row, 1),
     coherence ? signed(Math.max(coherence[4 * row], coherence[4 * row + 1]), 1) : "–"]);
-  $("card").replaceChildren(el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}`), el("span", {class: "ways"},
+  fill("card", el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}`), el("span", {class: "ways"},
     layer ? el("a", {href: `#L${layer - 1}`, rel: "prev"}, "previous") : null, layer < data.layers.length - 1 ? el("a", {href: `#L${layer + 1}`, rel: "next"}, "next") : null)),
     el("p", {class: "note"}, ...others), table([["direction", ""], ["σ", "n"], ["reads +", ""], ["reads −", ""], ["coherence z", "n"]], lines));
 }
@@ -168,7 +169,7 @@ function welcome() {
   const best = [];
   for (let row = 0; row < rows; row++) for (const at of [0, 1]) best.push([coherence[4 * row + at], row, at]);
   best.sort((a, b) => b[0] - a[0]);
-  $("card").replaceChildren(el("h3", {}, "Most coherent directions"), el("p", {class: "note"}, "What is read at one pole, by how alike its tokens are beside those of random directions."),
+  fill("card", el("h3", {}, "Most coherent directions"), el("p", {class: "note"}, "What is read at one pole, by how alike its tokens are beside those of random directions."),
     table([["direction", ""], ["z", "n"], ["reads", ""]], best.slice(0, 12).map(([z, row, at]) => [link(placeOf(row)), signed(z, 1), pieces(row, at, 8)])));
 }
 function follow(focus) {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from vindex.errors import FormatError
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe, require_record
 from vindex.reader import Vindex
-from vindex.report.svg import Axis, Chart, Line, Mark, axis, chart, layers_axis
+from vindex.report.svg import Axis, Chart, Line, Mark, axis, chart
 
 SETS = {  # of held-out prompts, in the record's words and in ours
     "paraphrases": "paraphrases",
@@ -64,12 +64,11 @@ class Gates(NamedTuple):
 
 
 class Direction(NamedTuple):
-    """A row of what an FFN reads or writes. value: z of v·x, or the coefficient; adds: of a write."""
+    """A row of what an FFN reads or writes. value: z of what is read, or what is added to the target's logit."""
 
     feature: int | None
     what: str
-    value: float | None
-    adds: float | None
+    value: float
     tokens: tuple[str, ...]
 
 
@@ -156,7 +155,7 @@ def deletion(path: Path, v: Vindex) -> Deletion:
         for key, name in (("four_bit", "attack: in 4 bits"), ("relearned", "attack: relearned")):
             sets[name] = certificate.get(key, {"prompts": []})["prompts"]
         attacks = {
-            standard: tuple(Attack(*(one[key] for key in Attack._fields)) for one in verdict["criteria"])
+            standard: tuple(_attack(one) for one in verdict["criteria"])
             for standard, verdict in record["verdicts"].items()
         }
         texts = certificate.get("texts") or []
@@ -249,7 +248,7 @@ def trace(path: Path, v: Vindex) -> Traced:
                 x,
                 heights[1],
                 bars=added,
-                legend=[("c0", "attention"), ("c1", "FFN")],
+                legend=[("c1", "attention"), ("c0", "FFN")],
             ),
             tuple(
                 (n, int(r["rank"]), float(r["log_prob"]), str(r["top"]), float(r["adds"]))
@@ -261,12 +260,22 @@ def trace(path: Path, v: Vindex) -> Traced:
 
 
 def _layer(one: Mapping[str, Any], reads: list[Mapping[str, Any]], writes: list[Mapping[str, Any]]) -> Layer:
+    shares = (float(one[key]) for key in ("read_share", "write_share", "adds_inside", "adds_outside"))
     return Layer(
         int(one["layer"]),
-        *(float(one[key]) for key in ("read_share", "write_share", "adds_inside", "adds_outside")),
-        tuple(Direction(row["feature"], "", float(row["z"]), None, tuple(row["tokens"])) for row in reads),
-        tuple(
-            Direction(row["feature"], row["what"], row["coefficient"], float(row["adds"]), tuple(row["tokens"]))
-            for row in writes
+        *shares,
+        reads=tuple(Direction(int(row["feature"]), "", float(row["z"]), _texts(row["tokens"])) for row in reads),
+        writes=tuple(
+            Direction(row["feature"], row["what"], float(row["adds"]), _texts(row["tokens"])) for row in writes
         ),
     )
+
+
+def _texts(pieces: list[str]) -> tuple[str, ...]:
+    return tuple(str(piece) for piece in pieces)
+
+
+def _attack(one: Mapping[str, Any]) -> Attack:
+    value, holds = one["value"], one["holds"]
+    held = None if holds is None else bool(holds)
+    return Attack(one["name"], one["relation"], float(one["limit"]), None if value is None else float(value), held)

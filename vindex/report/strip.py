@@ -16,7 +16,7 @@ SIDES = ("gate", "down")
 
 
 class Small(NamedTuple):
-    """One layer. curves: kind and points. shaded: x, y, width and kind of a cluster. gaps: of gate and down, in words."""
+    """One layer. curves: kind, points. shaded: x, y, width, kind of a cluster. gaps: of gate and down, in words."""
 
     layer: int
     curves: list[tuple[str, str]]
@@ -25,7 +25,7 @@ class Small(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """Every layer on one scale. certain: whether the floor is that of a matrix of the weight's own norm."""
+    """Every layer on one scale. floor: of which random matrix it is, in words."""
 
     width: int
     height: int
