@@ -260,10 +260,12 @@ def trace(path: Path, v: Vindex) -> Traced:
 
 
 def _layer(one: Mapping[str, Any], reads: list[Mapping[str, Any]], writes: list[Mapping[str, Any]]) -> Layer:
-    shares = (float(one[key]) for key in ("read_share", "write_share", "adds_inside", "adds_outside"))
     return Layer(
         int(one["layer"]),
-        *shares,
+        read_share=float(one["read_share"]),
+        write_share=float(one["write_share"]),
+        inside=float(one["adds_inside"]),
+        outside=float(one["adds_outside"]),
         reads=tuple(Direction(int(row["feature"]), "", float(row["z"]), _texts(row["tokens"])) for row in reads),
         writes=tuple(
             Direction(row["feature"], row["what"], float(row["adds"]), _texts(row["tokens"])) for row in writes
