@@ -52,7 +52,7 @@ class Few(NamedTuple):
     """How long the demo's gates learn, and how many questions of each kind judge them."""
 
     steps: int
-    count: int
+    questions: int
 
 
 DEMO_GATES = Few(60, 40)
@@ -123,8 +123,8 @@ def demo(
             lambda: gates_train.train(atlas, learnt, force=True, learning_rate=0.05, max_steps=few.steps),
         ),
         (
-            f"gates eval {model} {t} --count {few.count} -o {e}",
-            lambda: gates_eval.evaluate(atlas, learnt, output=scored, count=few.count),
+            f"gates eval {model} {t} --count {few.questions} -o {e}",
+            lambda: gates_eval.evaluate(atlas, learnt, output=scored, count=few.questions),
         ),
         (
             f'trace {model} "{PROMPT}" --vindex {v} -o {tr}',
