@@ -67,6 +67,7 @@ function matches(query) {
 }
 function search(query) {
   const found = $("found"), hits = $("hits");
+  hits.dataset.query = query;
   if (!query.trim()) { found.textContent = ""; hits.replaceChildren(); return; }
   const place = parse(query);
   if (place) {
@@ -173,7 +174,7 @@ function welcome() {
     table([["direction", ""], ["z", "n"], ["reads", ""]], best.slice(0, 12).map(([z, row, at]) => [link(placeOf(row)), signed(z, 1), pieces(row, at, 8)])));
 }
 function follow(focus) {
-  const place = parse(decodeURIComponent(location.hash));
+  const place = parse(location.hash);
   for (const small of document.querySelectorAll(".small")) small.removeAttribute("aria-current");
   if (!place) return false;
   (place.row === undefined ? layerCard : card)(place);
