@@ -1,11 +1,12 @@
 """Two vindexes: how far each layer turned, and the directions that left the other's subspace most, with their tokens.
 
-How far a direction moved is the angle between it and the span of the other vindex's directions of the same weight. Its
-counterpart is the other's direction of largest |cosine|.
+How far a direction moved is the angle between it and the span of as many leading directions of the other vindex's same
+weight; where they span all of the hidden space, none moved. Its counterpart is the other's of largest |cosine|.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -63,19 +64,23 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
     y = axis("rad", [value for line in lines for value in line.y], log=True)
     angles = chart("Largest principal angle by layer", layers_axis(v.index.num_layers), y, lines=lines)
     noises = {(one.layer, one.expert, side): getattr(one, side).noise for one in found for side in ("gate", "down")}
-    moved = tuple(_named(v, other, *one, noises) for one in _most(v, other))
+    moved = tuple(_named(v, other, one) for one in _most(v, other, noises))
     return Beside(found.names, found.ids, found.summary, found.kept, angles, moved)
 
 
 class _Turned(NamedTuple):
+    """A direction, and how far it turned; noise: what two builds of the same weights may differ by."""
+
     angle: float
+    noise: float
     side: str
     layer: int
-    group: int
+    expert: int | None
     feature: int
 
 
-def _most(v: Vindex, other: Vindex) -> list[_Turned]:
+def _most(v: Vindex, other: Vindex, noises: Mapping[tuple[int, int | None, str], float]) -> list[_Turned]:
+    """The MOST that turned by more than noise, furthest first."""
     turned = []
     for entry in v.index.layers:
         ours, theirs = v.layer(entry.layer), other.layer(entry.layer)
@@ -88,23 +93,24 @@ def _most(v: Vindex, other: Vindex) -> list[_Turned]:
             inside = rows @ basis
             outside = np.linalg.norm(rows - inside @ basis.T, axis=1)
             angles = np.arctan2(outside, np.linalg.norm(inside, axis=1))
-            turned += [_Turned(float(a), side, entry.layer, group, f) for f, a in enumerate(angles) if rows[f].any()]
+            expert = group if entry.num_experts else None
+            noise = noises[entry.layer, expert, side]
+            found = np.flatnonzero((angles > noise) & rows.any(axis=1)).tolist()
+            turned += [_Turned(float(angles[at]), noise, side, entry.layer, expert, at) for at in found]
     return sorted(turned, key=lambda one: -one.angle)[:MOST]
 
 
-def _named(
-    v: Vindex, other: Vindex, angle: float, side: str, layer: int, group: int, feature: int, noises: dict
-) -> Moved:
-    ours, theirs = (getattr(of.layer(layer), side)[group].astype(np.float32) for of in (v, other))
-    cosines = theirs @ ours[feature]
+def _named(v: Vindex, other: Vindex, one: _Turned) -> Moved:
+    """With the other's direction most like it, and what both hold at the poles that face each other."""
+    ours, theirs = (getattr(of.layer(one.layer), one.side)[one.expert or 0].astype(np.float32) for of in (v, other))
+    cosines = theirs @ ours[one.feature]
     nearest = int(np.abs(cosines).argmax())
-    expert = group if v.index.layers[layer].num_experts else None
-    name = {"gate": "reads", "down": "writes"}[side]
-    mine = getattr(v.feature(layer, feature, expert=expert), name)
+    name = {"gate": "reads", "down": "writes"}[one.side]
+    mine = getattr(v.feature(one.layer, one.feature, expert=one.expert), name)
     pole = name if cosines[nearest] >= 0 else f"{name}_against"
-    yours = getattr(other.feature(layer, nearest, expert=expert), pole)
-    noise, cosine = noises[layer, expert, side], abs(float(cosines[nearest]))
-    return Moved(name, layer, expert, feature, angle, noise, nearest, cosine, _pieces(mine), _pieces(yours))
+    yours = getattr(other.feature(one.layer, nearest, expert=one.expert), pole)
+    place = name, one.layer, one.expert, one.feature, one.angle, one.noise
+    return Moved(*place, nearest, abs(float(cosines[nearest])), _pieces(mine), _pieces(yours))
 
 
 def _pieces(tokens: list[TokenScore]) -> tuple[str, ...]:
