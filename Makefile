@@ -7,7 +7,7 @@ FUZZ_SECONDS ?= 3600
 # Small matrices: with more threads they only wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-real test-qwen fuzz lint clean
+.PHONY: demo test test-real test-qwen test-browser fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/vindex demo
@@ -20,6 +20,10 @@ test-real: .venv/installed $(REAL_MODEL)/config.json
 
 test-qwen: .venv/installed $(QWEN_MODEL)/config.json
 	VINDEX_QWEN_MODEL=$(QWEN_MODEL) $(BIN)/python -m pytest -m qwen
+
+test-browser: .venv/installed .venv/browser
+	mkdir -p .cache/screenshots
+	VINDEX_SCREENSHOTS=.cache/screenshots $(BIN)/python -m pytest -m browser
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.campaign --from -1 --seconds $(FUZZ_SECONDS)
@@ -39,6 +43,13 @@ $(QWEN_MODEL)/config.json: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit("vindex needs Python 3.11 or newer; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Debian's Chromium where there is none, and what drives it.
+.venv/browser: .venv/installed
+	[ -n "$(VINDEX_CHROMIUM)" ] || command -v chromium chromium-browser || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } || \
+	  { echo 'install Chromium, or set VINDEX_CHROMIUM to one' >&2; exit 1; }
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[browser]'
 	touch $@
 
 clean:

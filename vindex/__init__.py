@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vindex.reader import Vindex
     from vindex.reader import open_vindex as open
     from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
+    from vindex.report.page import write_report
     from vindex.scores import Scores
     from vindex.verification import Verification
 
@@ -29,6 +30,7 @@ FACE = {
     "verify": ("vindex.checks", "verify"),
     "compare": ("vindex.differences", "compare"),
     "write_card": ("vindex.card", "write_card"),
+    "write_report": ("vindex.report.page", "write_report"),
     "Vindex": ("vindex.reader", "Vindex"),
     "Scores": ("vindex.scores", "Scores"),
     "Verification": ("vindex.verification", "Verification"),
@@ -53,6 +55,7 @@ __all__ = [
     "open",
     "verify",
     "write_card",
+    "write_report",
 ]
 
 

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
-from probes.cli import constants, delete, gates, patch, plot, respond, trace
-from vindex import cli, cli_scores, console
+from probes.cli import constants, delete, gates, gates_eval, gates_train, patch, plot, respond, trace
+from vindex import cli, cli_report, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
@@ -29,6 +29,7 @@ EXAMPLES = {  # of each command, at the end of its help
     "feature": "vindex feature atlas.vindex 1 95",
     "compare": "vindex compare base.vindex tuned.vindex --plot angles.html",
     "card": "vindex card atlas.vindex --probe probe.json",
+    "report": "vindex report atlas.vindex -o atlas.html --gate3 gate3.json --trace trace.json",
     "plot": "vindex plot probe.json -o probe.html",
     "gate3": "vindex gate3 atlas --vindex atlas.vindex --save-patch paris.safetensors",
     "gate3 verify": "vindex gate3 verify atlas paris.safetensors",
@@ -47,6 +48,17 @@ EXAMPLES = {  # of each command, at the end of its help
     "gates compare": "vindex gates compare gates other-gates",
     "gates convert": "vindex gates convert lambda_logits.pt -o gates",
 }
+PROMPT = "The capital of France is"
+
+
+class Few(NamedTuple):
+    """How long the demo's gates learn, and how many questions of each kind judge them."""
+
+    steps: int
+    questions: int
+
+
+DEMO_GATES = Few(60, 40)
 METAVARS = {Path: "FILE", int: "N", float: "X", str: "TEXT"}  # of what has none of its own
 
 
@@ -93,18 +105,46 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the vindex.")] = Path("atlas.vindex"),
     json: cli.Json = False,
 ) -> None:
-    """Build, verify, score and edit the bundled checkpoint.
+    """Build, verify, score, edit and gate the bundled checkpoint, and write a report of it all.
 
-    With --json the record of each of the four, one after the other.
+    Records and the report stand beside the vindex, under its name. With --json the records are printed, one after the
+    other.
     """
-    atlas, model, there = str(CHECKPOINT), CHECKPOINT.name, quote(str(output))
+    from probes.gates.learn import check_output
+    from vindex.report.page import check_target
+
+    atlas, model = str(CHECKPOINT), CHECKPOINT.name
+    made = [output.with_suffix(end) for end in (".gate3.json", ".gates", ".gates.json", ".trace.json", ".html")]
+    gate3, learnt, scored, traced, page = made
+    v, g, t, e, tr, p = (quote(str(path)) for path in (output, *made))
+    few = DEMO_GATES
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
-        (f"build {model} -o {there}", lambda: _build(atlas, output, json)),
-        (f"verify {there} --source {model}", lambda: verifying.verify(output, source=atlas, json=json)),
-        (f'score {there} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8, json=json)),
-        (f"gate3 {model} --vindex {there}", lambda: delete.gate3(atlas, vindex=output, json=json)),
+        (f"build {model} -o {v}", lambda: _build(atlas, output, json)),
+        (f"verify {v} --source {model}", lambda: verifying.verify(output, source=atlas, json=json)),
+        (f'score {v} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8, json=json)),
+        (f"gate3 {model} --vindex {v} -o {g}", lambda: delete.gate3(atlas, vindex=output, output=gate3, json=json)),
+        (
+            f"gates train {model} -o {t} --force --learning-rate 0.05 --max-steps {few.steps}",
+            lambda: gates_train.train(atlas, learnt, force=True, learning_rate=0.05, max_steps=few.steps, json=json),
+        ),
+        (
+            f"gates eval {model} {t} --count {few.questions} -o {e}",
+            lambda: gates_eval.evaluate(atlas, learnt, output=scored, count=few.questions, json=json),
+        ),
+        (
+            f'trace {model} "{PROMPT}" --vindex {v} -o {tr}',
+            lambda: trace.trace(atlas, PROMPT, vindex=output, output=traced, json=json),
+        ),
+        (
+            f"report {v} -o {p} --gate3 {g} --gates {e} --trace {tr}",
+            lambda: cli_report.report(output, page, gate3=gate3, gates=scored, trace=traced, json=json),
+        ),
     )
     _require_own(output)
+    check_target(page, force=False)
+    for record in (gate3, scored, traced):
+        console.check_places(record)
+    check_output(learnt, [], resume=False, force=True)
     for number, (command, run) in enumerate(steps, start=1):
         if number > 1 and not json:
             console.say()
@@ -112,7 +152,7 @@ def demo(
             console.say(console.styled(f"{number}. vindex {command}", "bold"))
         run()
     if not json:
-        console.say(f"next: vindex probe {model} --vindex {there}, or vindex feature {there} 1 95")
+        console.say(f"next: open {page.absolute().as_uri()} in a browser, and search for Paris")
 
 
 def _build(atlas: str, output: Path, json: bool) -> None:
@@ -151,6 +191,7 @@ HANDLERS = (
     cli_scores.feature,
     cli.compare,
     cli.card,
+    cli_report.report,
     constants.probe,
     plot.plot,
     trace.trace,

@@ -148,7 +148,7 @@ def principal_angles(rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
     Rows need not be orthonormal: float16 rounding is removed by QR. Zero rows are left out. Method: Björck & Golub
     1973, cosines for large angles and sines for small ones.
     """
-    basis_a, basis_b = (_orthonormal_basis(rows) for rows in (rows_a, rows_b))
+    basis_a, basis_b = (orthonormal_basis(rows) for rows in (rows_a, rows_b))
     if basis_a.shape[1] < basis_b.shape[1]:
         basis_a, basis_b = basis_b, basis_a
     overlap = basis_a.T @ basis_b
@@ -157,7 +157,8 @@ def principal_angles(rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
     return np.where(cosines**2 < 0.5, np.arccos(cosines), np.arcsin(sines))
 
 
-def _orthonormal_basis(rows: np.ndarray) -> np.ndarray:
+def orthonormal_basis(rows: np.ndarray) -> np.ndarray:
+    """(H, rank) float64: an orthonormal basis of the rows (F, H) that are not zero."""
     rows = rows.astype(np.float64)
     return np.linalg.qr(rows[np.any(rows != 0, axis=1)].T)[0]
 

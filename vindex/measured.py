@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vindex.errors import QueryError
 from vindex.manifest import Source
@@ -149,7 +149,8 @@ def _entries(fields: Fields, key: str) -> list[tuple[str, Fields]]:
     return [(name, Fields(value, f"{key}.{name}", fields.problems)) for name, value in fields.mapping(key).items()]
 
 
-def _open(path: Path, kind: str, command: str, source: Source) -> Fields:
+def require_record(path: Path, kind: str, command: str, source: Source) -> dict[str, Any]:
+    """The record at `path`, unread but for its kind and weights. command: what writes one. Raises as `read_probe`."""
     record = load_record(path)
     if record.get("record") != kind:
         raise QueryError(f"{path}: expected a record of kind {kind}, got {record.get('record')!r}")
@@ -158,7 +159,11 @@ def _open(path: Path, kind: str, command: str, source: Source) -> Fields:
     if not isinstance(digests, dict) or not digests:
         raise QueryError(f"{path}: does not say by their SHA-256 which weights it is of; make it again: {command}")
     _require_weights(path, digests, source.weights)
-    return Fields(record, "", Problems(str(path)))
+    return record
+
+
+def _open(path: Path, kind: str, command: str, source: Source) -> Fields:
+    return Fields(require_record(path, kind, command, source), "", Problems(str(path)))
 
 
 def _require_weights(path: Path, theirs: Mapping[str, object], ours: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from probes.cli.gates_options import (
     Device,
     Dtype,
     ForgetFile,
+    Json,
     Model,
     PanelDirectory,
     RetainFile,
@@ -19,7 +20,7 @@ from probes.cli.gates_options import (
 )
 from probes.cli.model import load_model
 from probes.gates.options import PRESETS, TrainOptions
-from vindex.console import check_places, progress, say, warn
+from vindex.console import check_places, progress, put, say, warn
 from vindex.demo import or_bundled
 
 
@@ -39,6 +40,7 @@ def train(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the loss curves to this .html or .png.")
     ] = None,
+    json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -73,10 +75,13 @@ def train(
         )
         raise typer.Exit(130) from None
     if is_first_process():
+        if plot:
+            gates.plot(plot)
+        if put(gates.training, json, None):
+            return
         steps, seconds = gates.training["steps"], gates.training["wall_seconds"]
         say(f"wrote {output}: λ std {float(gates.values.std()):.3f} after {steps} steps, {seconds:.0f} s")
         if plot:
-            gates.plot(plot)
             say(f"plot: {plot}")
         of = f" --panel {panel}" if panel else ""
         say(f"next: vindex gates eval {model} {output}{of} -o {output.name}.json --plot {output.name}.html")

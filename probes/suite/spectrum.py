@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from probes.suite.definition import RANK_TOLERANCE, SPECTRUM_RANKS
+from vindex.floor import law
 
 
 class Spectrum(NamedTuple):
@@ -83,21 +84,8 @@ def given(weight: Tensor, singular_values: np.ndarray) -> Spectrum:
 
 def floor(shape: tuple[int, int], ranks: Sequence[int] = SPECTRUM_RANKS) -> tuple[float, ...]:
     """var@k of a large matrix of independent entries of this shape, for each k: the Marchenko–Pastur value."""
-    short, long = sorted(shape)
-    ratio = short / long
-    theta = np.linspace(0, np.pi, 20_001)
-    eigenvalue = 1 + ratio + 2 * np.sqrt(ratio) * np.cos(theta)  # largest first, mean 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        density = 2 * np.sin(theta) ** 2 / (np.pi * np.maximum(eigenvalue, 1e-300))  # of theta
-    density[-1] = density[-2] if ratio == 1 else 0.0  # 0/0 at the edge of a square matrix, with a finite limit
-    count = _cumulative(density, theta)
-    energy = _cumulative(density * eigenvalue, theta)
-    return tuple(float(np.interp(min(rank / short, 1.0), count / count[-1], energy / energy[-1])) for rank in ranks)
-
-
-def _cumulative(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    steps = (values[1:] + values[:-1]) / 2 * np.diff(at)
-    return np.concatenate([[0.0], steps.cumsum()])
+    found = law(shape)
+    return tuple(float(np.interp(min(rank / min(shape), 1.0), found.number, found.energy)) for rank in ranks)
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:

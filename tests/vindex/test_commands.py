@@ -223,7 +223,15 @@ def test_the_demo_replaces_a_vindex_of_its_own_model_and_nothing_else(built, tmp
     with pytest.raises(TargetError, match="w.partial is an unfinished build of another model; choose another place"):
         demo(tmp_path / "w")
     assert (mine / "thesis.txt").exists() and (tmp_path / "w.partial" / "journal.jsonl").exists()
-    for step in ("extract.cli.verify.verify", "vindex.cli_scores.score", "probes.cli.delete.gate3"):
+    for step in (
+        "extract.cli.verify.verify",
+        "vindex.cli_scores.score",
+        "probes.cli.delete.gate3",
+        "probes.cli.gates_train.train",
+        "probes.cli.gates_eval.evaluate",
+        "probes.cli.trace.trace",
+        "vindex.cli_report.report",
+    ):
         monkeypatch.setattr(step, lambda *arguments, **options: None)
     demo(tmp_path / "demo.vindex")
     before = (tmp_path / "demo.vindex").stat().st_ino

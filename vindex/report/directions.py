@@ -1,0 +1,120 @@
+"""What search and cards need of every direction, as compact as JSON can hold it.
+
+Directions are numbered as rows, 0 … R − 1. Tokens stand in one table of strings; arrays are base64 of little-endian
+numbers, uint32 (`tokens`, `rows`) and float32 (the rest).
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vindex.beside import SIDES
+from vindex.chance import cluster_of
+from vindex.errors import QueryError
+from vindex.format import META_TOP_K
+from vindex.progress import Progress, silent
+from vindex.reader import Vindex
+
+MOST_TOKENS = 2_000_000  # in the page; with more directions than that allows, poles are shortened
+MOST_COMPARED = 12_000  # directions whose neighbours are found beforehand
+NEAREST = 5
+BLOCK = 256
+
+
+def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
+    """Layers, spectra, tokens of every pole, coherence, clusters, neighbours; what is missing, in one line each."""
+    advance = progress("directions", v.index.num_layers)
+    missing: dict[str, str] = {}
+
+    def unless_missing(name: str, made: Callable[[], Any]) -> Any:
+        try:
+            return made()
+        except QueryError as error:
+            missing[name] = str(error)
+            return None
+
+    coherence = unless_missing("coherence", lambda: _coherence(v, advance))
+    tokens, scores, strings = _poles(v)
+    return {
+        "name": v.path.name,
+        "layers": [[v.index.first_row(e.layer), e.groups, e.features, e.num_experts or 0] for e in v.index.layers],
+        "strings": strings,
+        "sides": {side: {"tokens": _base64(tokens[side]), "scores": _base64(scores[side])} for side in tokens},
+        "pole": next(iter(tokens.values())).shape[1] // 2,
+        "sigma": _base64(v.singular_values.astype("<f4")),
+        "coherence": coherence,
+        "clusters": _clusters(v),
+        "nearest": unless_missing("nearest", lambda: _nearest(v, progress)),
+        "missing": missing,
+    }
+
+
+def _base64(numbers: np.ndarray) -> str:
+    return b64encode(numbers.tobytes()).decode()
+
+
+def _poles(v: Vindex) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
+    """Places in the table of strings (R, 2 · kept) and scores of each side, and the table."""
+    kept = max(1, min(META_TOP_K // 2, MOST_TOKENS // (2 * len(SIDES) * v.index.num_rows)))
+    ids, scores = {}, {}
+    for side, spec in SIDES.items():
+        records = np.concatenate([v.meta_records(spec, entry.layer)[1]["tokens"] for entry in v.index.layers])
+        pole = records.shape[1] // 2
+        shown = np.concatenate([records[:, :pole][:, :kept], records[:, pole:][:, :kept]], axis=1)
+        ids[side], scores[side] = shown["token_id"], shown["score"].astype("<f4")
+    known, places = np.unique(np.stack(list(ids.values())), return_inverse=True)
+    places = places.reshape(len(ids), *next(iter(ids.values())).shape).astype("<u4")
+    return dict(zip(ids, places, strict=True)), scores, [v.vocabulary.piece(int(one)) for one in known]
+
+
+def _coherence(v: Vindex, advance: Callable[[int], object]) -> str:
+    """(R, 4) z of the coherence of each pole, in the order of `Coherence`."""
+    found = []
+    for layer in range(v.index.num_layers):
+        found.append(v.coherences(layer)[1].T)
+        advance(1)
+    return _base64(np.concatenate(found).astype("<f4"))
+
+
+def _clusters(v: Vindex) -> dict[str, list[list[int]]]:
+    """First and last row of every two or more directions of nearly equal σ, by side."""
+    found: dict[str, list[list[int]]] = {"gate": [], "down": []}
+    for entry in v.index.layers:
+        sigmas = v.layer(entry.layer)
+        for side, group in ((side, group) for side in found for group in range(entry.groups)):
+            certificate = v.certificate(entry.layer, side, group if entry.num_experts else None)
+            sigma, first = (
+                getattr(sigmas, f"{side}_sigma")[group],
+                v.index.first_row(entry.layer) + group * entry.features,
+            )
+            at = 0
+            while at < len(sigma):
+                together = cluster_of(sigma, at, certificate.max_residual)
+                if len(together) > 1:
+                    found[side].append([first + together[0], first + together[-1]])
+                at = together.stop
+    return found
+
+
+def _nearest(v: Vindex, progress: Progress) -> dict[str, str]:
+    """Of each gate direction the NEAREST others by |cosine|: rows and cosines, each (R, NEAREST)."""
+    count = v.index.num_rows
+    if count > MOST_COMPARED:
+        raise QueryError(f"{count:,} directions are too many to compare each with each: vindex feature compares one")
+    every = v.gate.reshape(count, -1).astype(np.float32)
+    kept = min(NEAREST, count - 1)
+    rows, cosines = np.empty((count, kept), "<u4"), np.empty((count, kept), "<f4")
+    advance = progress("neighbours", count)
+    for first in range(0, count, BLOCK):
+        block = every[first : first + BLOCK] @ every.T
+        at = np.arange(len(block))
+        block[at, first + at] = 0.0
+        best = np.argpartition(-np.abs(block), kept - 1, axis=1)[:, :kept] if kept else np.empty((len(block), 0), int)
+        best = np.take_along_axis(best, np.argsort(-np.abs(np.take_along_axis(block, best, axis=1)), axis=1), axis=1)
+        rows[first : first + BLOCK], cosines[first : first + BLOCK] = best, np.take_along_axis(block, best, axis=1)
+        advance(len(block))
+    return {"rows": _base64(rows), "cosines": _base64(cosines)}

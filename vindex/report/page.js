@@ -1,0 +1,208 @@
+"use strict";
+// Everything from the model is put in place as text; nothing here is ever read as markup.
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = id => document.getElementById(id);
+const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
+const floats = text => new Float32Array(bytes(text)), whole = text => new Uint32Array(bytes(text));
+const sides = Object.fromEntries(Object.entries(data.sides).map(([name, side]) =>
+  [name, {tokens: whole(side.tokens), scores: floats(side.scores)}]));
+const sigma = floats(data.sigma), rows = sigma.length / 2, pole = data.pole, per = 2 * pole;
+const coherence = data.coherence && floats(data.coherence);
+const nearest = data.nearest && {rows: whole(data.nearest.rows), cosines: floats(data.nearest.cosines)};
+const response = data.response && {r2: floats(data.response.r2), null: floats(data.response.null)};
+
+function el(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children.filter(child => child !== null));
+  return made;
+}
+const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const shown = token => JSON.stringify(token).slice(1, -1).replaceAll('\\"', '"').replaceAll("\\\\", "\\").replaceAll(" ", "␣");
+const quoted = name => /^[\w.\/@%+=:,-]+$/.test(name) ? name : "'" + name.replaceAll("'", "'\"'\"'") + "'";
+
+// A row of all R is a layer, an expert where the layer has them, and a rank; and back.
+function placeOf(row) {
+  let layer = data.layers.length - 1;
+  while (data.layers[layer][0] > row) layer--;
+  const [first, , features, experts] = data.layers[layer], at = row - first;
+  return {row, layer, expert: experts ? Math.floor(at / features) : null, feature: at % features};
+}
+const nameOf = ({layer, expert, feature}) => `L${layer}${expert === null ? "" : "E" + expert}F${feature}`;
+function parse(text) {
+  const found = /^#?L(\d+)(?:E(\d+))?(?:F(\d+))?(w?)$/i.exec(text.trim());
+  if (!found || !data.layers[found[1]]) return null;
+  const layer = +found[1], [first, groups, features, experts] = data.layers[layer];
+  const expert = experts ? +(found[2] || 0) : null, writes = !!found[4];
+  if (found[2] && (!experts || expert >= groups)) return null;
+  if (found[3] === undefined) return {layer, expert};
+  return +found[3] < features ? {row: first + (expert || 0) * features + +found[3], layer, expert, feature: +found[3], writes} : null;
+}
+const fill = (id, ...children) => $(id).replaceChildren(...children.filter(child => child !== null));
+const link = (place, end = "") => el("a", {href: "#" + nameOf(place) + end}, nameOf(place));
+
+// Search: from a token to the places that hold it, made when it is first needed.
+let holders = null;
+function index() {
+  const count = data.strings.length, names = Object.keys(sides), starts = new Uint32Array(count + 1);
+  for (const name of names) for (const token of sides[name].tokens) starts[token + 1]++;
+  for (let i = 0; i < count; i++) starts[i + 1] += starts[i];
+  const next = starts.slice(), entries = new Uint32Array(starts[count]), per_side = new Uint8Array(starts[count]);
+  names.forEach((name, at) => sides[name].tokens.forEach((token, place) => {
+    per_side[next[token]] = at; entries[next[token]++] = place;
+  }));
+  return {starts, entries, side: per_side, names, low: data.strings.map(token => token.toLowerCase())};
+}
+const MOST = 120;
+function matches(query) {
+  holders ??= index();
+  const word = query.replace(/^ /, ""), low = word.toLowerCase(), ranks = [[], [], [], []];
+  data.strings.forEach((token, at) => {
+    const text = holders.low[at].replace(/^ /, "");
+    const rank = token === word || token === " " + word ? 0 : text === low ? 1 : text.startsWith(low) ? 2
+      : low.length > 2 && text.includes(low) ? 3 : 4;
+    if (rank < 4) ranks[rank].push(at);
+  });
+  return ranks;
+}
+function search(query) {
+  const found = $("found"), hits = $("hits");
+  hits.dataset.query = query;
+  if (!query.trim()) { found.textContent = ""; hits.replaceChildren(); return; }
+  const place = parse(query);
+  if (place) {
+    found.textContent = place.row === undefined ? `A layer.` : "A direction.";
+    hits.replaceChildren(el("li", {}, el("a", {href: "#" + (place.row === undefined ? `L${place.layer}` : nameOf(place))},
+      el("b", {}, place.row === undefined ? `L${place.layer}` : nameOf(place)))));
+    return;
+  }
+  const ranks = matches(query), list = [];
+  ranks.forEach((tokens, rank) => {
+    for (const token of tokens) for (let i = holders.starts[token]; i < holders.starts[token + 1]; i++) {
+      const side = holders.names[holders.side[i]], at = holders.entries[i];
+      list.push({rank, token, side, row: Math.floor(at / per), place: at % per, score: sides[side].scores[at]});
+    }
+  });
+  list.sort((a, b) => a.rank - b.rank || a.side.localeCompare(b.side) || a.place % pole - b.place % pole || Math.abs(b.score) - Math.abs(a.score));
+  const exact = list.filter(hit => hit.rank < 1).length, count = side => list.filter(hit => hit.rank < 1 && hit.side === side).length;
+  found.textContent = exact
+    ? `${exact} poles hold “${query.replace(/^ /, "")}”: ` + holders.names.map(side => `${count(side)} ${side}`).join(", ")
+      + (list.length > exact ? `; then ${list.length - exact} with tokens like it.` : ".")
+    : list.length ? `No pole holds exactly that; ${list.length} hold tokens like it.` : "No pole of any direction holds that.";
+  hits.replaceChildren(...list.slice(0, MOST).map(hit => el("li", {},
+    el("a", {href: "#" + nameOf(placeOf(hit.row)) + (hit.side === "writes" ? "w" : "")},
+      el("b", {}, nameOf(placeOf(hit.row))),
+      el("span", {class: "note"}, `${hit.side} ${hit.place < pole ? "+" : "−"}${hit.place % pole + 1}`),
+      el("span", {class: "tok"}, shown(data.strings[hit.token])), el("span", {class: "note"}, signed(hit.score, 2))))),
+    ...(list.length > MOST ? [el("li", {class: "note"}, `… and ${list.length - MOST} more: write more of the token.`)] : []));
+}
+
+// Cards.
+function poleOf(side, row, against, title, z) {
+  const from = row * per + (against ? pole : 0), {tokens, scores} = sides[side];
+  const items = [...Array(pole).keys()].map(i => [data.strings[tokens[from + i]], scores[from + i]]);
+  const most = Math.max(...items.map(([, score]) => Math.abs(score)), 1e-9);
+  return el("div", {class: `pole${against ? " against" : ""} ${side}`},
+    el("h4", {}, title, z === null ? null : el("span", {title: "how alike these tokens are, beside those of random directions"}, `coherence z ${signed(z, 1)}`)),
+    el("ol", {}, ...items.map(([token, score]) => {
+      const bar = el("i");
+      bar.style.width = `${Math.max(2, 100 * Math.abs(score) / most)}%`;
+      return el("li", {}, el("span", {class: "tok", title: token}, shown(token)), bar, el("b", {}, signed(score, 2)));
+    })));
+}
+const figure = (name, value, hint = "") => el("div", {title: hint}, el("dt", {}, name), el("dd", {}, value));
+const clusterOf = (side, row) => data.clusters[side].find(([first, last]) => first <= row && row <= last);
+function shareOf(side, row) {
+  const {layer, expert} = placeOf(row), [first, , features] = data.layers[layer], from = side * rows + first + (expert || 0) * features;
+  let all = 0;
+  for (let i = 0; i < features; i++) all += sigma[from + i] ** 2;
+  return all ? sigma[side * rows + row] ** 2 / all : 0;
+}
+function clusterWords(side, row) {
+  const found = clusterOf(side, row);
+  return found ? `F${placeOf(found[0]).feature}–${placeOf(found[1]).feature}` : "alone";
+}
+function card(place) {
+  const {row, layer, expert, feature} = place, z = at => coherence ? coherence[4 * row + at] : null, name = nameOf(place);
+  const near = nearest ? [...Array(nearest.rows.length / rows).keys()].map(i => [nearest.rows[row * nearest.rows.length / rows + i], nearest.cosines[row * nearest.rows.length / rows + i]]) : [];
+  const option = expert === null ? "" : ` --expert ${expert}`, keyword = expert === null ? "" : `, expert=${expert}`;
+  const writes = el("details", place.writes ? {open: ""} : {}, el("summary", {}, "The down direction of the same rank: another direction, which this one does not drive"),
+    el("div", {class: "poles"}, poleOf("writes", row, false, "Writes +", z(2)), poleOf("writes", row, true, "Writes −", z(3))));
+  const missing = name => data.missing[name] ? el("p", {class: "note"}, `No ${name}: ${data.missing[name]}.`) : null;
+  fill("card", 
+    el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}, direction ${feature}`),
+      el("span", {class: "ways"}, row ? el("a", {href: "#" + nameOf(placeOf(row - 1)), rel: "prev"}, "previous") : null,
+        row < rows - 1 ? el("a", {href: "#" + nameOf(placeOf(row + 1)), rel: "next"}, "next") : null,
+        el("a", {href: `#L${layer}`}, `layer ${layer}`), el("a", {href: "#" + name, title: "a permanent link to this card"}, "#" + name))),
+    el("dl", {class: "figures"},
+      figure("gate σ", sigma[row].toPrecision(4)), figure("share", (100 * shareOf(0, row)).toFixed(1) + " %", "of σ² of the directions kept of this weight"),
+      figure("gate cluster", clusterWords("gate", row), "directions of nearly equal σ: single ones are arbitrary"),
+      figure("down σ", sigma[rows + row].toPrecision(4)), figure("share", (100 * shareOf(1, row)).toFixed(1) + " %", "of σ² of the directions kept of this weight"),
+      figure("down cluster", clusterWords("down", row)),
+      response ? figure("response R²", response.r2[row].toFixed(3), "of the FFN's output on what this direction reads") : null,
+      response ? figure("R² by chance", response.null[row].toFixed(3), "the largest of the permutations") : null),
+    el("div", {class: "poles"}, poleOf("reads", row, false, "Reads +", z(0)), poleOf("reads", row, true, "Reads −", z(1)),
+      ...(response ? [poleOf("response", row, false, "Reading +, the FFN writes", null), poleOf("response", row, true, "Reading −, the FFN writes", null)] : [])),
+    missing("response"), missing("coherence"), writes,
+    near.length ? el("p", {}, "Nearest gate directions: ", ...near.flatMap(([other, cosine]) => [link(placeOf(other)), ` ${signed(cosine, 2)}  `])) : null,
+    missing("nearest"),
+    el("div", {class: "commands"}, el("code", {}, `vindex feature ${quoted(data.name)} ${layer} ${feature}${option}`),
+      el("code", {}, `vindex.open(${JSON.stringify(data.name)}).feature(${layer}, ${feature}${keyword})`)));
+}
+const pieces = (row, against = 0, count = 5) => el("span", {class: "tokens"}, ...[...Array(Math.min(count, pole)).keys()].flatMap(i =>
+  [el("span", {class: "tok"}, shown(data.strings[sides.reads.tokens[row * per + against * pole + i]])), " "]));
+function table(columns, lines) {
+  return el("div", {class: "wide"}, el("table", {}, el("thead", {}, el("tr", {}, ...columns.map(([name, kind]) => el("th", {class: kind}, name)))),
+    ...lines.map(cells => el("tr", {}, ...cells.map((cell, i) => el("td", {class: columns[i][1]}, cell))))));
+}
+function layerCard({layer, expert}) {
+  const [first, groups, features] = data.layers[layer], from = first + (expert || 0) * features;
+  const others = expert === null ? [] : [...Array(groups).keys()].map(e => el("a", {href: `#L${layer}E${e}`}, `E${e}`)).flatMap(a => [a, " "]);
+  const lines = [...Array(features).keys()].map(i => from + i).map(row => [link(placeOf(row)), sigma[row].toPrecision(3), pieces(row), pieces(row, 1),
+    coherence ? signed(Math.max(coherence[4 * row], coherence[4 * row + 1]), 1) : "–"]);
+  fill("card", el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}`), el("span", {class: "ways"},
+    layer ? el("a", {href: `#L${layer - 1}`, rel: "prev"}, "previous") : null, layer < data.layers.length - 1 ? el("a", {href: `#L${layer + 1}`, rel: "next"}, "next") : null)),
+    el("p", {class: "note"}, ...others), table([["direction", ""], ["σ", "n"], ["reads +", ""], ["reads −", ""], ["coherence z", "n"]], lines));
+}
+// What to look at first: the poles whose tokens are most alike.
+function welcome() {
+  if (!coherence) return;
+  const best = [];
+  for (let row = 0; row < rows; row++) for (const at of [0, 1]) best.push([coherence[4 * row + at], row, at]);
+  best.sort((a, b) => b[0] - a[0]);
+  fill("card", el("h3", {}, "Most coherent directions"), el("p", {class: "note"}, "What is read at one pole, by how alike its tokens are beside those of random directions."),
+    table([["direction", ""], ["z", "n"], ["reads", ""]], best.slice(0, 12).map(([z, row, at]) => [link(placeOf(row)), signed(z, 1), pieces(row, at, 8)])));
+}
+function follow(focus) {
+  const place = parse(location.hash);
+  for (const small of document.querySelectorAll(".small")) small.removeAttribute("aria-current");
+  if (!place) return false;
+  (place.row === undefined ? layerCard : card)(place);
+  document.querySelectorAll(".small")[place.layer].setAttribute("aria-current", "true");
+  if (focus) { $("card").focus({preventScroll: true}); $("card").scrollIntoView({block: "start"}); }
+  return true;
+}
+
+// Keys.
+const links = () => [...$("hits").querySelectorAll("a")];
+document.addEventListener("keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const search = $("search"), at = links().indexOf(document.activeElement), typing = document.activeElement.tagName === "INPUT";
+  if (event.key === "/" && !typing) { search.focus(); search.select(); event.preventDefault(); }
+  else if (event.key === "Escape" && at >= 0) search.focus();
+  else if (event.key === "ArrowDown" && (document.activeElement === search || at >= 0)) { links()[at + 1]?.focus(); event.preventDefault(); }
+  else if (event.key === "ArrowUp" && at >= 0) { (links()[at - 1] ?? search).focus(); event.preventDefault(); }
+  else if ((event.key === "j" || event.key === "k") && !typing) document.querySelector(`#card a[rel=${event.key === "j" ? "next" : "prev"}]`)?.click();
+});
+let waiting = 0;
+$("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => search($("search").value), 60); });
+$("form").addEventListener("submit", event => { event.preventDefault(); search($("search").value); links()[0]?.click(); });
+addEventListener("hashchange", () => follow(true));
+const slider = $("slider");
+function slide() {
+  document.querySelectorAll(".traced").forEach((layer, at) => layer.classList.toggle("shown", at === +slider.value));
+  $("at").textContent = slider.value;
+}
+document.documentElement.classList.add("js");
+if (slider) { slider.value = slider.max; slider.addEventListener("input", slide); slide(); }
+if (!follow(true)) welcome();

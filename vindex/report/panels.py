@@ -1,0 +1,283 @@
+"""The panels that records fill: C1–C5, Gate 3, lambda gates, a trace. Each is read whole here, so that a damaged record
+is one line and never half a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vindex.errors import FormatError
+from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe, require_record
+from vindex.reader import Vindex
+from vindex.report.svg import Axis, Chart, Line, Mark, axis, chart
+
+SETS = {  # of held-out prompts, in the record's words and in ours
+    "paraphrases": "paraphrases",
+    "reference": "the reference",
+    "other_subjects": "other subjects",
+    "same_subject": "its other facts",
+    "same_answer": "facts with the answer",
+}
+FAMILIES = {"gates": "c0", "random": "quiet", "largest |h|": "c1", "smallest |h|": "c2", "|h| ratio": "c3"}
+ROW = 26
+
+
+class Measured(NamedTuple):
+    """One of C1–C5: its figures, where they lie on a line from 0 to 1, and its curve over layers."""
+
+    constant: Constant
+    places: dict[str, float]
+    by_layer: Chart | None
+
+
+class Constants(NamedTuple):
+    probe: Probe
+    rows: tuple[Measured, ...]
+    norms: dict[str, list[float]] | None
+    """‖W‖²_F of each layer's gate and down projection."""
+
+
+class Attack(NamedTuple):
+    """A criterion of a verdict. holds: None where there was nothing to measure it on."""
+
+    name: str
+    relation: str
+    limit: float
+    value: float | None
+    holds: bool | None
+
+
+class Deletion(NamedTuple):
+    gate3: Gate3
+    dots: Chart | None
+    attacks: dict[str, tuple[Attack, ...]]
+    written: tuple[str, str, str] | None
+    """A question, and what the model wrote before and after."""
+
+
+class Gates(NamedTuple):
+    gates: GatesEvaluation
+    curve: Chart
+
+
+class Direction(NamedTuple):
+    """A row of what an FFN reads or writes. value: z of what is read, or what is added to the target's logit."""
+
+    feature: int | None
+    what: str
+    value: float
+    tokens: tuple[str, ...]
+
+
+class Layer(NamedTuple):
+    number: int
+    read_share: float
+    write_share: float
+    inside: float
+    outside: float
+    reads: tuple[Direction, ...]
+    writes: tuple[Direction, ...]
+
+
+class Traced(NamedTuple):
+    """own: whether its features are those of this vindex."""
+
+    prompt: str
+    beside: str
+    target: str
+    model: str
+    tokens: tuple[tuple[str, bool, bool], ...]
+    """Piece, whether it is the traced position, whether it is a sink."""
+    probability: Chart
+    adds: Chart
+    stages: tuple[tuple[str, int, float, str, float], ...]
+    """Stage, rank and log-probability of the target, top token, what the stage adds."""
+    layers: tuple[Layer, ...]
+    own: bool
+
+
+@contextmanager
+def _whole(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"[:80]
+        raise FormatError(f"{path}: is not a whole {kind} record ({what}); write it again with -o") from error
+
+
+def constants(path: Path, v: Vindex) -> Constants:
+    """C1–C5. Raises FormatError and QueryError as `read_probe`."""
+    probe = read_probe(path, v.manifest.source)
+    record = require_record(path, "vindex-probe/1", "vindex probe MODEL -o FILE", v.manifest.source)
+    with _whole(path, "vindex-probe"):
+        every = record["constants"]
+        rows = tuple(
+            _measured(one, every[one.symbol].get("per_layer") or [], v.index.num_layers) for one in probe.constants
+        )
+        spectra = record.get("spectra") or {}
+        norms = {
+            side: [float(n) for n in spectra[f"{side}_proj"]["squared_norm"]] for side in ("gate", "down") if spectra
+        }
+        usable = norms and all(len(each) == v.index.num_layers for each in norms.values())
+        return Constants(probe, rows, norms if usable else None)
+
+
+def _measured(one: Constant, by_layer: list[float | None], layers: int) -> Measured:
+    figures = {"mean": one.mean, "low": one.low, "high": one.high, "null": one.null}
+    known = {name: value for name, value in figures.items() if value is not None}
+    scale = axis("", known.values())
+    places = {name: round(scale.place(value), 4) for name, value in known.items()}
+    if not by_layer:
+        return Measured(one, places, None)
+    shift = (layers - len(by_layer)) / 2  # a figure of layers l and l + 1 stands between them
+    line = Line(one.symbol, "c0", [at + shift for at in range(len(by_layer))], by_layer)
+    bare = Axis("", 0.0, max(layers - 1.0, 1.0), ())
+    y = axis("", by_layer)._replace(ticks=())
+    return Measured(one, places, chart(f"{one.symbol} by layer", bare, y, lines=[line], left=4, size=(150, 78)))
+
+
+def deletion(path: Path, v: Vindex) -> Deletion:
+    """Gate 3 of one fact, by the record's headline method."""
+    gate3 = read_gate3(path, v.manifest.source)
+    record = require_record(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", v.manifest.source)
+    if gate3.method is None:
+        return Deletion(gate3, None, {}, None)
+    with _whole(path, "vindex-gate3"):
+        found = record["methods"][gate3.method]
+        certificate = found.get("certificate") or {}
+        sets = {"the fact": [found["headline"]]}
+        sets |= {name: found["sets"][key]["prompts"] for key, name in SETS.items() if key in found["sets"]}
+        families = certificate.get("families", {})
+        sets |= {f"attack: {name.replace('_', ' ')}": group["prompts"] for name, group in families.items()}
+        for key, name in (("four_bit", "attack: in 4 bits"), ("relearned", "attack: relearned")):
+            sets[name] = certificate.get(key, {"prompts": []})["prompts"]
+        attacks = {
+            standard: tuple(_attack(one) for one in verdict["criteria"])
+            for standard, verdict in record["verdicts"].items()
+        }
+        texts = certificate.get("texts") or []
+        written = texts and (texts[0]["question"], texts[0]["before"]["text"], texts[0]["after"]["text"])
+        return Deletion(gate3, _dots({name: some for name, some in sets.items() if some}), attacks, written or None)
+
+
+def _dots(sets: Mapping[str, list[Mapping[str, Any]]]) -> Chart:
+    """P(answer) of each prompt and their mean, before and after, a row for each set."""
+    dots = []
+    for row, (name, prompts) in enumerate(sets.items()):
+        for side, kind, shift in (("before", "quiet", -0.16), ("after", "c1", 0.16)):
+            values = [float(prompt[side]) for prompt in prompts]
+            y = -row - shift
+            dots += [
+                Mark(value, y, kind + " faint", f"{prompt['name']}, {side}: {value:.3f}", 2.2)
+                for value, prompt in zip(values, prompts, strict=True)
+            ]
+            mean = sum(values) / len(values)
+            dots.append(Mark(mean, y, kind, f"{name}, mean {side}: {mean:.3f}", 5.0))
+    rows = Axis("", -len(sets) + 0.4, 0.6, [(-float(row), name) for row, name in enumerate(sets)])
+    across = axis("P(answer)", [0.0, 1.0])
+    size = 680, 44 + ROW * len(sets)
+    legend = [("quiet", "before"), ("c1", "after; large: the mean")]
+    return chart("P(answer) before and after the deletion", across, rows, dots=dots, legend=legend, left=150, size=size)
+
+
+def gates(path: Path, v: Vindex) -> Gates:
+    """Knowledge against reasoning retained, one curve for each family of masks and seed."""
+    found = read_gates(path, v.manifest.source)
+    command = "vindex gates eval MODEL DIR -o FILE"
+    record = require_record(path, "vindex-gates-evaluation/1", command, v.manifest.source)
+    with _whole(path, "vindex-gates-evaluation"):
+        lines = [
+            _curve(family, [one for one in record["entries"] if (one["family"], one["seed"]) == (family, seed)])
+            for family in reversed(FAMILIES)
+            for seed in sorted({one["seed"] for one in record["entries"] if one["family"] == family}, key=str)
+        ]
+        x, y = axis("knowledge retained", [0.0, 1.0]), axis("reasoning retained", [0.0, 1.0])
+        drawn = chart("Knowledge against reasoning retained", x, y, lines=lines, size=(560, 380))
+        return Gates(found, drawn._replace(legend=[(kind, family) for family, kind in FAMILIES.items()]))
+
+
+def _curve(family: str, entries: list[Mapping[str, Any]]) -> Line:
+    """From nothing off at (1, 1) to all off at (0, 0). What cannot be said, since nothing was known, is left out."""
+    entries = sorted(entries, key=lambda one: one["off_fraction"])
+    known = [one for one in entries if None not in (one["knowledge_retained"], one["reasoning_retained"])]
+    x, y = ([min(max(one[key], 0.0), 1.0) for one in known] for key in ("knowledge_retained", "reasoning_retained"))
+    notes = [
+        f"{one['off_fraction']:.0%} off: {one['knowledge_retained']:.2f}, {one['reasoning_retained']:.2f}"
+        for one in known
+    ]
+    strong = " strong" if family == "gates" else ""
+    return Line(family, FAMILIES[family] + strong, [1.0, *x, 0.0], [1.0, *y, 0.0], ["", *notes, ""])
+
+
+def trace(path: Path, v: Vindex) -> Traced:
+    """One prompt's way through the model, and what each FFN read and wrote where a vindex was traced with."""
+    command = "vindex trace MODEL PROMPT --vindex VINDEX -o FILE.json"
+    record = require_record(path, "vindex-trace/1", command, v.manifest.source)
+    with _whole(path, "vindex-trace"):
+        rows = record["trajectory"]
+        names = [row["after"] if row["layer"] is None else f"{row['layer']} {row['after']}" for row in rows]
+        beside = next((name for name in ("patched", "against") if f"log_prob_{name}" in rows[0]), "")
+        curves = {"the prompt": "log_prob"} | ({beside: f"log_prob_{beside}"} if beside else {})
+        lines = [
+            Line(
+                label,
+                f"c{place}",
+                range(len(rows)),
+                [row[key] for row in rows],
+                [f"{n}: {row[key]:.2f}" for n, row in zip(names, rows, strict=True)],
+            )
+            for place, (label, key) in enumerate(curves.items())
+        ]
+        added = [Mark(at, row["adds"], f"c{at % 2}", f"{names[at]}: {row['adds']:+.3f}") for at, row in enumerate(rows)]
+        every = len(rows) // 10 + 1
+        x = Axis("stage", -0.5, len(rows) - 0.5, [(at, names[at]) for at in range(0, len(rows), every)])
+        heights = axis("nats", [value for line in lines for value in line.y]), axis("logit", [mark.y for mark in added])
+        layers = record["layers"] or ()
+        return Traced(
+            record["prompt"],
+            f"{beside} {record[{'patched': 'patch'}.get(beside, beside)]}" if beside else "",
+            record["target"]["piece"],
+            f"{record['model']['name']}, {record['model']['dtype']}",
+            tuple((one["piece"], one["position"] == record["position"], bool(one["sink"])) for one in record["tokens"]),
+            chart("Log-probability of the target by the logit lens", x, heights[0], lines=lines),
+            chart(
+                "What each stage adds to the target's logit",
+                x,
+                heights[1],
+                bars=added,
+                legend=[("c1", "attention"), ("c0", "FFN")],
+            ),
+            tuple(
+                (n, int(r["rank"]), float(r["log_prob"]), str(r["top"]), float(r["adds"]))
+                for n, r in zip(names, rows, strict=True)
+            ),
+            tuple(_layer(one, record["reads"][at], record["writes"][at]) for at, one in enumerate(layers)),
+            record["vindex"] == v.id,
+        )
+
+
+def _layer(one: Mapping[str, Any], reads: list[Mapping[str, Any]], writes: list[Mapping[str, Any]]) -> Layer:
+    return Layer(
+        int(one["layer"]),
+        read_share=float(one["read_share"]),
+        write_share=float(one["write_share"]),
+        inside=float(one["adds_inside"]),
+        outside=float(one["adds_outside"]),
+        reads=tuple(Direction(int(row["feature"]), "", float(row["z"]), _texts(row["tokens"])) for row in reads),
+        writes=tuple(
+            Direction(row["feature"], row["what"], float(row["adds"]), _texts(row["tokens"])) for row in writes
+        ),
+    )
+
+
+def _texts(pieces: list[str]) -> tuple[str, ...]:
+    return tuple(str(piece) for piece in pieces)
+
+
+def _attack(one: Mapping[str, Any]) -> Attack:
+    value, holds = one["value"], one["holds"]
+    held = None if holds is None else bool(holds)
+    return Attack(one["name"], one["relation"], float(one["limit"]), None if value is None else float(value), held)
