@@ -100,8 +100,8 @@ def demo(
     atlas, model, there = str(CHECKPOINT), CHECKPOINT.name, quote(str(output))
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         (f"build {model} -o {there}", lambda: _build(atlas, output, json)),
-        (f"verify {there} --source {model}", lambda: verifying.verify(output, source=atlas, json=json)),
-        (f'score {there} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8, json=json)),
+        (f"verify {there} --source {model}", lambda: verifying.verify(str(output), source=atlas, json=json)),
+        (f'score {there} " Paris"', lambda: cli_scores.score(str(output), [" Paris"], k=8, json=json)),
         (f"gate3 {model} --vindex {there}", lambda: delete.gate3(atlas, vindex=output, json=json)),
     )
     _require_own(output)

@@ -55,7 +55,7 @@ def write_card(v: Vindex, probe: Path | None = None, gate3: Path | None = None, 
         read_gate3(gate3, source) if gate3 else None,
         read_gates(gates, source) if gates else None,
     )
-    text = render_card(v.index, v.manifest, load_sums(v.path), v.vocabulary, *records)
+    text = render_card(v.own_index, v.manifest, load_sums(v.path), v.vocabulary, *records)
     renew_card(v.path, text.encode())
     return v.path / CARD.name
 

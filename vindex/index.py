@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vindex.files import parse_json
 from vindex.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -24,7 +22,8 @@ from vindex.format import (
     files_of,
     is_payload,
 )
-from vindex.schema import OF_A_VINDEX, Fields, Problems, listed, load_fields, require_plain_name, to_json
+from vindex.schema import Fields, Problems, listed, parse_fields, require_plain_name, to_json
+from vindex.shelf import Shelf
 
 FINAL_NORM = "norm"
 
@@ -138,9 +137,9 @@ class Index:
         return sum((entry.num_experts or 0) * (self.hidden_size + 1) for entry in self.layers[:layer])
 
 
-def load_index(directory: Path) -> Index:
-    """Read and validate `directory`/index.json. Raises FormatError listing every problem."""
-    fields = load_fields(directory / INDEX.name)
+def load_index(shelf: Shelf) -> Index:
+    """Read and validate index.json. Raises FormatError listing every problem."""
+    fields = parse_fields(shelf.read(INDEX.name), INDEX.name)
     index = parse_index(fields)
     fields.problems.refuse()
     return index
@@ -150,7 +149,7 @@ def require_readable(index: Index) -> None:
     """Raise FormatError unless what would be written of this index, with checksums, is what `load_index` takes."""
     payload = {spec.name: "0" * 64 for spec in files_of(index) if is_payload(spec)}
     content = to_json(dataclasses.replace(index, checksums=payload))
-    fields = Fields(parse_json(content, INDEX.name, OF_A_VINDEX), "", Problems(INDEX.name))
+    fields = parse_fields(content, INDEX.name)
     parse_index(fields)
     fields.problems.refuse()
 
