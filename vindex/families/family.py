@@ -176,7 +176,7 @@ class Foreign(Family):
             **({} if i.tokens is None else {"vocab_size": i.tokens}),
             "numbers": ", ".join(f"{name} {place.dtype.name}" for name, place in self.places.items()),
             **self.more(),
-            "lacks": [lack._asdict() for lack in self.lacks.values()],
+            "lacks": [lack._asdict() for lack in dict.fromkeys(self.lacks.values())],
         }
 
     def more(self) -> dict[str, Any]:
