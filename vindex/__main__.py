@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, patch, plot, respond, trace
-from vindex import cli, cli_scores, console
+from vindex import cli, cli_scores, console, namesake
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
@@ -185,6 +185,12 @@ def vindex(
 def main() -> None:
     """Run the command. An error is one line on stderr and exit status 1; Ctrl-C is exit status 130."""
     console.open_streams()
+    other = namesake()
+    if other:
+        console.warn(
+            f"note: the distribution vindex {other} of somebody else is installed here too, and both keep their files in "
+            "vindex/; run `pip uninstall vindex`, then `pip install --force-reinstall --no-deps vindex-svd`"
+        )
     sys.exit(console.close_stdout(_run()))
 
 

@@ -40,7 +40,10 @@ def info(path: VindexPath, json: Json = False, output: Output = None) -> None:
     ]
     print_table(path, ["", ""], rows)
     if lacks:
-        print_table("what it lacks", ["", "", "what would give it"], [tuple(lack.values()) for lack in lacks])
+        ways: dict[str, list[str]] = {}
+        for lack in lacks:
+            ways.setdefault(lack["way_out"], []).append(lack["what"])
+        print_table("", ["it lacks", "what would give it"], [(", ".join(what), way) for way, what in ways.items()])
 
 
 def compare(

@@ -55,7 +55,7 @@ class Parts:
         if isinstance(self.index, Index):
             return self.index
         raise LackingError(
-            f"{self.name} is {self.family.title}, and this is done with what `vindex build` makes only; "
+            f"{self.name} is {self.family.title}, and this needs a vindex that `vindex build` made; "
             "`vindex audit DIR --source MODEL` checks it against its weights"
         )
 

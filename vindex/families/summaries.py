@@ -89,7 +89,7 @@ class Summaries(Foreign):
         """The share of ‖W‖² that the 64 directions hold, as it is stated for each layer: the median of its experts."""
         if not self._var64:
             return {}
-        return {"share_of_weights": f"{min(self._var64):.3g} to {max(self._var64):.3g} by layer, as it says"}
+        return {VAR64: f"{min(self._var64):.3g} to {max(self._var64):.3g} by layer, as {SUMMARY} says"}
 
 
 def _is_layer(name: str) -> bool:
