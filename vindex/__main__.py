@@ -188,7 +188,7 @@ def main() -> None:
     other = namesake()
     if other:
         console.warn(
-            f"note: the distribution vindex {other} of somebody else is installed here too, and both keep their files in "
+            f"note: the distribution vindex {other} of somebody else is installed here too, and both keep files in "
             "vindex/; run `pip uninstall vindex`, then `pip install --force-reinstall --no-deps vindex-svd`"
         )
     sys.exit(console.close_stdout(_run()))
