@@ -22,6 +22,7 @@ from vindex.format import (
     files_of,
     is_payload,
 )
+from vindex.layout import Rows
 from vindex.schema import Fields, Problems, listed, parse_fields, require_plain_name, to_json
 from vindex.shelf import Shelf
 
@@ -37,7 +38,7 @@ class EffectiveRank:
 
 
 @dataclass(frozen=True)
-class LayerEntry:
+class LayerEntry(Rows):
     """Where layer `layer` lies in gate_vectors.bin and down_features.bin. offset and length are bytes.
 
     The last three are None in a layer that is dense. A mixture's rows are those of its experts in order, then those of
@@ -52,16 +53,6 @@ class LayerEntry:
     num_experts: int | None = None
     num_features_per_expert: int | None = None
     num_shared_experts: int | None = None
-
-    @property
-    def groups(self) -> int:
-        """How many weights the rows come from: experts and shared experts, or 1."""
-        return (self.num_experts or 0) + (self.num_shared_experts or 0) or 1
-
-    @property
-    def features(self) -> int:
-        """F: rows of each group."""
-        return self.num_features // self.groups
 
 
 @dataclass(frozen=True)

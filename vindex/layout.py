@@ -10,24 +10,33 @@ from typing import Any
 from vindex.errors import LackingError
 
 
-@dataclass(frozen=True)
-class LayerShape:
-    """Rows of layer `layer`: of a mixture those of its experts in order. None of a layer that was left out."""
+class Rows:
+    """The rows of one layer: of a mixture those of its experts in order, then those of its shared experts."""
 
     layer: int
     num_features: int
-    num_experts: int | None = None
-    num_shared_experts = None
+    num_experts: int | None
+    num_shared_experts: int | None
 
     @property
     def groups(self) -> int:
-        """How many weights the rows come from: experts, or 1."""
-        return self.num_experts or 1
+        """How many weights the rows come from: experts and shared experts, or 1."""
+        return (self.num_experts or 0) + (self.num_shared_experts or 0) or 1
 
     @property
     def features(self) -> int:
         """F: rows of each group."""
         return self.num_features // self.groups
+
+
+@dataclass(frozen=True)
+class LayerShape(Rows):
+    """How many rows layer `layer` has; none where it was left out."""
+
+    layer: int
+    num_features: int
+    num_experts: int | None = None
+    num_shared_experts = None
 
 
 @dataclass(frozen=True)

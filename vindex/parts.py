@@ -14,8 +14,8 @@ from vindex import scoring
 from vindex.errors import LackingError, QueryError
 from vindex.families.family import Family, Lack
 from vindex.format import DOWN, EMBEDDINGS, GATE, NORMS, ROUTER, SHARED_GATES, SIGMA, FileSpec
-from vindex.index import Index, LayerEntry
-from vindex.layout import LayerShape, Layout
+from vindex.index import Index
+from vindex.layout import Layout, Rows
 from vindex.manifest import Certificate, Manifest
 from vindex.norms import Norms
 from vindex.records import LayerFrames, TokenScore
@@ -152,7 +152,7 @@ class Parts:
         before = sum(bool(entry.num_shared_experts) for entry in self.index.layers[: mixture.layer])
         return self.array(SHARED_GATES)[before]
 
-    def _mixture(self, layer: int) -> LayerEntry | LayerShape:
+    def _mixture(self, layer: int) -> Rows:
         entry = self.index.layers[self.in_range("layer", layer, self.index.num_layers)]
         if not entry.num_experts:
             raise QueryError(f"layer {layer} of {self.name} is dense: it has no experts and no router")
