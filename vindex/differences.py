@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vindex.charts import COLOURS, Curve, draw_curves
-from vindex.errors import QueryError
+from vindex.errors import FormatError, QueryError
 from vindex.format import DOWN, GATE, MANIFEST, SIGMA
 from vindex.progress import Advance, Progress, silent
 from vindex.reader import Vindex
@@ -248,6 +248,9 @@ def _side_difference(a: Vindex, b: Vindex, side: str, layer: int, at: int, kept:
         drift = float(np.linalg.norm(ours - theirs) / size) if size else None
     spec = GATE if side == "gate" else DOWN
     rows = [v.side(layer, side)[at, :kept] if v.has(spec) else np.empty(0) for v in (a, b)]
+    for v, frames in zip((a, b), rows, strict=True):
+        if not np.isfinite(frames).all():
+            raise FormatError(f"{v.name}: {spec.name} holds a number that is not finite, in layer {layer}")
     if not rows[0].any() or not rows[1].any():
         return SideDifference(None, None, drift, noise)
     angles = principal_angles(*rows)

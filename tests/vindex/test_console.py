@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -345,6 +346,12 @@ def test_the_other_vindex_of_pypi_is_told_apart(tmp_path, monkeypatch, capsys, e
     said = capsys.readouterr().err
     note = "note: the distribution vindex 0.6.0 of somebody else is installed here too"
     assert said.startswith(note) and said.count("\n") == 1 if noted else not said
+
+
+def test_the_distribution_has_a_name_of_its_own_and_two_commands():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["name"] == vindex.DISTRIBUTION == "vindex-svd"
+    assert project["scripts"] == dict.fromkeys(("vindex", "vindex-svd"), "vindex.__main__:main")
 
 
 def test_the_package_works_where_it_is_not_installed(monkeypatch):

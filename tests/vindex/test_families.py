@@ -387,6 +387,7 @@ DAMAGE = [
         lambda d: change(d, SUMMARY, lambda i: i["layers"]["2"].update(file_offset=4)),
         "layers.2.file_offset: expected 1536, right after the layer before it, got 4",
     ),
+    ("summary", lambda d: change(d, SUMMARY, lambda i: i["layers"].update({"2": 7})), "layers.2: expected an object"),
     (
         "summary",
         lambda d: change(d, SUMMARY, lambda i: i["model_config"].pop("moe")),
@@ -437,6 +438,9 @@ def test_numbers_that_are_not_finite_give_no_score(published, tmp_path, number):
         numbers.flush()
         with pytest.raises(FormatError, match=f"{name} holds a number that is not finite, or too large"):
             vindex.open(directory).cosines(0)
+    with pytest.raises(FormatError, match=r"compared: gate_vectors.bin holds a number that is not finite, in layer 0"):
+        v = vindex.open((tmp_path / "gate_vectors.bin").rename(tmp_path / "compared"))
+        vindex.compare(v, v)
 
 
 def test_a_damaged_vindex_of_ours_is_taken_for_no_other(built, tmp_path):

@@ -48,7 +48,7 @@ class Summaries(Foreign):
             name: Fields(entry, f"layers.{name}", fields.problems) for name, entry in fields.mapping("layers").items()
         }
         shapes = {name: entry.integers("shape", 3) for name, entry in entries.items()}
-        self._var64 = [entry.share(VAR64) for name, entry in entries.items() if VAR64 in fields.mapping("layers")[name]]
+        self._var64 = [entry.share(VAR64) for entry in entries.values() if VAR64 in entry.values]
         for name, shape in shapes.items():
             if not _is_layer(name):
                 fields.problems.append(f"layers.{name}: expected the number of a layer below {MOST_LAYERS}")
