@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import vindex
 from extract.checkpoint import Checkpoint
 from vindex.errors import QueryError
 from vindex.manifest import Manifest, Source
@@ -38,8 +39,10 @@ def index_source(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
 
 
 def library_versions() -> dict[str, str]:
-    packages = ("vindex", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
+    packages = ("torch", "numpy", "safetensors")
+    return {"python": platform.python_version(), "vindex": vindex.__version__} | {
+        package: _version(package) for package in packages
+    }
 
 
 def _version(package: str) -> str:

@@ -132,7 +132,7 @@ def sample_blocks(v: Vindex, checkpoint: Checkpoint, layers: list[int], experts:
     layout = find_layout(checkpoint)
     _require_same_shapes(v, checkpoint, layout)
     kept = {layer: set(evenly(v.index.layers[layer].groups, experts)) for layer in layers}
-    blocks = direction_blocks(layout, v.index)
+    blocks = direction_blocks(layout, v.own_index)
     return [block for block in blocks if block.layer in kept and (block.expert or 0) in kept[block.layer]]
 
 
@@ -166,7 +166,7 @@ def rederive(v: Vindex, checkpoint: Checkpoint, blocks: list[DirectionBlock]) ->
 
 def _require_same_shapes(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
     ours = (layout.intermediate_size, layout.hidden_size, [len(ffn.gate) for ffn in layout.ffns])
-    theirs = (v.index.intermediate_size, v.index.hidden_size, [entry.groups for entry in v.index.layers])
+    theirs = (v.own_index.intermediate_size, v.index.hidden_size, [entry.groups for entry in v.index.layers])
     if ours != theirs:
         raise QueryError(
             f"{checkpoint.model} has {_described(*ours)} and {v.path.name} was built from {_described(*theirs)}; "

@@ -89,7 +89,7 @@ def _engine(
     try:
         from extract.cluster import dask_engine
     except ModuleNotFoundError as error:
-        raise EngineError(f"--engine dask: {error.name} is not installed; pip install 'vindex[dask]'") from error
+        raise EngineError(f"--engine dask: {error.name} is not installed; pip install 'vindex-svd[dask]'") from error
     return dask_engine(name, revision, scheduler=scheduler, workers=workers)
 
 

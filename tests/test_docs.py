@@ -31,7 +31,8 @@ PAGES = [
     "docs/audit.md",
     "docs/responses.md",
 ]
-IN_PYTHON = ["README.md", *(f"docs/{page}.md" for page in "python probes scores trace audit responses".split())]
+READ = "python probes scores trace audit responses families"
+IN_PYTHON = ["README.md", *(f"docs/{page}.md" for page in READ.split())]
 LESS = {"--max-steps 60": "--max-steps 2 --forget-limit 32 --retain-limit 64", "--count 40": "--count 4"}
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

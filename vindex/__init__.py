@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
+DISTRIBUTION = "vindex-svd"  # on PyPI, where `vindex` is somebody else's
 FACE = {
     "open": ("vindex.reader", "open_vindex"),
     "verify": ("vindex.checks", "verify"),
@@ -74,11 +75,23 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def namesake() -> str | None:
+    """The version of PyPI's other `vindex`, where it is installed beside this package; it has no command like ours."""
+    from importlib import metadata
+
+    try:
+        other = metadata.distribution("vindex")
+    except metadata.PackageNotFoundError:
+        return None
+    ours = any(script.value == "vindex.__main__:main" for script in other.entry_points)
+    return None if ours else other.version
+
+
 def _version() -> str:
     """That of the installed distribution, or of the source where it is not installed."""
     from importlib import metadata
 
     try:
-        return metadata.version("vindex")
+        return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "0+source"

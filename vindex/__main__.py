@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, gates_eval, gates_train, patch, plot, respond, trace
-from vindex import cli, cli_report, cli_scores, console
+from vindex import cli, cli_report, cli_scores, console, namesake
 from vindex.demo import CHECKPOINT
 from vindex.errors import TargetError, VindexError
 
@@ -120,8 +120,8 @@ def demo(
     few = DEMO_GATES
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         (f"build {model} -o {v}", lambda: _build(atlas, output, json)),
-        (f"verify {v} --source {model}", lambda: verifying.verify(output, source=atlas, json=json)),
-        (f'score {v} " Paris"', lambda: cli_scores.score(output, [" Paris"], k=8, json=json)),
+        (f"verify {v} --source {model}", lambda: verifying.verify(str(output), source=atlas, json=json)),
+        (f'score {v} " Paris"', lambda: cli_scores.score(str(output), [" Paris"], k=8, json=json)),
         (f"gate3 {model} --vindex {v} -o {g}", lambda: delete.gate3(atlas, vindex=output, output=gate3, json=json)),
         (
             f"gates train {model} -o {t} --force --learning-rate 0.05 --max-steps {few.steps}",
@@ -137,7 +137,7 @@ def demo(
         ),
         (
             f"report {v} -o {p} --gate3 {g} --gates {e} --trace {tr}",
-            lambda: cli_report.report(output, page, gate3=gate3, gates=scored, trace=traced, json=json),
+            lambda: cli_report.report(str(output), page, gate3=gate3, gates=scored, trace=traced, json=json),
         ),
     )
     _require_own(output)
@@ -226,6 +226,12 @@ def vindex(
 def main() -> None:
     """Run the command. An error is one line on stderr and exit status 1; Ctrl-C is exit status 130."""
     console.open_streams()
+    other = namesake()
+    if other:
+        console.warn(
+            f"note: the distribution vindex {other} of somebody else is installed here too, and both keep files in "
+            "vindex/; run `pip uninstall vindex`, then `pip install --force-reinstall --no-deps vindex-svd`"
+        )
     sys.exit(console.close_stdout(_run()))
 
 

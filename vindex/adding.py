@@ -74,7 +74,7 @@ def add_responses(
     cannot be replaced, and then all is as it was.
     """
     check_place(v)
-    place, new = v.path.resolve(), dataclasses.replace(v.index, has_responses=True)
+    place, new = v.path.resolve(), dataclasses.replace(v.own_index, has_responses=True)
     content = {
         RESPONSES: np.ascontiguousarray(directions, RESPONSES.dtype),
         RESPONSE_STATS: np.ascontiguousarray(stats, RESPONSE_STATS.dtype),
@@ -91,7 +91,7 @@ def add_responses(
             for spec, values in content.items():
                 targets.write_bytes(partial / spec.name, values.tobytes())
                 digests[spec.name] = sha256_of(partial / spec.name)
-            for spec, text in _texts(place, v.index, new, digests, measured).items():
+            for spec, text in _texts(place, v.own_index, new, digests, measured).items():
                 targets.write_bytes(partial / spec.name, text)
                 digests[spec.name] = hashlib.sha256(text).hexdigest()
             for name in digests.keys() - set(os.listdir(partial)):

@@ -9,61 +9,27 @@ v.clusters(12, 3)            # directions that share its singular value
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from vindex import scoring
 from vindex.chance import POLE, Statistics, alike, cluster_of, judge
 from vindex.errors import QueryError
-from vindex.format import DOWN_META, GATE_META, GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, FileSpec
-from vindex.index import Index
-from vindex.records import Alike, Clusters, Coherence, Feature, FeatureHit, Found
+from vindex.format import DOWN_META, GATE_META, GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES
+from vindex.questions import Questions
+from vindex.records import Alike, Clusters, Coherence, Found
 from vindex.scores import Best, Scores
-
-if TYPE_CHECKING:
-    from vindex.manifest import Certificate
-    from vindex.tokens import Vocabulary
 
 SIDES = {"reads": GATE_META, "writes": DOWN_META}
 
 
-class BesideChance:
+class BesideChance(Questions):
     """The part of `Vindex` that judges scores."""
-
-    path: Path
-    index: Index
-
-    if TYPE_CHECKING:
-
-        def certificate(self, layer: int, side: str, expert: int | None = None) -> Certificate: ...
-        @cached_property
-        def gate(self) -> np.ndarray: ...
-        @cached_property
-        def singular_values(self) -> np.ndarray: ...
-        @cached_property
-        def embeddings(self) -> np.ndarray: ...
-        @cached_property
-        def vocabulary(self) -> Vocabulary: ...
-        def array(self, spec: FileSpec) -> np.ndarray: ...
-        @property
-        def id(self) -> str: ...
-        def vector(self, query: Any) -> np.ndarray: ...
-        def token_id(self, token: str | int) -> int: ...
-        def feature(self, layer: int, feature: int, *, expert: int | None = None) -> Feature: ...
-        def meta_records(self, spec: FileSpec, layer: int) -> tuple[int, np.ndarray]: ...
-        def row(self, layer: int, feature: int, expert: int | None) -> int: ...
-        def hit(self, row: int, cosine: float) -> FeatureHit: ...
 
     @cached_property
     def statistics(self) -> Statistics:
         """What scores are judged by. Raises QueryError for a vindex that was built without."""
-        if not self.index.has_gate_stats:
-            raise QueryError(
-                f"{self.path.name} has no statistics ({GATE_STATS.name} and others), so there is no z: build it again "
-                "with this version"
-            )
         stats, peaks, centre, poles = map(self.array, (GATE_STATS, GATE_PEAKS, MEAN_EMBEDDING, RANDOM_POLES))
         return Statistics(stats.reshape(2, -1), peaks, centre, poles)
 
@@ -95,29 +61,36 @@ class BesideChance:
             return Best(None, None, None, features, by, judged)
         token_id = self.token_id(query)
         token = query if isinstance(query, str) else None
-        return Best(token, token_id, self.vocabulary.piece(token_id), features, by, judged)
+        return Best(token, token_id, self.piece(token_id), features, by, judged)
 
     def search(self, text: str, *, reads: bool = True, writes: bool = True) -> list[Found]:
         """Directions that hold a token at a pole: the text with a leading space and without, as far as each is a token.
 
-        Reads before writes, each by |score|, largest first. Raises QueryError when neither is a token.
+        Reads before writes, each by |score|, largest first, as far as the vindex keeps the tokens of both. Raises
+        QueryError when neither is a token.
         """
         word = text.removeprefix(" ")
         ids = [found for found in map(self.vocabulary.find, (f" {word}", word)) if found is not None]
         if not ids:
             raise QueryError(f"neither {' ' + word!r} nor {word!r} is a single token of this model; try a shorter word")
-        sides = [side for side, wanted in zip(SIDES, (reads, writes), strict=True) if wanted]
+        wanted = [side for side, asked in zip(SIDES, (reads, writes), strict=True) if asked]
+        sides = [side for side in wanted if self.has(SIDES[side])]
+        if wanted and not sides:
+            self.family.require(SIDES[wanted[0]])
         return [found for side in sides for found in sorted(self._holding(side, ids), key=lambda one: -abs(one.score))]
 
     def _holding(self, side: str, ids: list[int]) -> list[Found]:
         found = []
         for entry in self.index.layers:
             tokens = self.meta_records(SIDES[side], entry.layer)[1]["tokens"]
-            pole = tokens.shape[1] // 2
-            for row, at in np.argwhere(np.isin(tokens["token_id"], ids)).tolist():
+            pole = tokens.shape[1] // (1 if self.family.one_pole else 2)
+            held = np.isin(tokens["token_id"], ids)
+            if self.family.one_pole:  # where LARQL leaves places free, it writes zeros
+                held &= (tokens["token_id"] > 0) | (tokens["score"] != 0)
+            for row, at in np.argwhere(held).tolist():
                 token_id, score = tokens[row, at].tolist()
                 group, feature = divmod(row, entry.features)
-                sign, piece = "−" if at >= pole else "+", self.vocabulary.piece(token_id)
+                sign, piece = "−" if at >= pole else "+", self.piece(token_id)
                 place = Found(side, entry.layer, feature, sign, at % pole + 1, token_id, piece, score)
                 found.append(place._replace(expert=group) if entry.num_experts else place)
         return found
@@ -133,7 +106,7 @@ class BesideChance:
 
     def coherence(self, layer: int, feature: int, *, expert: int | None = None) -> Coherence:
         """How alike the tokens of the feature's four poles are. Raises QueryError without statistics or embeddings."""
-        row = self.row(layer, feature, expert) - self.index.first_row(layer)
+        row = self.row(layer, feature, expert) - self.first_rows[layer]
         cosines, z = self.coherences(layer, slice(row, row + 1))[..., 0]
         return Coherence(*(Alike(float(cosine), float(of)) for cosine, of in zip(cosines, z, strict=True)))
 

@@ -49,13 +49,13 @@ def write_card(v: Vindex, probe: Path | None = None, gate3: Path | None = None, 
 
     Raises QueryError on a record of another kind or of other weights, FormatError on one that is damaged.
     """
-    source = v.manifest.source
+    index, source = v.own_index, v.manifest.source
     records = (
         read_probe(probe, source) if probe else None,
         read_gate3(gate3, source) if gate3 else None,
         read_gates(gates, source) if gates else None,
     )
-    text = render_card(v.index, v.manifest, load_sums(v.path), v.vocabulary, *records)
+    text = render_card(index, v.manifest, load_sums(v.path), v.vocabulary, *records)
     renew_card(v.path, text.encode())
     return v.path / CARD.name
 

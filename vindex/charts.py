@@ -23,7 +23,9 @@ def check_target(path: Path) -> None:
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
-            raise TargetError(f"{path}: PNG needs matplotlib; pip install 'vindex[plot]', or write .html") from error
+            raise TargetError(
+                f"{path}: PNG needs matplotlib; pip install 'vindex-svd[plot]', or write .html"
+            ) from error
 
 
 class Curve(NamedTuple):

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,11 @@ OF_THE_HUB = (".gitattributes", ".cache")  # what the Hub and its client leave i
 
 def verify(v: Vindex, progress: Progress = silent) -> Verification:
     """Check everything in an opened vindex; opening it has already checked structure and sizes."""
-    return Verification(v.path, v.id, tuple(_checks(v, progress)))
+    specs = files_of(v.own_index)
+    return Verification(v.path, v.id, tuple(_checks(v, specs, progress)))
 
 
-def _checks(v: Vindex, progress: Progress) -> Iterator[Check]:
-    specs = files_of(v.index)
+def _checks(v: Vindex, specs: Sequence[FileSpec], progress: Progress) -> Iterator[Check]:
     yield Check("structure", True, f"{len(specs)} files, every size as index.json says")
     yield _directory(v)
     yield from _checksums(v, progress("checksums", v.size_bytes))
@@ -146,7 +146,7 @@ def _orthonormal(v: Vindex, spec: FileSpec, side: str, advance: Advance) -> Chec
     smallest of each layer.
     """
     what, worst, where = f"{spec.name} orthonormal", 0.0, ""
-    for entry in v.index.layers:
+    for entry in v.own_index.layers:
         frames, stated = v.layer(entry.layer), getattr(entry.effective_rank, side)
         ranks = (getattr(frames, f"{side}_sigma") != 0).sum(axis=1)
         if ranks.min() != stated:
@@ -189,7 +189,7 @@ def _place(entry: LayerEntry, expert: int) -> str:
 
 def _descending(v: Vindex) -> Check:
     """Singular values are non-negative and fall, each expert's by themselves."""
-    for entry in v.index.layers:
+    for entry in v.own_index.layers:
         frames = v.layer(entry.layer)
         for side, sigma in (("gate", frames.gate_sigma), ("down", frames.down_sigma)):
             rises = np.argwhere(~(np.diff(sigma, axis=-1) <= 0))
@@ -264,7 +264,7 @@ def _manifest(v: Vindex) -> Check:
 
 
 def _disagreements(v: Vindex) -> list[str]:
-    index, manifest = v.index, v.manifest
+    index, manifest = v.own_index, v.manifest
     pairs = {
         "model": (index.model, manifest.source.model),
         "revision": (index.source.get("huggingface_revision") or None, manifest.source.revision),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vindex import targets
 from vindex.errors import FormatError, TargetError
-from vindex.files import ANY, Kind, opened, read_text
+from vindex.files import ANY, Kind, decoded, opened, read_bytes
 from vindex.format import CARD, FILES, SUMS, is_payload
 from vindex.schema import require_plain_name
 
@@ -76,20 +76,25 @@ def load_sums(directory: Path) -> dict[str, str]:
     Raises FormatError when it is missing (then the directory is not a finished vindex), malformed, or names a path
     that is not a plain file name.
     """
-    return _parse_sums(directory / SUMS.name)
+    return _load_sums(directory / SUMS.name)
 
 
-def _parse_sums(path: Path) -> dict[str, str]:
-    *lines, rest = read_text(path, OF_SUMS).split("\n")
+def _load_sums(path: Path) -> dict[str, str]:
+    return parse_sums(read_bytes(path, OF_SUMS), str(path))
+
+
+def parse_sums(content: bytes, where: str) -> dict[str, str]:
+    """The same of the bytes of a SHA256SUMS; `where`: what messages call it where it is not text."""
+    *lines, rest = decoded(content, where, OF_SUMS).split("\n")
     digests: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
-        where, match = f"{SUMS.name} line {number}", _LINE.fullmatch(line)
+        line_at, match = f"{SUMS.name} line {number}", _LINE.fullmatch(line)
         if not match:
-            raise FormatError(f"{where}: expected `<64 lower-case hex digits>  <file name>`, got {line[:80]!r}")
+            raise FormatError(f"{line_at}: expected `<64 lower-case hex digits>  <file name>`, got {line[:80]!r}")
         digest, name = match.groups()
-        require_plain_name(name, where)
+        require_plain_name(name, line_at)
         if name in digests:
-            raise FormatError(f"{where}: lists {name} a second time; rebuild the vindex or download it again")
+            raise FormatError(f"{line_at}: lists {name} a second time; rebuild the vindex or download it again")
         digests[name] = digest
     if rest:
         raise FormatError(
@@ -127,7 +132,7 @@ def _settle(directory: Path) -> None:
     if not pending.is_file() or pending.is_symlink():
         return
     try:
-        before, after = load_sums(directory), _parse_sums(pending)
+        before, after = load_sums(directory), _load_sums(pending)
         done = card.is_file() and after == before | {CARD.name: sha256_of(card)}
     except FormatError:
         done = False

@@ -13,13 +13,14 @@ from vindex.console import bytes_of, check_places, print_json, print_table, prog
 if TYPE_CHECKING:
     from vindex.differences import SideDifference
 
-VindexPath = Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
+VindexPath = Annotated[str, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of tables.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record as JSON here.")]
 
 
 def info(path: VindexPath, json: Json = False, output: Output = None) -> None:
     """Shape, source, certificates, size."""
+    from vindex.format import MANIFEST
     from vindex.reader import open_vindex
 
     check_places(output)
@@ -27,23 +28,28 @@ def info(path: VindexPath, json: Json = False, output: Output = None) -> None:
     facts = v.info()
     if put(facts, json, output):
         return
-    shown = facts | {
-        "worst_certificate": f"{facts['worst_certificate']}, limit {v.manifest.options.tolerance:.0e}",
-        "size": bytes_of(facts.pop("size_bytes")),
-        "built_at": datetime.fromisoformat(facts["built_at"]).strftime("%d %B %Y, %H:%M UTC").removeprefix("0"),
-    }
+    lacks = facts.pop("lacks", [])
+    shown = facts | {"size": bytes_of(facts.pop("size_bytes"))}
+    if v.has(MANIFEST):
+        shown["worst_certificate"] += f", limit {v.manifest.options.tolerance:.0e}"
+        shown["built_at"] = datetime.fromisoformat(facts["built_at"]).strftime("%d %B %Y, %H:%M UTC").removeprefix("0")
     rows = [
         (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
         for name, value in shown.items()
         if value is not None
     ]
-    print_table(str(path), ["", ""], rows)
+    print_table(path, ["", ""], rows)
+    if lacks:
+        ways: dict[str, list[str]] = {}
+        for lack in lacks:
+            ways.setdefault(lack["way_out"], []).append(lack["what"])
+        print_table("", ["it lacks", "what would give it"], [(", ".join(what), way) for way, what in ways.items()])
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="VINDEX", help="A vindex.")],
+    a: Annotated[str, typer.Argument(metavar="VINDEX", help="A vindex.")],
     b: Annotated[
-        Path, typer.Argument(metavar="OTHER", help="Another, of a model with the same layers and hidden size.")
+        str, typer.Argument(metavar="OTHER", help="Another, of a model with the same layers and hidden size.")
     ],
     json: Json = False,
     output: Output = None,
@@ -72,12 +78,11 @@ def compare(
     columns = [">layer", *(f">{side}\n{what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
     layers = by_layer(found.differences)
     rows = [(d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side))) for d in layers]
-    caption = (
-        "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖; two builds of the "
-        f"same weights, by their certificates: angles up to {found.noise:.1e}"
-    )
-    if any(value is None for one in found for side in (one.gate, one.down) for value in side):
-        caption += "; –: a weight is zero, without a direction"
+    caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖"
+    if found.noise is not None:
+        caption += f"; two builds of the same weights, by their certificates: angles up to {found.noise:.1e}"
+    if any(value is None for one in found for side in (one.gate, one.down) for value in side[:3]):
+        caption += "; –: a weight is zero, or a vindex lacks it"
     if len(found.differences) > len(rows):
         caption += "; of all experts the largest, mean and largest, each by itself in --json"
     print_table(f"{a} beside {b}", columns, rows, caption)

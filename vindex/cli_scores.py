@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from vindex.scores import Best
 
 POLE_SHOWN = 4
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|HUB_ID", help="For a vindex without a tokenizer: that of its model, a directory or a Hub id."
+    ),
+]
 
 
 def score(
@@ -33,6 +39,7 @@ def score(
     ] = None,
     by: Annotated[str | None, typer.Option(help="Order: z (largest |z|) or cosine (largest; as published).")] = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Features to show for each token.")] = 10,
+    tokenizer: Tokenizer = None,
     json: Json = False,
     output: Output = None,
 ) -> None:
@@ -47,7 +54,7 @@ def score(
     words = [*map(typed, tokens or ()), *(_lines_of(file) if file else ())]
     if not words and not ids:
         raise typer.BadParameter("give a word, --id or --file")
-    v = open_vindex(path)
+    v = open_vindex(path, tokenizer)
     apart = [(word, v.vocabulary.take_apart(word)) for word in words] + [(None, [token_id]) for token_id in ids or ()]
     found = v.score([piece for _, pieces in apart for piece in pieces], k, by=by)
     named = [word for word, pieces in apart for _ in pieces]
@@ -57,10 +64,10 @@ def score(
     left = iter(found.top)
     for word, pieces in apart:
         if len(pieces) > 1:
-            shown = " ".join(repr(v.vocabulary.piece(piece)) for piece in pieces)
+            shown = " ".join(repr(v.piece(piece)) for piece in pieces)
             say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}", "bold"))
         for best in islice(left, len(pieces)):
-            other = v.vocabulary.hint(best.piece or "")
+            other = v.vocabulary.hint(best.piece or "") if v.family.can_spell else None
             hint = styled(f" ({other.removeprefix(', but ')})" if other else "", "dim")
             say(f"token {best.piece!r}, id {best.token_id}", hint)
             _print_best(v, best)
@@ -72,6 +79,7 @@ def search(
     reads: Annotated[bool, typer.Option("--reads", help="Only gate directions.")] = False,
     writes: Annotated[bool, typer.Option("--writes", help="Only down directions.")] = False,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions of each side to show.")] = 10,
+    tokenizer: Tokenizer = None,
     json: Json = False,
     output: Output = None,
 ) -> None:
@@ -83,7 +91,7 @@ def search(
     from vindex.records import to_json
 
     check_places(output)
-    v, text = open_vindex(path), typed(text)
+    v, text = open_vindex(path, tokenizer), typed(text)
     found = v.search(text, reads=reads or not writes, writes=writes or not reads)
     if put(to_json(found), json, output):
         return
@@ -120,6 +128,7 @@ def feature(
         bool, typer.Option("--down", help="Show the down direction of the same rank, which is another direction.")
     ] = False,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Nearest features to show.")] = 5,
+    tokenizer: Tokenizer = None,
     json: Json = False,
     output: Output = None,
 ) -> None:
@@ -129,13 +138,15 @@ def feature(
     the poles of random directions.
     """
     from vindex.errors import QueryError
+    from vindex.format import SIGMA
     from vindex.reader import open_vindex
     from vindex.records import to_json
 
     check_places(output)
-    v = open_vindex(path)
+    v = open_vindex(path, tokenizer)
     found = v.feature(layer, number, expert=expert)
-    nearest, clusters = v.nearest_features(layer, number, k, expert=expert), v.clusters(layer, number, expert=expert)
+    nearest = v.nearest_features(layer, number, k, expert=expert)
+    clusters = v.clusters(layer, number, expert=expert) if v.has(SIGMA) else None
     try:
         coherence, missing = v.coherence(layer, number, expert=expert), ""
     except QueryError as error:  # no statistics, or no embeddings
@@ -149,12 +160,15 @@ def feature(
     if found.response:
         poles += [("writes +", None, found.response.writes), ("writes −", None, found.response.writes_against)]
         caption += "writes: logit lens of the response to + and, turned round, to −; "
-    if down:
+    if v.family.neurons:
+        poles += [("writes +", None, found.writes)]
+        caption = "a neuron, not a direction; writes: LARQL's scores of what it adds; "
+    elif down:
         poles += [("down +", likeness[2], found.writes), ("down −", likeness[3], found.writes_against)]
         caption += "down: logit lens of the down direction of the same rank, which is another direction; "
     place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
-    title = f"{place}, feature {number}: gate σ {found.gate_sigma:.3f}"
-    title += f", down σ {found.down_sigma:.3f}" if down else ""
+    title = f"{place}, feature {number}: gate σ {_sigma(found.gate_sigma)}"
+    title += f", down σ {_sigma(found.down_sigma)}" if down else ""
     caption += "alike: z of the coherence of the tokens; ␣ is a space"
     rows = [(name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens)) for name, alike, tokens in poles]
     print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
@@ -164,7 +178,7 @@ def feature(
         say(styled(_no_responses(v), "dim"))
     if missing:
         say(styled(f"no coherence: {missing}", "dim"))
-    for side, together in clusters._asdict().items():
+    for side, together in clusters._asdict().items() if clusters else ():
         if len(together) > 1 and (down or side == "gate"):
             first, last = together[0], together[-1]
             say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
@@ -201,10 +215,11 @@ def _lines_of(file: Path) -> list[str]:
 def _print_best(v: Vindex, best: Best) -> None:
     """The hits, those that chance explains dim, and what it all amounts to in words."""
     from vindex.chance import CHANCE
+    from vindex.format import GATE_STATS
 
     _print_hits(v, best.features)
     if best.judged is None:
-        say(styled(f"no z: {v.path.name} has no statistics; build it again with this version", "dim"))
+        say(styled(f"no z: {v.name} has no statistics; {v.family.lacks[GATE_STATS.name].way_out}", "dim"))
         return
     say(best.summary)
     beyond = sum(hit.chance is not None and hit.chance < CHANCE for hit in best.hits)
@@ -259,9 +274,13 @@ def _expert_name(v: Vindex, layer: int, expert: int | None) -> str:
     return "shared" if expert >= (v.index.layers[layer].num_experts or 0) else str(expert)
 
 
-def _pieces(tokens: list[TokenScore]) -> str:
-    return "  ".join(visible(token.piece) for token in tokens[:POLE_SHOWN])
+def _sigma(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
-def _scored(tokens: list[TokenScore]) -> str:
-    return "  ".join(f"{visible(token.piece)}\u00a0{token.score:+.2f}" for token in tokens)
+def _pieces(tokens: list[TokenScore] | None) -> str:
+    return "–" if tokens is None else "  ".join(visible(token.piece) for token in tokens[:POLE_SHOWN])
+
+
+def _scored(tokens: list[TokenScore] | None) -> str:
+    return "–" if tokens is None else "  ".join(f"{visible(token.piece)}\u00a0{token.score:+.2f}" for token in tokens)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vindex.charts import COLOURS, Curve, draw_curves
-from vindex.errors import QueryError
+from vindex.errors import FormatError, QueryError
+from vindex.format import DOWN, GATE, MANIFEST, SIGMA
 from vindex.progress import Advance, Progress, silent
 from vindex.reader import Vindex
 from vindex.records import to_json
@@ -27,19 +28,20 @@ TINY = 1e-12
 class SideDifference(NamedTuple):
     """One projection of one layer. Angles in radians; drift is ‖σ_A − σ_B‖ / ‖σ_A‖.
 
-    noise: the largest angle at which two builds of the same weights may stand, from their certificates.
-    None where a weight is zero: without directions there is no angle, and without a spectrum no drift from it.
+    noise: the largest angle at which two builds of the same weights may stand, from their certificates; None without.
+    None where a weight is zero, or one of the vindexes lacks it: without directions there is no angle, and without a
+    spectrum no drift from it.
     """
 
     largest_angle: float | None
     mean_cosine: float | None
     spectrum_drift: float | None
-    noise: float = 0.0
+    noise: float | None = 0.0
 
     @property
     def stands_out(self) -> bool:
         """Whether the weights differ: by more than two builds of one weight do."""
-        return self.largest_angle is not None and self.largest_angle > self.noise
+        return self.largest_angle is not None and self.noise is not None and self.largest_angle > self.noise
 
 
 class LayerDifference(NamedTuple):
@@ -70,9 +72,9 @@ class Comparison(Result):
         return iter(self.differences)
 
     @property
-    def noise(self) -> float:
-        """The largest of all weights, in radians."""
-        return max(side.noise for _, _, side in self._sides())
+    def noise(self) -> float | None:
+        """The largest of all weights, in radians; None where one of the two has no certificates."""
+        return max((side.noise for _, _, side in self._sides() if side.noise is not None), default=None)
 
     @property
     def summary(self) -> str:
@@ -80,8 +82,12 @@ class Comparison(Result):
         sides = list(self._sides())
         apart = [(side.largest_angle or 0.0, layer, name) for layer, name, side in sides if side.stands_out]
         same = "same weight files; " if self.same_weights else ""
+        widest = max((side.largest_angle or 0.0 for _, _, side in sides), default=0.0)
+        if self.noise is None:
+            return (
+                f"largest angle {widest:.1e} rad; without certificates of both nobody can say how much of it is noise"
+            )
         if not apart:
-            widest = max((side.largest_angle or 0.0 for _, _, side in sides), default=0.0)
             return f"{same}no weight differs by more than two builds of the same weights: at most {widest:.1e} rad"
         angle, layer, name = max(apart)
         return (
@@ -166,37 +172,35 @@ def orthonormal_basis(rows: np.ndarray) -> np.ndarray:
 def compare(a: Vindex, b: Vindex, *, progress: Progress = silent) -> Comparison:
     """Differences of every layer, and in a mixture of every expert, over the leading directions that both have.
 
-    Raises QueryError when layers, experts or hidden sizes differ.
+    What one of them lacks is not compared. Raises QueryError when layers, experts or hidden sizes differ, or one holds
+    neurons and not directions.
     """
+    for v in (a, b):
+        if v.family.neurons:
+            raise QueryError(
+                f"cannot compare: {v.name} holds neurons, which span every direction; build a vindex of its model"
+            )
     for what in ("num_layers", "hidden_size", "num_experts", "num_shared_experts"):
         ours, theirs = getattr(a.index, what), getattr(b.index, what)
         if ours != theirs:
-            raise QueryError(f"cannot compare: {what} is {ours} in {a.path.name} and {theirs} in {b.path.name}")
+            raise QueryError(f"cannot compare: {what} is {ours} in {a.name} and {theirs} in {b.name}")
     advance = progress("compare", sum(entry.groups for entry in a.index.layers))
     found = tuple(one for layer in range(a.index.num_layers) for one in _differences(a, b, layer, advance))
     features = tuple(v.index.num_features_per_expert or v.index.num_feats for v in (a, b))
-    weights = a.manifest.source.weights_sha256, b.manifest.source.weights_sha256
-    return Comparison((a.path.name, b.path.name), (a.id, b.id), features, weights[0] == weights[1] is not None, found)
+    weights = [v.manifest.source.weights_sha256 if v.has(MANIFEST) else None for v in (a, b)]
+    return Comparison((a.name, b.name), (a.id, b.id), features, weights[0] == weights[1] is not None, found)
 
 
 def _differences(a: Vindex, b: Vindex, layer: int, advance: Advance) -> Iterator[LayerDifference]:
     entry, other = a.index.layers[layer], b.index.layers[layer]
     if entry.groups != other.groups:
         raise QueryError(
-            f"cannot compare: layer {layer} has {entry.groups} weight(s) for each projection in {a.path.name} and "
-            f"{other.groups} in {b.path.name}"
+            f"cannot compare: layer {layer} has {entry.groups} weight(s) for each projection in {a.name} and "
+            f"{other.groups} in {b.name}"
         )
     kept = min(entry.features, other.features)
-    ours, theirs = a.layer(layer), b.layer(layer)
-    for at in range(entry.groups):
-        reads, writes = (
-            _side_difference(
-                (getattr(ours, side)[at, :kept], getattr(theirs, side)[at, :kept]),
-                (getattr(ours, f"{side}_sigma")[at, :kept], getattr(theirs, f"{side}_sigma")[at, :kept]),
-                sum(_uncertainty(v, side, layer, at, kept) for v in (a, b)),
-            )
-            for side in ("gate", "down")
-        )
+    for at in range(entry.groups if kept else 0):
+        reads, writes = (_side_difference(a, b, side, layer, at, kept) for side in ("gate", "down"))
         yield LayerDifference(layer, reads, writes, at if entry.num_experts else None)
         advance(1, f"layer {layer}")
 
@@ -232,14 +236,22 @@ def _together(sides: list[SideDifference]) -> SideDifference:
         [value for value in values if value is not None] for values in zip(*sides, strict=True)
     )
     mean = sum(cosines) / len(cosines) if cosines else None
-    return SideDifference(max(angles, default=None), mean, max(drifts, default=None), max(noise))
+    return SideDifference(max(angles, default=None), mean, max(drifts, default=None), max(noise, default=None))
 
 
-def _side_difference(
-    rows: tuple[np.ndarray, np.ndarray], sigma: tuple[np.ndarray, np.ndarray], noise: float
-) -> SideDifference:
-    size = float(np.linalg.norm(sigma[0]))
-    drift = float(np.linalg.norm(sigma[0] - sigma[1]) / size) if size else None
+def _side_difference(a: Vindex, b: Vindex, side: str, layer: int, at: int, kept: int) -> SideDifference:
+    noise = drift = None
+    if a.has(MANIFEST) and b.has(MANIFEST):
+        noise = sum(_uncertainty(v, side, layer, at, kept) for v in (a, b))
+    if a.has(SIGMA) and b.has(SIGMA):
+        ours, theirs = (getattr(v.layer(layer), f"{side}_sigma")[at, :kept] for v in (a, b))
+        size = float(np.linalg.norm(ours))
+        drift = float(np.linalg.norm(ours - theirs) / size) if size else None
+    spec = GATE if side == "gate" else DOWN
+    rows = [v.side(layer, side)[at, :kept] if v.has(spec) else np.empty(0) for v in (a, b)]
+    for v, frames in zip((a, b), rows, strict=True):
+        if not np.isfinite(frames).all():
+            raise FormatError(f"{v.name}: {spec.name} holds a number that is not finite, in layer {layer}")
     if not rows[0].any() or not rows[1].any():
         return SideDifference(None, None, drift, noise)
     angles = principal_angles(*rows)

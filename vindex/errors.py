@@ -34,6 +34,10 @@ class QueryError(VindexError):
     """A question about a vindex or a model that it cannot answer: unknown token, layer out of range."""
 
 
+class LackingError(QueryError):
+    """A vindex does not hold what the answer needs; another one of the same model does."""
+
+
 class ProbeError(VindexError):
     """A measurement on a live model cannot be made as asked."""
 

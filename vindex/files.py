@@ -76,10 +76,15 @@ def read_bytes(path: Path, kind: Kind) -> bytes:
 
 def read_text(path: Path, kind: Kind) -> str:
     """A UTF-8 file."""
+    return decoded(read_bytes(path, kind), path, kind)
+
+
+def decoded(content: bytes, where: str | Path, kind: Kind) -> str:
+    """UTF-8 bytes as text. where: what messages call them."""
     try:
-        return read_bytes(path, kind).decode()
+        return content.decode()
     except UnicodeDecodeError as error:
-        raise kind.refusal(path, f"is not text: byte {error.start} is not UTF-8") from error
+        raise kind.refusal(where, f"is not text: byte {error.start} is not UTF-8") from error
 
 
 def read_json(path: Path, kind: Kind) -> Any:

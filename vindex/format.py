@@ -16,6 +16,7 @@ import numpy as np
 FORMAT_NAME, FORMAT_VERSION = "vindex", 1
 LARQL_VERSION = 2
 META_MAGIC, META_VERSION = 0x444D4554, 1
+OLD_META_MAGIC = 0x54454D44  # of early files of LARQL, whose loader takes both
 HALF = 2  # bytes of a half-precision number
 META_TOP_K = 20  # ten highest scores, then ten lowest
 SAMPLE = 1 << 12  # tokens, evenly spread over the vocabulary, whose largest |z| is kept

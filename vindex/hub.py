@@ -55,6 +55,18 @@ def snapshot(repo: str, revision: str | None = None, *, wanted: Sequence[str] = 
         return Path(snapshot_download(repo, revision=revision, allow_patterns=[*wanted], ignore_patterns=UNWANTED))
 
 
+def one_file(repo: str, name: str) -> Path:
+    """A file of a repository in the Hub's cache, downloaded where it is missing. Raises CheckpointError."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with explained(repo, None):
+        try:
+            return Path(hf_hub_download(repo, name))
+        except RemoteEntryNotFoundError as error:
+            raise CheckpointError(f"{repo} has no {name}; name a model that has one") from error
+
+
 @contextmanager
 def explained(repo: str, revision: str | None) -> Iterator[None]:
     """Turn what the Hub's client raises into a CheckpointError of one line that says the way out."""

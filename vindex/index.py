@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vindex.files import parse_json
 from vindex.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -24,7 +22,9 @@ from vindex.format import (
     files_of,
     is_payload,
 )
-from vindex.schema import OF_A_VINDEX, Fields, Problems, listed, load_fields, require_plain_name, to_json
+from vindex.layout import Rows
+from vindex.schema import Fields, Problems, listed, parse_fields, require_plain_name, to_json
+from vindex.shelf import Shelf
 
 FINAL_NORM = "norm"
 
@@ -38,7 +38,7 @@ class EffectiveRank:
 
 
 @dataclass(frozen=True)
-class LayerEntry:
+class LayerEntry(Rows):
     """Where layer `layer` lies in gate_vectors.bin and down_features.bin. offset and length are bytes.
 
     The last three are None in a layer that is dense. A mixture's rows are those of its experts in order, then those of
@@ -53,16 +53,6 @@ class LayerEntry:
     num_experts: int | None = None
     num_features_per_expert: int | None = None
     num_shared_experts: int | None = None
-
-    @property
-    def groups(self) -> int:
-        """How many weights the rows come from: experts and shared experts, or 1."""
-        return (self.num_experts or 0) + (self.num_shared_experts or 0) or 1
-
-    @property
-    def features(self) -> int:
-        """F: rows of each group."""
-        return self.num_features // self.groups
 
 
 @dataclass(frozen=True)
@@ -138,9 +128,9 @@ class Index:
         return sum((entry.num_experts or 0) * (self.hidden_size + 1) for entry in self.layers[:layer])
 
 
-def load_index(directory: Path) -> Index:
-    """Read and validate `directory`/index.json. Raises FormatError listing every problem."""
-    fields = load_fields(directory / INDEX.name)
+def load_index(shelf: Shelf) -> Index:
+    """Read and validate index.json. Raises FormatError listing every problem."""
+    fields = parse_fields(shelf.read(INDEX.name), INDEX.name)
     index = parse_index(fields)
     fields.problems.refuse()
     return index
@@ -150,7 +140,7 @@ def require_readable(index: Index) -> None:
     """Raise FormatError unless what would be written of this index, with checksums, is what `load_index` takes."""
     payload = {spec.name: "0" * 64 for spec in files_of(index) if is_payload(spec)}
     content = to_json(dataclasses.replace(index, checksums=payload))
-    fields = Fields(parse_json(content, INDEX.name, OF_A_VINDEX), "", Problems(INDEX.name))
+    fields = parse_fields(content, INDEX.name)
     parse_index(fields)
     fields.problems.refuse()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from vindex.checksums import render_sums
 from vindex.errors import QueryError
-from vindex.files import parse_json
 from vindex.format import MANIFEST
 from vindex.options import BuildOptions
-from vindex.schema import OF_A_VINDEX, Fields, Problems, load_fields, to_json
+from vindex.schema import Fields, parse_fields, to_json
+from vindex.shelf import Shelf
 
 ZERO_SHOWN = 4
 
@@ -152,9 +151,9 @@ class Manifest:
         return f"zero, without a direction: {shown}" if names else ""
 
 
-def load_manifest(directory: Path) -> Manifest:
-    """Read and validate `directory`/manifest.json. Raises FormatError listing every problem."""
-    fields = load_fields(directory / MANIFEST.name)
+def load_manifest(shelf: Shelf) -> Manifest:
+    """Read and validate manifest.json. Raises FormatError listing every problem."""
+    fields = parse_fields(shelf.read(MANIFEST.name), MANIFEST.name)
     manifest = _parse_manifest(fields)
     if not fields.problems and not manifest.certificates:
         fields.problems.append("certificates: expected one for each weight, got none")
@@ -216,7 +215,7 @@ def _parse_options(entry: Fields) -> BuildOptions:
 def require_readable(manifest: Manifest) -> None:
     """Raise FormatError unless what would be written of this manifest is what `load_manifest` takes."""
     content = to_json(manifest)
-    fields = Fields(parse_json(content, MANIFEST.name, OF_A_VINDEX), "", Problems(MANIFEST.name))
+    fields = parse_fields(content, MANIFEST.name)
     _parse_manifest(fields)
     fields.problems.refuse()
 

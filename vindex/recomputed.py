@@ -144,7 +144,7 @@ def _peaks(v: Vindex, found: Statistics, tokens: int) -> Check:
     """A few tokens with every direction; the largest |z| by layer."""
     what, places = f"{GATE_PEAKS.name} recomputed", np.linspace(0, SAMPLE - 1, TOKENS).astype(int)
     unit, worst = _unit(v.embeddings[sampled_tokens(tokens)[places]]).astype(np.float32), 0.0
-    for layer, entry in enumerate(v.index.layers):
+    for layer, entry in enumerate(v.own_index.layers):
         first = v.index.first_row(layer)
         mean, deviation = found.gate[:, first : first + entry.num_features]
         size = np.abs(v.layer(layer).gate.reshape(entry.num_features, -1).astype(np.float32) @ unit.T - mean[:, None])

@@ -57,23 +57,24 @@ class Feature(NamedTuple):
     """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).
 
     The gate and the down direction share their rank in the spectrum, not a neuron. expert: see FeatureHit. response:
-    what is written when the gate direction is read; None in a vindex without responses.
+    what is written when the gate direction is read; None in a vindex without responses. None also stands for what a
+    vindex of another family does not keep.
     """
 
     layer: int
     feature: int
-    gate_sigma: float
-    down_sigma: float
-    reads: list[TokenScore]
-    reads_against: list[TokenScore]
-    writes: list[TokenScore]
-    writes_against: list[TokenScore]
+    gate_sigma: float | None
+    down_sigma: float | None
+    reads: list[TokenScore] | None
+    reads_against: list[TokenScore] | None
+    writes: list[TokenScore] | None
+    writes_against: list[TokenScore] | None
     expert: int | None = None
     response: Response | None = None
 
 
 class FeatureHit(NamedTuple):
-    """A feature found by a query: cosine with the query, and its gate singular value.
+    """A feature found by a query: cosine with the query, and its gate singular value, None where it is not kept.
 
     expert: None in a dense layer; in a mixture of E experts 0 … E − 1, and E for the shared expert.
     z: the cosine beside those of the vocabulary. chance: how often as many random directions reach that |z| or more for
@@ -83,7 +84,7 @@ class FeatureHit(NamedTuple):
     layer: int
     feature: int
     cosine: float
-    gate_sigma: float
+    gate_sigma: float | None
     expert: int | None = None
     z: float | None = None
     chance: float | None = None

@@ -8,15 +8,14 @@ v.response_stats.r2.shape    # (L, F)
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vindex.errors import QueryError
-from vindex.format import RESPONSE_META, RESPONSE_STATS, RESPONSES, FileSpec
-from vindex.index import Index
-from vindex.records import Response, TokenScore
+from vindex.format import RESPONSE_META, RESPONSE_STATS, RESPONSES
+from vindex.parts import Parts
+from vindex.records import Response
 
 
 class ResponseStats(NamedTuple):
@@ -32,17 +31,8 @@ class ResponseStats(NamedTuple):
         return f"<R², nulls, slope and tokens of {self.r2.size:,} responses>"
 
 
-class Responding:
+class Responding(Parts):
     """The part of `Vindex` that knows responses. Each of these raises QueryError where the vindex has none."""
-
-    path: Path
-    index: Index
-
-    if TYPE_CHECKING:
-
-        def array(self, spec: FileSpec) -> np.ndarray: ...
-        def row(self, layer: int, feature: int, expert: int | None) -> int: ...
-        def poles(self, spec: FileSpec, layer: int, row: int) -> tuple[list[TokenScore], list[TokenScore]]: ...
 
     @cached_property
     def responses(self) -> np.ndarray:
@@ -65,6 +55,6 @@ class Responding:
     def _require_responses(self) -> None:
         if not self.index.has_responses:
             raise QueryError(
-                f"{self.path.name} has no responses ({RESPONSES.name} and others): `vindex respond MODEL "
-                f"{self.path.name}` measures what its gate directions make the model write"
+                f"{self.name} has no responses ({RESPONSES.name} and others): `vindex respond MODEL "
+                f"{self.name}` measures what its gate directions make the model write"
             )

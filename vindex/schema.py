@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from vindex.errors import FormatError
-from vindex.files import Kind, parse_json, read_bytes, read_json
+from vindex.files import Kind, parse_json, read_json
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Fields:
 
     def __init__(self, value: Any, path: str, problems: Problems) -> None:
         self._path, self.problems = path, problems
-        self._values: dict[str, Any] = value if isinstance(value, dict) else {}
+        self.values: dict[str, Any] = value if isinstance(value, dict) else {}
         if not isinstance(value, dict):
             self._complain(path or "top level", "an object", value)
 
@@ -64,13 +64,13 @@ class Fields:
         return f"{self._path}.{key}" if self._path else key
 
     def _take(self, key: str, fits: Callable[[Any], bool], expected: str, stand_in: T) -> T:
-        if key not in self._values:
+        if key not in self.values:
             self.problems.append(f"{self._at(key)}: missing, expected {expected}")
             return stand_in
-        if not fits(self._values[key]):
-            self._complain(self._at(key), expected, self._values[key])
+        if not fits(self.values[key]):
+            self._complain(self._at(key), expected, self.values[key])
             return stand_in
-        return self._values[key]
+        return self.values[key]
 
     def text(self, key: str, choices: Collection[str] = ()) -> str:
         expected = f"one of {', '.join(choices)}" if choices else "a string"
@@ -78,6 +78,15 @@ class Fields:
 
     def text_or_none(self, key: str) -> str | None:
         return self._take(key, lambda v: v is None or _is_text(v), "a string or null", None)
+
+    def optional_text(self, key: str) -> str | None:
+        """A string that may be absent, or null."""
+        return self.text_or_none(key) if key in self.values else None
+
+    def integers(self, key: str, count: int) -> tuple[int, ...]:
+        """A list of so many positive integers."""
+        fits = lambda v: isinstance(v, list) and len(v) == count and all(type(n) is int and n > 0 for n in v)  # noqa: E731
+        return tuple(self._take(key, fits, f"a list of {count} positive integers", [1] * count))
 
     def integer(self, key: str, low: int = 0, high: int = 2**53) -> int:
         expected = f"{low}" if low == high else f"an integer from {low}" + (f" to {high}" if high < 2**53 else "")
@@ -116,11 +125,11 @@ class Fields:
 
     def optional_integer(self, key: str, low: int = 0, high: int = 2**53) -> int | None:
         """An integer that may be absent, or null."""
-        return None if self._values.get(key) is None else self.integer(key, low, high)
+        return None if self.values.get(key) is None else self.integer(key, low, high)
 
     def optional_texts(self, key: str) -> tuple[str, ...] | None:
         """A list of strings that may be absent."""
-        if key not in self._values:
+        if key not in self.values:
             return None
         fits = lambda v: isinstance(v, list) and all(isinstance(text, str) for text in v)  # noqa: E731
         return tuple(self._take(key, fits, "a list of strings", []))
@@ -129,11 +138,11 @@ class Fields:
         return self._take(key, lambda v: isinstance(v, bool), "true or false", False)
 
     def has(self, key: str) -> bool:
-        return key in self._values
+        return key in self.values
 
     def optional_flag(self, key: str) -> bool | None:
         """True or false, that may be absent."""
-        return self.flag(key) if key in self._values else None
+        return self.flag(key) if key in self.values else None
 
     def mapping(self, key: str) -> dict[str, Any]:
         return self._take(key, lambda v: isinstance(v, dict), "an object", {})
@@ -161,12 +170,9 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def load_fields(path: Path) -> Fields:
-    """Parse a JSON file of a vindex into Fields with no problems yet.
-
-    Raises FormatError when the file is missing, unreadable or not JSON.
-    """
-    return Fields(parse_json(read_bytes(path, OF_A_VINDEX), path.name, OF_A_VINDEX), "", Problems(path.name))
+def parse_fields(content: bytes, name: str) -> Fields:
+    """The JSON text of a file of a vindex as Fields with no problems yet. Raises FormatError when it is not JSON."""
+    return Fields(parse_json(content, name, OF_A_VINDEX), "", Problems(name))
 
 
 def load_record(path: Path) -> dict[str, Any]:

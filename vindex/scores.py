@@ -72,8 +72,8 @@ class Scores(Result):
             {"token": found.piece, "layer": hit.layer}
             | ({} if hit.expert is None else {"expert": hit.expert})
             | {"feature": hit.feature, "cosine": hit.cosine, "z": hit.z, "chance": hit.chance}
-            | {"gate_sigma": hit.gate_sigma, "reads": [token.piece for token in read(of, hit)[:PIECES]]}
-            | ({"r2": of.response.r2, "writes": [t.piece for t in written(of, hit)[:PIECES]]} if of.response else {})
+            | {"gate_sigma": hit.gate_sigma, "reads": pieces_of(read(of, hit))}
+            | ({"r2": of.response.r2, "writes": pieces_of(written(of, hit))} if of.response else {})
             for found in self.top
             for of, hit in found.features
         ]
@@ -83,7 +83,12 @@ class Scores(Result):
         return {"vindex": self.vindex, "scores": [found.record() for found in self.top]}
 
 
-def read(feature: Feature, hit: FeatureHit) -> list[TokenScore]:
+def pieces_of(tokens: list[TokenScore] | None) -> list[str] | None:
+    """The first of a pole, as text."""
+    return None if tokens is None else [token.piece for token in tokens[:PIECES]]
+
+
+def read(feature: Feature, hit: FeatureHit) -> list[TokenScore] | None:
     """The tokens at the pole of the feature that a hit is on: by the sign of z, or of the cosine without z."""
     return feature.reads if _positive(hit) else feature.reads_against
 

@@ -6,31 +6,39 @@ from typing import Any
 
 import numpy as np
 
-from vindex.errors import QueryError
+from vindex.errors import FormatError, QueryError
+from vindex.format import EMBEDDINGS, GATE
 
 ROWS = 1 << 9
 EPSILON = 1e-8  # as in the published reader: a zero row scores zero, it does not divide by zero
 
 
 def cosines(directions: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Cosine of every vector with every direction.
+    """Cosine of every vector with every direction, to the last bit those of the published reader.
 
     directions: (L, F, H) or (R, H), any float dtype. vectors: (H,) or (B, H). Returns float32 (L, F) or (R,), with B in
-    front for a batch. ROWS directions are converted at a time, so memory does not grow with their number.
+    front for a batch. ROWS directions of a layer are converted at a time, so memory does not grow with their number.
+    Raises FormatError when a number is not finite.
     """
-    batch = np.atleast_2d(vectors).astype(np.float32)  # (B, H)
-    lengths = _lengths(batch)[:, None]
-    flat = directions.reshape(-1, directions.shape[-1])
-    scores = np.empty((len(batch), len(flat)), np.float32)
-    for first in range(0, len(flat), ROWS):
-        rows = flat[first : first + ROWS].astype(np.float32)
-        scores[:, first : first + ROWS] = batch @ rows.T / (lengths * _lengths(rows))
+    batch = _unit(np.atleast_2d(vectors).astype(np.float32), EMBEDDINGS.name)  # (B, H)
+    layers = directions if directions.ndim == 3 else directions[None]
+    scores = np.empty((len(batch), *layers.shape[:2]), np.float32)
+    for layer, frames in enumerate(layers):
+        for first in range(0, len(frames), ROWS):
+            rows = _unit(frames[first : first + ROWS].astype(np.float32), GATE.name)
+            for at, vector in enumerate(batch):  # one by one: a product of matrices adds up in another order
+                scores[at, layer, first : first + ROWS] = rows @ vector
     scores = scores.reshape(len(batch), *directions.shape[:-1])
     return scores if vectors.ndim == 2 else scores[0]
 
 
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("nh,nh->n", rows, rows)) + EPSILON
+def _unit(rows: np.ndarray, where: str) -> np.ndarray:
+    """(n, H) at length one, as the published reader divides them."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        raise FormatError(f"{where} holds a number that is not finite, or too large; run vindex verify")
+    return rows / (lengths + EPSILON)
 
 
 def largest(scores: np.ndarray, k: int) -> list[int]:

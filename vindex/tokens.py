@@ -16,7 +16,8 @@ import orjson
 
 from vindex.errors import FormatError, QueryError
 from vindex.files import Kind, parse_json, read_bytes
-from vindex.format import MOST_TOKENS
+from vindex.format import MOST_TOKENS, TOKENIZER
+from vindex.hub import is_hub_id, one_file
 from vindex.pieces import CannotTakeApart, take_apart
 
 OF_TOKENS = Kind(FormatError, "download it again, or give another with --tokenizer")
@@ -108,6 +109,19 @@ class Vocabulary:
 def load_vocabulary(path: Path) -> Vocabulary:
     """Read tokenizer.json. Raises FormatError when it is not a tokenizer with a vocabulary of pieces."""
     return parse_vocabulary(read_bytes(path, OF_TOKENS), path.name)
+
+
+def given_vocabulary(place: str) -> Vocabulary:
+    """That of a tokenizer.json, of a directory that has one, or of a model on the Hub.
+
+    Raises FormatError, or CheckpointError where the Hub does not give it.
+    """
+    path = Path(place)
+    if path.is_dir():
+        path = path / TOKENIZER.name
+    elif not path.exists() and is_hub_id(place):
+        path = one_file(place, TOKENIZER.name)
+    return load_vocabulary(path)
 
 
 def parse_vocabulary(content: bytes, name: str) -> Vocabulary:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from vindex.errors import FormatError
-from vindex.files import TEXT_LIMIT, opened
+from vindex.files import TEXT_LIMIT
 from vindex.format import SUMS, files_of
 from vindex.index import Index
-from vindex.schema import OF_A_VINDEX, listed
+from vindex.schema import listed
+from vindex.shelf import OF_NUMBERS, Shelf
 
-OF_NUMBERS = OF_A_VINDEX._replace(limit=None)
 
-
-def check_files(path: Path, index: Index, digests: dict[str, str]) -> int:
+def check_files(shelf: Shelf, index: Index, digests: dict[str, str]) -> int:
     """Every file of the table is there with its exact size, and SHA256SUMS lists the same files; their bytes."""
     problems: list[str] = []
     total = 0
     for spec in files_of(index):
         try:
-            with opened(path / spec.name, OF_NUMBERS) as file:
-                size = os.fstat(file.fileno()).st_size
+            size = shelf.size(spec.name)
         except FormatError as error:
-            problems.append(str(error).removeprefix(f"{path}/").removesuffix(f"; {OF_NUMBERS.way_out}"))
+            problems.append(str(error).removeprefix(f"{shelf.place}/").removesuffix(f"; {OF_NUMBERS.way_out}"))
             continue
         total += size
         if spec.byte_size and size != spec.byte_size(index):
@@ -36,5 +31,5 @@ def check_files(path: Path, index: Index, digests: dict[str, str]) -> int:
         if digests.get(name) not in (None, digest):
             problems.append(f"{name}: index.json and SHA256SUMS give different checksums")
     if problems:
-        raise OF_NUMBERS.refusal(path, listed(problems))
+        raise OF_NUMBERS.refusal(shelf.place, listed(problems))
     return total

@@ -236,7 +236,7 @@ def require_gguf() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise CheckpointError("reading GGUF needs the gguf package: pip install 'vindex[gguf]'") from error
+        raise CheckpointError("reading GGUF needs the gguf package: pip install 'vindex-svd[gguf]'") from error
 
 
 def _stored_as(file: str, tensor: Tensor) -> tuple[str, int]:

@@ -214,7 +214,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise FactError(f"{path}: parquet needs pyarrow; pip install 'vindex[train]', or convert to JSONL") from error
+        raise FactError(
+            f"{path}: parquet needs pyarrow; pip install 'vindex-svd[train]', or convert to JSONL"
+        ) from error
     number = 0
     try:
         with opened(path, OF_ROWS) as file:

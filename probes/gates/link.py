@@ -102,7 +102,7 @@ def link_gates(
             own = cosines[off, feature]
             positive = float(np.square(own[own > 0]).sum() / np.square(own).sum()) if own.any() else np.nan
             pole = vindex.feature(number, feature)
-            tokens = pole.reads_against if positive < 0.5 else pole.reads
+            tokens = (pole.reads_against if positive < 0.5 else pole.reads) or []
             found.append(
                 Loading(
                     number, feature, float(loading[feature]), float(mean[feature]), float(chance[:, feature].max()),

@@ -281,7 +281,7 @@ def _accelerator(device: torch.device) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise ProbeError("training needs accelerate; pip install 'vindex[train]'") from error
+        raise ProbeError("training needs accelerate; pip install 'vindex-svd[train]'") from error
     return Accelerator(cpu=device.type == "cpu")
 
 

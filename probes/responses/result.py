@@ -79,8 +79,8 @@ class Responses(Result):
             {"layer": hit.layer}
             | ({} if hit.expert is None else {"expert": hit.expert})
             | {"feature": hit.feature, "r2": r2, "null": null, "random": random, "slope": slope, "tokens": int(tokens)}
-            | {"reads": [each.piece for each in found.reads], "writes": written[:half]}
-            | {"reads_against": [each.piece for each in found.reads_against], "writes_against": written[half:]}
+            | {"reads": [each.piece for each in found.reads or ()], "writes": written[:half]}
+            | {"reads_against": [each.piece for each in found.reads_against or ()], "writes_against": written[half:]}
         )
 
     def record(self) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def test_usage_of_the_options(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     missing = build("--engine", "dask").exception
     assert isinstance(missing, EngineError)
-    assert str(missing) == "--engine dask: distributed is not installed; pip install 'vindex[dask]'"
+    assert str(missing) == "--engine dask: distributed is not installed; pip install 'vindex-svd[dask]'"
 
 
 SLOW_BUILD = """

@@ -221,5 +221,5 @@ def test_architectures_and_types_that_are_not_known_are_named(tmp_path, monkeypa
 def test_without_the_package_the_way_out_is_said(tmp_path, monkeypatch):
     path = small(tmp_path)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match=r"reading GGUF needs the gguf package: pip install 'vindex\[gguf\]'"):
+    with pytest.raises(CheckpointError, match=r"reading GGUF needs the gguf package: pip install 'vindex-svd\[gguf\]'"):
         open_checkpoint(str(path))

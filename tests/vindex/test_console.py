@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -325,7 +326,32 @@ def test_ctrl_c_says_what_became_of_the_work(monkeypatch, capsys):
 
 def test_the_version_is_that_of_the_distribution_and_of_the_package():
     assert run("--version").stdout.decode().strip() == f"vindex {vindex.__version__}"
-    assert vindex.__version__ == metadata.version("vindex")
+    assert vindex.__version__ == metadata.version("vindex-svd")
+
+
+@pytest.mark.parametrize(
+    "entry_point, noted", [("", True), ("[console_scripts]\nvindex = vindex.__main__:main\n", False)]
+)
+def test_the_other_vindex_of_pypi_is_told_apart(tmp_path, monkeypatch, capsys, entry_point, noted):
+    from vindex import __main__ as entry
+
+    info = tmp_path / "vindex-0.6.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vindex\nVersion: 0.6.0\n")
+    (info / "entry_points.txt").write_text(entry_point)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vindex", "--version"])
+    with pytest.raises(SystemExit):
+        entry.main()
+    said = capsys.readouterr().err
+    note = "note: the distribution vindex 0.6.0 of somebody else is installed here too"
+    assert said.startswith(note) and said.count("\n") == 1 if noted else not said
+
+
+def test_the_distribution_has_a_name_of_its_own_and_two_commands():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["name"] == vindex.DISTRIBUTION == "vindex-svd"
+    assert project["scripts"] == dict.fromkeys(("vindex", "vindex-svd"), "vindex.__main__:main")
 
 
 def test_the_package_works_where_it_is_not_installed(monkeypatch):

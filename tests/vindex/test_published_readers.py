@@ -6,7 +6,6 @@ import json
 import struct
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -149,5 +148,5 @@ def test_larql_finds_them_where_config_json_leaves_them_out(tmp_path, family):
     build_quietly(write_without(write, tmp_path / "m", family), tmp_path / "v", features=4)
     index = json.loads((tmp_path / "v" / "index.json").read_text())
     read_as_larql(index)
-    assert index["source"]["larql_version"] == f"vindex {version('vindex')}"
+    assert index["source"]["larql_version"] == f"vindex {vindex.__version__}"
     assert vindex.open(tmp_path / "v").index.model_config["rope_base"] >= 10_000

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vindex.floor import floor_of
-from vindex.index import LayerEntry
+from vindex.layout import Rows
 from vindex.reader import Vindex
 
 WIDTH, HEIGHT, RUG = 132, 64, 5
@@ -54,7 +54,7 @@ def strip(v: Vindex, clusters: Mapping[str, list[list[int]]], norms: Mapping[str
     return Strip(WIDTH, HEIGHT + 2 * RUG, layers, low, high, floor)
 
 
-def _spectra(v: Vindex, entry: LayerEntry, norms: Mapping[str, Sequence[float]] | None) -> dict[str, np.ndarray]:
+def _spectra(v: Vindex, entry: Rows, norms: Mapping[str, Sequence[float]] | None) -> dict[str, np.ndarray]:
     """σ of gate and down and the floor of each, by kind; of a mixture's experts the median."""
     found: dict[str, np.ndarray] = {}
     for place, side in enumerate(SIDES):
@@ -78,9 +78,7 @@ def _points(curve: np.ndarray, low: float, high: float) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
 
 
-def _shaded(
-    v: Vindex, entry: LayerEntry, clusters: Mapping[str, list[list[int]]]
-) -> list[tuple[float, float, float, str]]:
+def _shaded(v: Vindex, entry: Rows, clusters: Mapping[str, list[list[int]]]) -> list[tuple[float, float, float, str]]:
     """Of the layer's first weight: two rugs, gate above down."""
     first, step = v.index.first_row(entry.layer), WIDTH / entry.features
     return [
@@ -91,7 +89,7 @@ def _shaded(
     ]
 
 
-def _gap(v: Vindex, entry: LayerEntry, side: str) -> str:
+def _gap(v: Vindex, entry: Rows, side: str) -> str:
     experts = range(entry.groups) if entry.num_experts else (None,)
     gaps: list[Any] = [v.certificate(entry.layer, side, expert).gap_at_cut for expert in experts]
     known = [gap for gap in gaps if gap is not None]
