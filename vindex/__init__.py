@@ -10,6 +10,7 @@ vindex.compare(v, vindex.open("other.vindex"))  # how far apart they are, by lay
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vindex.distribution import version
 from vindex.errors import VindexError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     __version__: str
 
-DISTRIBUTION = "vindex-svd"  # on PyPI, where `vindex` is somebody else's
 FACE = {
     "open": ("vindex.reader", "open_vindex"),
     "verify": ("vindex.checks", "verify"),
@@ -63,7 +63,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load what is asked for, and numpy with it, on first use: `vindex --help` needs neither."""
     if name == "__version__":
-        return _version()
+        return version()
     if name not in FACE:
         raise AttributeError(f"module 'vindex' has no attribute {name!r}")
     module, attribute = FACE[name]
@@ -73,25 +73,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """What a user wants, and no module that happens to be loaded."""
     return sorted(__all__)
-
-
-def namesake() -> str | None:
-    """The version of PyPI's other `vindex`, where it is installed beside this package; it has no command like ours."""
-    from importlib import metadata
-
-    try:
-        other = metadata.distribution("vindex")
-    except metadata.PackageNotFoundError:
-        return None
-    ours = any(script.value == "vindex.__main__:main" for script in other.entry_points)
-    return None if ours else other.version
-
-
-def _version() -> str:
-    """That of the installed distribution, or of the source where it is not installed."""
-    from importlib import metadata
-
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "0+source"

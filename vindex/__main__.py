@@ -14,8 +14,9 @@ from typer.core import TyperGroup
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, gates_eval, gates_train, patch, plot, respond, trace
-from vindex import cli, cli_report, cli_scores, console, namesake
+from vindex import cli, cli_report, cli_scores, console
 from vindex.demo import CHECKPOINT
+from vindex.distribution import namesake
 from vindex.errors import TargetError, VindexError
 
 EXAMPLES = {  # of each command, at the end of its help

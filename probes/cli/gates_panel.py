@@ -11,8 +11,6 @@ from probes.cli.gates_options import Device, Dtype, Force, Json, Model, Revision
 from probes.cli.model import load_model
 from probes.gates.options import PanelOptions
 from vindex.console import print_json, print_table, progress, say, warn
-from vindex.kinds import PANEL
-from vindex.places import check_directory
 
 if TYPE_CHECKING:
     from probes.gates.known import GatesPanel
@@ -36,6 +34,8 @@ def panel(
     Facts are the bundled ones, questions are generated. What the model gets wrong is left out.
     """
     from probes.gates.known import make_panel
+    from vindex.kinds import PANEL
+    from vindex.places import check_directory
 
     given = {name: value for name, value in options.items() if value is not None}
     PanelOptions(**given)  # what is out of range is told before the model is loaded

@@ -20,7 +20,7 @@ import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from vindex import __main__ as entry
-from vindex import console
+from vindex import console, distribution
 from vindex.__main__ import app
 from vindex.errors import QueryError
 
@@ -350,7 +350,7 @@ def test_the_other_vindex_of_pypi_is_told_apart(tmp_path, monkeypatch, capsys, e
 
 def test_the_distribution_has_a_name_of_its_own_and_two_commands():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert project["name"] == vindex.DISTRIBUTION == "vindex-svd"
+    assert project["name"] == distribution.DISTRIBUTION == "vindex-svd"
     assert project["scripts"] == dict.fromkeys(("vindex", "vindex-svd"), "vindex.__main__:main")
 
 

@@ -214,13 +214,12 @@ def test_commands_say_what_is_written_then_and_the_down_direction_only_when_aske
 
 def test_a_manifest_of_responses_is_read_strictly(answered_copy):
     from vindex.errors import FormatError
-    from vindex.manifest import load_manifest
 
     manifest = json.loads((answered_copy / "manifest.json").read_text())
     manifest["responses"]["tokens"] = 0
     (answered_copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(FormatError, match=r"responses\.tokens: expected an integer from 1, got 0"):
-        load_manifest(answered_copy)
+        vindex.open(answered_copy).manifest  # noqa: B018
 
 
 def test_two_do_not_add_at_once(copy):

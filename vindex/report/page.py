@@ -19,10 +19,10 @@ import orjson
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-import vindex
 from vindex import targets
 from vindex.checks import verify
 from vindex.console import visible
+from vindex.distribution import version
 from vindex.errors import TargetError
 from vindex.files import ANY, opened
 from vindex.progress import Progress, silent
@@ -92,7 +92,7 @@ def render(v: Vindex, found: dict[str, Any], progress: Progress = silent) -> str
         vindex_name=quote(v.path.name),
         verified=verified,
         created=datetime.now(UTC),
-        version=vindex.__version__,
+        version=version(),
         strip=strip(v, data["clusters"], norms),
         **found,
         data=Markup(orjson.dumps(data).decode().replace("<", "\\u003c")),
