@@ -19,6 +19,7 @@ from vindex.report.svg import Chart, Line, axis, chart, layers_axis
 
 MOST = 20
 POLE = 6
+LEAST = 1e-6  # radians: what is less is drawn there
 
 
 class Moved(NamedTuple):
@@ -61,7 +62,7 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
         lines.append(
             Line(f"{side}: two builds of the same weights", f"floor c{place}", at, [one.noise for one in sides])
         )
-    y = axis("rad", [value for line in lines for value in line.y], log=True)
+    y = axis("rad", [value and max(value, LEAST) for line in lines for value in line.y], log=True)
     angles = chart("Largest principal angle by layer", layers_axis(v.index.num_layers), y, lines=lines)
     noises = {(one.layer, one.expert, side): getattr(one, side).noise for one in found for side in ("gate", "down")}
     moved = tuple(_named(v, other, one) for one in _most(v, other, noises))

@@ -17,7 +17,7 @@ function el(tag, attributes = {}, ...children) {
   made.append(...children.filter(child => child !== null));
   return made;
 }
-const signed = (value, digits) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+const signed = (value, digits) => (+value.toFixed(digits) < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 const shown = token => JSON.stringify(token).slice(1, -1).replaceAll('\\"', '"').replaceAll("\\\\", "\\").replaceAll(" ", "␣");
 const quoted = name => /^[\w.\/@%+=:,-]+$/.test(name) ? name : "'" + name.replaceAll("'", "'\"'\"'") + "'";
 

@@ -232,8 +232,9 @@ def trace(path: Path, v: Vindex) -> Traced:
             for place, (label, key) in enumerate(curves.items())
         ]
         added = [Mark(at, row["adds"], f"c{at % 2}", f"{names[at]}: {row['adds']:+.3f}") for at, row in enumerate(rows)]
-        every = len(rows) // 10 + 1
-        x = Axis("stage", -0.5, len(rows) - 0.5, [(at, names[at]) for at in range(0, len(rows), every)])
+        every = 2 * (len(rows) // 32 + 1)
+        ticks = [(float(at), str(rows[at]["layer"])) for at in range(2, len(rows), every)]
+        x = Axis("layer: attention, then FFN", -0.5, len(rows) - 0.5, ticks)
         heights = axis("nats", [value for line in lines for value in line.y]), axis("logit", [mark.y for mark in added])
         layers = record["layers"] or ()
         return Traced(
