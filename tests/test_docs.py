@@ -18,7 +18,7 @@ import extract
 import probes
 import vindex
 from tests.vindex.test_commands import run
-from vindex.__main__ import app
+from vindex.__main__ import Few, app
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -30,8 +30,9 @@ PAGES = [
     "docs/trace.md",
     "docs/audit.md",
     "docs/responses.md",
+    "docs/report.md",
 ]
-READ = "python probes scores trace audit responses families"
+READ = "python probes scores trace audit responses families report"
 IN_PYTHON = ["README.md", *(f"docs/{page}.md" for page in READ.split())]
 LESS = {"--max-steps 60": "--max-steps 2 --forget-limit 32 --retain-limit 64", "--count 40": "--count 4"}
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
@@ -55,6 +56,7 @@ def test_documented_commands_run_in_order(page, tmp_path, monkeypatch):
     commands = documented_commands(page)
     assert commands
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vindex.__main__.DEMO_GATES", Few(2, 4))
     for command in commands:
         done = CliRunner().invoke(app, command)  # in this process: most of the time would go to importing torch
         assert done.exit_code == 0, (command, done.output, done.exception)

@@ -15,7 +15,7 @@ import numpy as np
 from vindex.beside import SIDES
 from vindex.chance import cluster_of
 from vindex.errors import QueryError
-from vindex.format import META_TOP_K
+from vindex.format import META_TOP_K, RESPONSE_META
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
 
@@ -38,6 +38,7 @@ def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
             return None
 
     coherence = unless_missing("coherence", lambda: _coherence(v, advance))
+    response = unless_missing("response", lambda: _responses(v))
     tokens, scores, strings = _poles(v)
     return {
         "name": v.path.name,
@@ -47,6 +48,7 @@ def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
         "pole": next(iter(tokens.values())).shape[1] // 2,
         "sigma": _base64(v.singular_values.astype("<f4")),
         "coherence": coherence,
+        "response": response,
         "clusters": _clusters(v),
         "nearest": unless_missing("nearest", lambda: _nearest(v, progress)),
         "missing": missing,
@@ -59,9 +61,10 @@ def _base64(numbers: np.ndarray) -> str:
 
 def _poles(v: Vindex) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
     """Places in the table of strings (R, 2 · kept) and scores of each side, and the table."""
-    kept = max(1, min(META_TOP_K // 2, MOST_TOKENS // (2 * len(SIDES) * v.index.num_rows)))
+    sides = SIDES | ({"response": RESPONSE_META} if v.index.has_responses else {})
+    kept = max(1, min(META_TOP_K // 2, MOST_TOKENS // (2 * len(sides) * v.index.num_rows)))
     ids, scores = {}, {}
-    for side, spec in SIDES.items():
+    for side, spec in sides.items():
         records = np.concatenate([v.meta_records(spec, entry.layer)[1]["tokens"] for entry in v.index.layers])
         pole = records.shape[1] // 2
         shown = np.concatenate([records[:, :pole][:, :kept], records[:, pole:][:, :kept]], axis=1)
@@ -78,6 +81,13 @@ def _coherence(v: Vindex, advance: Callable[[int], object]) -> str:
         found.append(v.coherences(layer)[1].T)
         advance(1)
     return _base64(np.concatenate(found).astype("<f4"))
+
+
+def _responses(v: Vindex) -> dict[str, str]:
+    """R² of every response and the larger of its two nulls, each (R,)."""
+    stats = v.response_stats
+    figures = {"r2": stats.r2, "null": np.maximum(stats.null, stats.random)}
+    return {name: _base64(np.nan_to_num(figure.reshape(-1)).astype("<f4")) for name, figure in figures.items()}
 
 
 def _clusters(v: Vindex) -> dict[str, list[list[int]]]:

@@ -140,7 +140,7 @@ function card(place) {
       figure("down σ", sigma[rows + row].toPrecision(4)), figure("share", (100 * shareOf(1, row)).toFixed(1) + " %", "of σ² of the directions kept of this weight"),
       figure("down cluster", clusterWords("down", row)),
       response ? figure("response R²", response.r2[row].toFixed(3), "of the FFN's output on what this direction reads") : null,
-      response ? figure("R² by chance", response.null[row].toFixed(3), "the largest of the permutations") : null),
+      response ? figure("R² by chance", response.null[row].toFixed(3), "the larger of two nulls: permuted readings, and random directions") : null),
     el("div", {class: "poles"}, poleOf("reads", row, false, "Reads +", z(0)), poleOf("reads", row, true, "Reads −", z(1)),
       ...(response ? [poleOf("response", row, false, "Reading +, the FFN writes", null), poleOf("response", row, true, "Reading −, the FFN writes", null)] : [])),
     missing("response"), missing("coherence"), writes,

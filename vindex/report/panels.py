@@ -21,7 +21,14 @@ SETS = {  # of held-out prompts, in the record's words and in ours
     "same_subject": "its other facts",
     "same_answer": "facts with the answer",
 }
-FAMILIES = {"gates": "c0", "random": "quiet", "largest |h|": "c1", "smallest |h|": "c2", "|h| ratio": "c3"}
+FAMILIES = {
+    "gates": "c0",
+    "random": "quiet",
+    "largest |h|": "c1",
+    "smallest |h|": "c2",
+    "|h| contrast": "c2",
+    "|h| ratio": "c3",
+}
 ROW = 26
 
 
@@ -189,14 +196,18 @@ def gates(path: Path, v: Vindex) -> Gates:
     command = "vindex gates eval MODEL DIR -o FILE"
     record = require_record(path, "vindex-gates-evaluation/1", command, v.manifest.source)
     with _whole(path, "vindex-gates-evaluation"):
+        met = {str(one["family"]) for one in record["entries"]}
+        families = {
+            name: FAMILIES.get(name, "quiet") for name in (*FAMILIES, *sorted(met - FAMILIES.keys())) if name in met
+        }
         lines = [
             _curve(family, [one for one in record["entries"] if (one["family"], one["seed"]) == (family, seed)])
-            for family in reversed(FAMILIES)
+            for family in reversed(families)
             for seed in sorted({one["seed"] for one in record["entries"] if one["family"] == family}, key=str)
         ]
         x, y = axis("knowledge retained", [0.0, 1.0]), axis("reasoning retained", [0.0, 1.0])
         drawn = chart("Knowledge against reasoning retained", x, y, lines=lines, size=(560, 380))
-        return Gates(found, drawn._replace(legend=[(kind, family) for family, kind in FAMILIES.items()]))
+        return Gates(found, drawn._replace(legend=[(kind, family) for family, kind in families.items()]))
 
 
 def _curve(family: str, entries: list[Mapping[str, Any]]) -> Line:
@@ -209,7 +220,7 @@ def _curve(family: str, entries: list[Mapping[str, Any]]) -> Line:
         for one in known
     ]
     strong = " strong" if family == "gates" else ""
-    return Line(family, FAMILIES[family] + strong, [1.0, *x, 0.0], [1.0, *y, 0.0], ["", *notes, ""])
+    return Line(family, FAMILIES.get(family, "quiet") + strong, [1.0, *x, 0.0], [1.0, *y, 0.0], ["", *notes, ""])
 
 
 def trace(path: Path, v: Vindex) -> Traced:

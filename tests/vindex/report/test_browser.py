@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import vindex
 from tests.conftest import build_quietly
 from tests.vindex.report.records import written
+from tests.vindex.test_responses import add_made_up
 from vindex.demo import CHECKPOINT
 
 pytestmark = pytest.mark.browser
@@ -31,6 +32,7 @@ def report(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("browser")
     build_quietly(CHECKPOINT, directory / "atlas.vindex", features=128)
     build_quietly(disturbed(directory / "disturbed"), directory / "disturbed.vindex", features=64)
+    add_made_up(vindex.open(directory / "atlas.vindex"))
     v, other = vindex.open(directory / "atlas.vindex"), vindex.open(directory / "disturbed.vindex")
     return vindex.write_report(v, directory / "report.html", **written(v, directory), against=other)
 
@@ -81,13 +83,15 @@ def hits(page, query: str) -> list[str]:
 def test_search_finds_paris_and_a_hit_opens_its_card(page, report):
     v = vindex.open(report.parent / "atlas.vindex")
     found = hits(page, " Paris")
-    assert len(found) == len(v.search("Paris")) and all("Paris" in hit for hit in found)
+    assert len([hit for hit in found if "response" not in hit]) == len(v.search("Paris"))
+    assert all("Paris" in hit for hit in found)
     page.locator("#hits a").first.click()
     place = re.search(r"#L(\d+)F(\d+)", page.url)
     card = page.inner_text("#card")
     feature = v.feature(int(place[1]), int(place[2]))
     assert f"Layer {place[1]}, direction {place[2]}" in card and "␣Paris" in card
     assert all(token.piece.strip() in card for token in feature.reads if token.piece.isascii() and token.piece.strip())
+    assert "Reading +, the FFN writes" in card and "response R²" in card
     assert f"vindex feature atlas.vindex {place[1]} {place[2]}" in card
 
 

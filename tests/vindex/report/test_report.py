@@ -18,6 +18,7 @@ import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.vindex.report.records import records, written
+from tests.vindex.test_responses import add_made_up
 from vindex.__main__ import app
 from vindex.errors import FormatError, QueryError, TargetError, VindexError
 from vindex.floor import floor_of
@@ -106,6 +107,21 @@ def test_cards_hold_what_the_vindex_says_of_each_direction(which, request):
             for side, together in v.clusters(layer, rank, expert=expert)._asdict().items():
                 found_ = [c for c in data["clusters"][side] if c[0] <= row <= c[1]]
                 assert found_ == ([[row - rank + together[0], row - rank + together[-1]]] if len(together) > 1 else [])
+
+
+def test_responses_are_in_the_cards_where_the_vindex_has_them(built, tmp_path):
+    add_made_up(vindex.open(shutil.copytree(built, tmp_path / "v.vindex")))
+    v = vindex.open(tmp_path / "v.vindex")
+    data = data_of.directions(v)
+    assert "vindex respond MODEL tiny.vindex" in data_of.directions(vindex.open(built))["missing"]["response"]
+    tokens = numbers(data["sides"]["response"]["tokens"], "<u4").reshape(v.index.num_rows, -1)
+    stats = v.response_stats
+    assert numbers(data["response"]["r2"]) == pytest.approx(stats.r2.reshape(-1))
+    assert numbers(data["response"]["null"]) == pytest.approx(np.maximum(stats.null, stats.random).reshape(-1))
+    for layer, rank in ((0, 1), (1, 3)):
+        found = v.response(layer, rank)
+        shown = [data["strings"][token] for token in tokens[v.row(layer, rank, None)]]
+        assert shown == [token.piece for token in (*found.writes, *found.writes_against)]
 
 
 def test_a_page_of_very_many_directions_shortens_poles_and_leaves_neighbours_out(built, monkeypatch):
