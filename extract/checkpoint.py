@@ -18,13 +18,13 @@ import torch
 from extract.dequantise import dequantised
 from extract.stores import FLOATS, Files, Memory, Store, TensorInfo
 from extract.stores.gguf import Gguf, gguf_config, gguf_names, require_gguf
-from extract.stores.hub import HubFiles
 from extract.stores.safetensors import Safetensors
 from extract.stores.tokenizer import WAY_OUT, require_same_tokens, tokenizer_from_gguf
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
 from vindex.files import read_bytes
 from vindex.hub import is_hub_id, refuse_revision, snapshot
+from vindex.hub_files import HubFiles
 from vindex.manifest import Dequantised, SourceFile
 from vindex.quantised import left_over_note, quantisation
 from vindex.weights import CONFIG, TEXT, adapter_note, read_checkpoint, read_small

@@ -6,7 +6,7 @@ from other bytes. So the size, the times of change and the inode of each local f
 opened and compared before each finished block is noted, which costs a few system calls. Only a file whose stamp
 differs is hashed again: a new link to it, as `vindex patch apply` makes, changes the stamp and not the bytes. A file
 written less than two seconds before it was opened could change within one tick of the file system's clock; it is
-hashed again once, at the end. Reads from the Hub compare its hashes themselves (extract/stores/hub.py).
+hashed again once, at the end. Reads from the Hub compare its hashes themselves (vindex/hub_files.py).
 """
 
 from __future__ import annotations

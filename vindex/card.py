@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from vindex.checksums import load_sums, renew_card, vindex_id
+from vindex.errors import QueryError
+from vindex.files import read_text
 from vindex.format import CARD, files_of
+from vindex.hub import is_hub_id
 from vindex.index import Index
 from vindex.manifest import Manifest
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe
 from vindex.reader import Vindex
+from vindex.schema import OF_A_VINDEX
 from vindex.tokens import Vocabulary
 
+T = TypeVar("T")
+CONSTANTS, GATE3, GATES = "## Universal Constants", "## Gate 3 Status (DELETE Patch Test)", "## Lambda Gates"
 EXAMPLE_TOKEN = " Paris"
+LICENCE_LINE, BASE_LINE = r"^license: (?!other$)([\w.+-]+)$", r"^base_model: ([\w./-]+)$"
+ADDRESS = r"vindex\.open\('hf://([\w./-]+)'\)"
 
 HOW_TO_USE = """\
 ```python
@@ -44,18 +54,54 @@ print(f"Top feature: layer={l_max}, feature={f_max}, score={scores[l_max, f_max]
 ```"""
 
 
-def write_card(v: Vindex, probe: Path | None = None, gate3: Path | None = None, gates: Path | None = None) -> Path:
+class Published(NamedTuple):
+    """What a card says of a vindex that is shown to others; None where it says no more than the manifest does."""
+
+    licence: str | None = None
+    """Its name on the Hub, such as apache-2.0."""
+    base_model: str | None = None
+    """The Hub id of the source model."""
+    repo: str | None = None
+    """The Hub id under which the vindex is."""
+
+    def refuse_odd(self) -> None:
+        """Raise QueryError for what would be no line of a card."""
+        if self.licence is not None and not re.fullmatch(r"[\w.+-]+", self.licence):
+            raise QueryError(f"licence {self.licence!r}: expected its name on the Hub, such as apache-2.0")
+        for what, name in (("base model", self.base_model), ("repo", self.repo)):
+            if name is not None and not is_hub_id(name):
+                raise QueryError(f"{what} {name!r}: expected a Hub id, OWNER/NAME")
+
+
+AS_BUILT = Published()
+
+
+def write_card(
+    v: Vindex,
+    probe: Path | None = None,
+    gate3: Path | None = None,
+    gates: Path | None = None,
+    *,
+    licence: str | None = None,
+    base_model: str | None = None,
+    repo: str | None = None,
+) -> Path:
     """Write v's README.md anew, with the given records, and its line in SHA256SUMS. Returns its path.
 
-    Raises QueryError on a record of another kind or of other weights, FormatError on one that is damaged.
+    What is not given stays as the present card has it. licence, base_model, repo: see `Published`. Raises QueryError on
+    what is none of these, and on a record of another kind or of other weights; FormatError on one that is damaged.
     """
-    index, source = v.own_index, v.manifest.source
+    given, index, source = Published(licence, base_model, repo), v.own_index, v.manifest.source
+    given.refuse_odd()
+    before = read_text(v.path / CARD.name, OF_A_VINDEX)
+    parts = {part.partition("\n")[0]: part.strip("\n") for part in re.split(r"^(?=## )", before, flags=re.MULTILINE)}
     records = (
-        read_probe(probe, source) if probe else None,
-        read_gate3(gate3, source) if gate3 else None,
-        read_gates(gates, source) if gates else None,
+        read_probe(probe, source) if probe else parts.get(CONSTANTS),
+        read_gate3(gate3, source) if gate3 else parts.get(GATE3),
+        read_gates(gates, source) if gates else parts.get(GATES),
     )
-    text = render_card(index, v.manifest, load_sums(v.path), v.vocabulary, *records)
+    published = Published(*(new or old for new, old in zip(given, _published(before), strict=True)))
+    text = render_card(index, v.manifest, load_sums(v.path), v.vocabulary, *records, published)
     renew_card(v.path, text.encode())
     return v.path / CARD.name
 
@@ -65,40 +111,54 @@ def with_files(card: str, old: Index, new: Index) -> str:
     return card.replace(_files(old), _files(new))
 
 
+def _published(card: str) -> Published:
+    """What a card says already."""
+    found = (re.search(line, card, re.MULTILINE) for line in (LICENCE_LINE, BASE_LINE, ADDRESS))
+    return Published(*(one[1] if one else None for one in found))
+
+
 def render_card(
     index: Index,
     manifest: Manifest,
     digests: Mapping[str, str],
     vocabulary: Vocabulary,
-    probe: Probe | None = None,
-    gate3: Gate3 | None = None,
-    gates: GatesEvaluation | None = None,
+    probe: Probe | str | None = None,
+    gate3: Gate3 | str | None = None,
+    gates: GatesEvaluation | str | None = None,
+    published: Published = AS_BUILT,
 ) -> str:
     """The card as Markdown with YAML front matter.
 
-    digests: {payload file: SHA-256}. probe, gate3, gates: what was measured on the weights the vindex is of.
+    digests: {payload file: SHA-256}. probe, gate3, gates: what was measured on the weights the vindex is of, or the
+    section of a card that says it.
     """
+    licence = published.licence or manifest.source.licence
+    base = published.base_model or (index.model if manifest.source.revision else None)
     sections = [
-        _front_matter(index, manifest),
+        _front_matter(index, licence, base),
         f"# {index.model} — Vindex",
         _summary(index, manifest, vindex_id(digests)),
         _what_it_is(index),
-        _constants(probe),
-        _gate3(gate3),
-        _gates(gates),
+        _section(probe, _constants),
+        _section(gate3, _gate3),
+        _section(gates, _gates),
         _certificates(manifest),
         _files(index),
-        "## How to Use\n" + _how_to_use(index, vocabulary),
-        _licence(manifest),
+        "## How to Use\n" + _how_to_use(index, vocabulary, published.repo),
+        _licence(licence, manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(index: Index, manifest: Manifest) -> str:
-    lines = ["---", f"license: {manifest.source.licence or 'other'}", "tags:", "- vindex", "- larql"]
+def _section(record: T | str | None, render: Callable[[T | None], str]) -> str:
+    return record if isinstance(record, str) else render(record)
+
+
+def _front_matter(index: Index, licence: str | None, base: str | None) -> str:
+    lines = ["---", f"license: {licence or 'other'}", "tags:", "- vindex", "- larql"]
     lines += ["- mechanistic-interpretability", "- feature-extraction", f"model_name: {index.model}"]
-    if manifest.source.revision:
-        lines.append(f"base_model: {index.model}")
+    if base:
+        lines.append(f"base_model: {base}")
     return "\n".join([*lines, "---"])
 
 
@@ -138,7 +198,7 @@ def _what_it_is(index: Index) -> str:
 
 
 def _constants(probe: Probe | None) -> str:
-    title = "## Universal Constants"
+    title = CONSTANTS
     if probe is None:
         return f"{title}\nNot measured yet: `vindex probe MODEL -o P`, then `vindex card DIR --probe P`."
     made = (
@@ -163,7 +223,7 @@ def _over(constant: Constant) -> str:
 
 
 def _gate3(gate3: Gate3 | None) -> str:
-    title = "## Gate 3 Status (DELETE Patch Test)"
+    title = GATE3
     if gate3 is None:
         return f"{title}\nNot evaluated yet: `vindex gate3 MODEL -o G`, then `vindex card DIR --gate3 G`."
     verdicts = "\n".join(
@@ -196,7 +256,7 @@ def _gates(gates: GatesEvaluation | None) -> str:
         )
         for area in gates.areas
     ]
-    return f"## Lambda Gates\n{made}\n\n" + _table(("Mask", "Area", "Lowest … highest over seeds"), rows)
+    return f"{GATES}\n{made}\n\n" + _table(("Mask", "Area", "Lowest … highest over seeds"), rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -232,20 +292,22 @@ def _files(index: Index) -> str:
     return "## Files\n| File | Description |\n|---|---|\n" + "\n".join(rows)
 
 
-def _how_to_use(index: Index, vocabulary: Vocabulary) -> str:
+def _how_to_use(index: Index, vocabulary: Vocabulary, repo: str | None) -> str:
     found = vocabulary.find(EXAMPLE_TOKEN)
     token_id = 0 if found is None else found
     code = HOW_TO_USE.replace("TOKEN_ID", str(token_id)).replace("TOKEN_TEXT", f'"{vocabulary.piece(token_id)}"')
+    place = repr(f"hf://{repo}") if repo else "vindex_dir"
     if not index.has_embeddings:
-        return f"Built with `--no-embeddings`: score vectors of length {index.hidden_size} with `vindex.open`."
-    short = f"`import vindex; vindex.open(vindex_dir).top_features({vocabulary.piece(token_id)!r})`."
+        return f"Built with `--no-embeddings`: score vectors of length {index.hidden_size} with `vindex.open({place})`."
+    short = f"`import vindex; vindex.open({place}).top_features({vocabulary.piece(token_id)!r})`."
     if len(index.feature_shape) == 1:
         return f"{short} Some layers are dense and have fewer rows: `index.json` `layers` says where each one lies."
     return f"{code}\n\nOr {short}"
 
 
-def _licence(manifest: Manifest) -> str:
-    licence = manifest.source.licence
+def _licence(licence: str | None, manifest: Manifest) -> str:
     if licence is None:
         return "## License\nThe source checkpoint names no licence; its terms apply to this derived work."
+    if licence != manifest.source.licence:
+        return f"## License\n`{licence}`, as its publisher says. This is a derived work of the source model."
     return f"## License\n`{licence}`, the licence of the source model, of which this is a derived work."

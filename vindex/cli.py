@@ -95,16 +95,24 @@ def card(
     probe: Annotated[Path | None, typer.Option(help="Record of `vindex probe -o`, for the constants.")] = None,
     gate3: Annotated[Path | None, typer.Option(help="Record of `vindex gate3 -o`, for the Gate 3 section.")] = None,
     gates: Annotated[Path | None, typer.Option(help="Record of `vindex gates eval -o`, for the λ gates.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="NAME", help="The licence, as the Hub names it: apache-2.0.")
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(metavar="OWNER/MODEL", help="The source model on the Hub.")] = None,
+    repo: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Where the vindex itself is on the Hub.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a vindex's model card (README.md).
 
-    From its own records, and its line in SHA256SUMS anew. A record of other weights is refused.
+    From its own records, and its line in SHA256SUMS anew. What is not given stays as the card has it. A record of other
+    weights is refused.
     """
     import vindex
 
     v = vindex.open(path)
-    written = vindex.write_card(v, probe, gate3, gates)
+    written = vindex.write_card(v, probe, gate3, gates, licence=licence, base_model=base_model, repo=repo)
     if json:
         print_json({"id": v.id, "card": str(written)})
         return

@@ -42,8 +42,8 @@ def hub(source, monkeypatch):
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("extract.stores.hub.FIRST_PAUSE", 0.01)
-        monkeypatch.setattr("extract.stores.hub.LONGEST_PAUSE", 0.02)
+        monkeypatch.setattr("vindex.hub_files.FIRST_PAUSE", 0.01)
+        monkeypatch.setattr("vindex.hub_files.LONGEST_PAUSE", 0.02)
         _forget_client()
         yield server
     _forget_client()
@@ -62,7 +62,7 @@ def once(action: str, wanted: str):
 
 
 def test_a_remote_build_equals_a_local_one(hub, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("extract.stores.hub.PIECE", 1000)  # several pieces a tensor
+    monkeypatch.setattr("vindex.hub_files.PIECE", 1000)  # several pieces a tensor
     options = BuildOptions(features=8)
     manifest = build(
         open_checkpoint("hf://someone/model"), tmp_path / "r.vindex", options, silent, resume=False, force=False
@@ -122,7 +122,7 @@ def test_server_errors_and_dropped_connections_are_survived(hub, source, trouble
 def test_the_pause_is_as_long_as_the_server_asks(hub, monkeypatch, action, seconds):
     paused = []
     hub.trouble = once(action, "config.json")
-    monkeypatch.setattr("extract.stores.hub.time.sleep", paused.append)
+    monkeypatch.setattr("vindex.hub_files.time.sleep", paused.append)
     assert open_checkpoint("hf://someone/model").config["model_type"] == "qwen3"
     assert paused == [seconds]
 
@@ -142,7 +142,7 @@ def test_the_pause_is_as_long_as_the_server_asks(hub, monkeypatch, action, secon
     ],
 )
 def test_what_does_not_go_away_is_refused_in_one_line(hub, monkeypatch, action, where, message):
-    monkeypatch.setattr("extract.stores.hub.RETRIES", 3)
+    monkeypatch.setattr("vindex.hub_files.RETRIES", 3)
     hub.trouble = lambda path, nth: action if where in path and path.endswith(".safetensors") else None
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint("hf://someone/model")

@@ -230,3 +230,32 @@ def test_files_that_are_no_records(copy, tmp_path, text, message):
     (tmp_path / "probe.json").write_text(text)
     with pytest.raises(FormatError, match=message):
         write_card(copy, tmp_path / "probe.json", None)
+
+
+def test_what_is_not_given_stays_as_the_card_has_it(copy, tmp_path):
+    measured = card_with(copy, tmp_path, **{name: of(copy, record) for name, record in KINDS.items()})
+    write_card(copy, licence="mit", base_model="someone/model", repo="someone/model-vindex")
+    text = (copy.path / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n") and "\nbase_model: someone/model\n---" in text
+    assert "vindex.open('hf://someone/model-vindex').top_features(" in text
+    assert "`mit`, as its publisher says." in text
+    for title in ("## Universal Constants", "## Gate 3 Status", "## Lambda Gates"):
+        assert text.partition(title)[2].partition("\n## ")[0] == measured.partition(title)[2].partition("\n## ")[0]
+    write_card(copy)
+    assert (copy.path / "README.md").read_text() == text
+    assert verify(vindex.open(copy.path)).holds
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"licence": "mit\nx: y"}, r"licence 'mit\\nx: y': expected its name on the Hub, such as apache-2.0"),
+        ({"base_model": "model"}, "base model 'model': expected a Hub id, OWNER/NAME"),
+        ({"repo": "a/b/c"}, "repo 'a/b/c': expected a Hub id, OWNER/NAME"),
+    ],
+)
+def test_what_would_be_no_line_of_a_card(copy, given, message):
+    before = (copy.path / "README.md").read_bytes()
+    with pytest.raises(QueryError, match=message):
+        write_card(copy, **given)
+    assert (copy.path / "README.md").read_bytes() == before

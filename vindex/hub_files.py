@@ -1,6 +1,6 @@
-"""Files of a repository on the Hub, read by byte range; nothing is ever written to disk.
+"""Files of a repository on the Hub, read by byte range; nothing is written to disk here.
 
-1. One call to the Hub pins the revision to a commit and gives every file's size and hash.
+1. One call to the Hub pins the revision to a commit and gives every file's size and hash: a `Listing`.
 2. A read is cut into pieces, a few of which travel at the same time. Each is asked for at that commit, follows the
    Hub's redirect to its storage, and is tried again with growing pauses on server errors and broken connections.
 3. Every answer must be the range that was asked for, of a file of that size, with the hash that the Hub gave at the
@@ -29,7 +29,7 @@ WORTH_REPEATING = (408, 429, 500, 502, 503, 504)
 T = TypeVar("T")
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """What the Hub says of a file. etag: the SHA-256 of a large file's content, else its git blob id."""
 
     size: int
@@ -37,23 +37,34 @@ class _Entry(NamedTuple):
     large: bool
 
 
+class Listing(NamedTuple):
+    """What the Hub says of a repository at one commit, and of every file in it by its path."""
+
+    commit: str
+    entries: dict[str, Entry]
+
+
+def listing_of(repo: str, revision: str | None, retries: int | None = None) -> Listing:
+    """Ask the Hub. retries: how often more where it does not answer, by default RETRIES. Raises CheckpointError."""
+    from huggingface_hub import HfApi
+
+    with explained(repo, revision):
+        info = _patiently(lambda: HfApi().model_info(repo, revision=revision, files_metadata=True), retries)
+    entries = {
+        file.rfilename: Entry(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "", bool(file.lfs))
+        for file in info.siblings or ()
+    }
+    return Listing(info.sha or "main", entries)
+
+
 class HubFiles:
     """The files of a Hub repository at one commit."""
 
     dangling = ()
 
-    def __init__(self, repo: str, revision: str | None) -> None:
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        self.name, self._endpoint = repo, api.endpoint
-        with explained(repo, revision):
-            info = _patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True))
-        self.revision: str = info.sha or "main"
-        self._entries = {
-            file.rfilename: _Entry(file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "", bool(file.lfs))
-            for file in info.siblings or ()
-        }
+    def __init__(self, repo: str, revision: str | None = None, listing: Listing | None = None) -> None:
+        self.name = repo
+        self.revision, self._entries = listing or listing_of(repo, revision)
         self.sizes = {name: entry.size for name, entry in self._entries.items()}
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> bytearray:
@@ -95,7 +106,7 @@ class HubFiles:
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-        url = hf_hub_url(self.name, file, revision=self.revision, endpoint=self._endpoint)
+        url = hf_hub_url(self.name, file, revision=self.revision)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
 
         def ask() -> bytes:
@@ -115,7 +126,7 @@ class HubFiles:
         if etag != entry.etag:
             raise CheckpointError(
                 f"{where} changed on the Hub while it was read: its ETag was {entry.etag[:12]}… and is "
-                f"{etag[:12] or 'missing'}…; build again with --force (force=True)"
+                f"{etag[:12] or 'missing'}…; start again"
             )
         expected, got = f"bytes {start}-{stop - 1}/{entry.size}", response.headers.get("Content-Range")
         if response.status_code != 206 or got != expected:
@@ -125,12 +136,12 @@ class HubFiles:
             )
 
 
-def _patiently(call: Callable[[], T]) -> T:
+def _patiently(call: Callable[[], T], retries: int | None = None) -> T:
     """Repeat a call to the Hub that failed with a server error or a broken connection, with growing pauses."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     pause = FIRST_PAUSE
-    for _ in range(RETRIES):
+    for _ in range(RETRIES if retries is None else retries):
         asked = None
         try:
             return call()
