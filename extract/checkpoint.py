@@ -23,7 +23,7 @@ from extract.stores.tokenizer import WAY_OUT, require_same_tokens, tokenizer_fro
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
 from vindex.files import read_bytes
-from vindex.hub import is_hub_id, refuse_revision, snapshot
+from vindex.hub import address_of, is_hub_id, refuse_revision, snapshot
 from vindex.hub_files import HubFiles
 from vindex.manifest import Dequantised, SourceFile
 from vindex.quantised import left_over_note, quantisation
@@ -190,10 +190,7 @@ def _directory(directory: Path, tokenizer: Path | None) -> Checkpoint:
 
 
 def _remote(name: str, revision: str | None, tokenizer: Path | None) -> Checkpoint:
-    parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+|refs/[^/]+/[^/]+))?(?:/(.+\.gguf))?", name)
-    if not parts or not is_hub_id(parts[1]):
-        raise CheckpointError(f"{name}: expected hf://owner/model[@revision], or that and /FILE.gguf")
-    repo, pinned, file = parts.groups()
+    repo, pinned, file = address_of(name)
     files = HubFiles(repo, revision or pinned)
     if file is None:
         return _safetensors(files, repo, files.revision, tokenizer)

@@ -1,24 +1,31 @@
-"""A local HTTP server that speaks the few endpoints of the Hub that reading a model takes, and can misbehave.
+"""A local HTTP server that speaks the few endpoints of the Hub that reading and writing a model take; it can misbehave.
 
 - `GET /api/models/OWNER/NAME[/revision/REV]?blobs=True`: the commit, and size, blob id and LFS hash of every file;
 - `GET /OWNER/NAME/resolve/REV/FILE`: small files are answered at once with their blob id as ETag; large ones with a
   redirect to `/storage/…` that carries X-Linked-Etag and X-Linked-Size, as the Hub does;
 - `GET /storage/SHA256/…`: byte ranges, with an ETag of the storage's own.
+- `GET /api/models/OWNER/NAME/tree/REV`: the names of the files.
+- what an upload without xet takes: `repos/create`, `branch`, `validate-yaml`, `preupload` (a `.bin` is a large
+  file), LFS batch, `PUT /upload/SHA256`, `commit`. Each commit has an id of its own; older ones are forgotten.
+
+A private repository, and everything that writes, asks for `Authorization: Bearer TOKEN`.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_good"
 
 
 class Content(Protocol):
@@ -59,6 +66,13 @@ class HubServer:
 
     def __init__(self, repositories: dict[str, dict[str, Content]]) -> None:
         self.repositories = repositories
+        """Their main branches."""
+        self.branches: dict[tuple[str, str], dict[str, Content]] = {}
+        """The others, by repository and name."""
+        self.commits: dict[tuple[str, str], str] = {}
+        """Of each branch that was pushed to."""
+        self.private: set[str] = set()
+        self.uploaded: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.bytes_sent = 0
         self.trouble: Callable[[str, int], str | None] = lambda path, nth: None
@@ -80,14 +94,39 @@ class HubServer:
             self.requests.append(request)
             return self.trouble(request.path, sum(r.path == request.path for r in self.requests))
 
+    def branch(self, repo: str, revision: str) -> tuple[str, dict[str, Content]] | None:
+        """The name and the files of the branch that a revision is or is the commit of."""
+        branches = {"main": self.repositories[repo]}
+        branches |= {name: files for (of, name), files in self.branches.items() if of == repo}
+        for name, files in branches.items():
+            if revision in (name, self.commit_of(repo, name)) or (revision == "" and name == "main"):
+                return name, files
+        return None
+
+    def commit_of(self, repo: str, branch: str) -> str:
+        return self.commits.get((repo, branch), COMMIT)
+
 
 def serve_directory(directory: Path) -> dict[str, Content]:
     """The files of a checkpoint directory as a repository's."""
-    return {
-        p.name: Bytes(p.read_bytes(), p.suffix in (".safetensors", ".gguf"))
-        for p in sorted(directory.iterdir())
-        if p.is_file()
-    }
+    return {p.name: Bytes(p.read_bytes(), _is_large(p.name)) for p in sorted(directory.iterdir()) if p.is_file()}
+
+
+@contextmanager
+def pointed_at(server: HubServer, monkeypatch) -> Iterator[None]:
+    """The Hub's client asks this server, without xet and with short pauses; it decides on much when it is made."""
+    from huggingface_hub import close_session
+
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("vindex.hub_files.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("vindex.hub_files.LONGEST_PAUSE", 0.02)
+    close_session()
+    yield
+    close_session()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -98,10 +137,22 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        self._take(self._get)
+
+    def do_POST(self) -> None:
+        self._take(self._post)
+
+    def do_PUT(self) -> None:
+        self._take(self._post)
+
+    def _take(self, answer: Callable[[str, str | None], None]) -> None:
         path = unquote(urlsplit(self.path).path)
         trouble = self.hub.note(Request(path, self.headers.get("Range")))
         with suppress(BrokenPipeError, ConnectionResetError):
-            if trouble == "500":
+            if trouble == "cut":
+                self.close_connection = True
+                self.connection.close()
+            elif trouble == "500":
                 self._answer(500, b"busy")
             elif trouble == "too many":
                 self._answer(429, b"", {"RateLimit": '"resolvers";r=0;t=41'})
@@ -109,37 +160,117 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(503, b"", {"Retry-After": "7"})
             elif trouble == "gated":
                 self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
-            elif path.startswith("/api/models/"):
-                self._api(path)
-            elif path.startswith("/storage/"):
-                self._file(path, trouble)
+            elif trouble == "forbidden":
+                self._answer(403, b"")
             else:
-                self._resolve(path, trouble)
+                answer(path, trouble)
+
+    def _get(self, path: str, trouble: str | None) -> None:
+        if path.startswith("/api/models/"):
+            self._api(path)
+        elif path.startswith("/storage/"):
+            self._file(path, trouble)
+        else:
+            self._resolve(path, trouble)
+
+    def _may(self, repo: str) -> bool:
+        return repo not in self.hub.private or self._known()
+
+    def _known(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _json(self, record: object) -> None:
+        self._answer(200, json.dumps(record).encode(), {"Content-Type": "application/json"})
+
+    def _post(self, path: str, trouble: str | None) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if path.startswith("/upload/"):
+            self.hub.uploaded[path.removeprefix("/upload/")] = body
+            return self._answer(200, b"")
+        if not self._known():
+            return self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._json({"objects": [self._upload(wanted) for wanted in json.loads(body)["objects"]]})
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        repo, action, revision = self._action(path)
+        if action == "branch":
+            self.hub.branches.setdefault((repo, revision), dict(self.hub.repositories[repo]))
+            return self._answer(200, b"")
+        if action == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if _is_large(name) else "regular" for name in names}
+            files = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in names]
+            return self._json({"files": files})
+        return self._commit(repo, revision, [json.loads(line) for line in body.splitlines()])
+
+    def _action(self, path: str) -> tuple[str, str, str]:
+        owner, name, action, revision = path.removeprefix("/api/models/").split("/", 3)
+        return f"{owner}/{name}", action, revision
+
+    def _create(self, asked: dict) -> None:
+        repo = f"{asked['organization']}/{asked['name']}"
+        if repo in self.hub.repositories:
+            return self._answer(409, b"")
+        self.hub.repositories[repo] = {".gitattributes": Bytes(b"*.bin filter=lfs\n", False)}
+        if asked.get("visibility") == "private" or asked.get("private"):
+            self.hub.private.add(repo)
+        return self._json({"url": f"{self.hub.endpoint}/{repo}"})
+
+    def _upload(self, wanted: dict) -> dict:
+        return wanted | {"actions": {"upload": {"href": f"{self.hub.endpoint}/upload/{wanted['oid']}", "header": {}}}}
+
+    def _commit(self, repo: str, branch: str, lines: list[dict]) -> None:
+        found = self.hub.branch(repo, branch)
+        if found is None:
+            return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        branch, files = found
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = Bytes(base64.b64decode(value["content"]), False)
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = Bytes(self.hub.uploaded[value["oid"]], True)
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = hashlib.sha1(repr((self.hub.commit_of(repo, branch), lines)).encode()).hexdigest()
+        self.hub.commits[repo, branch] = commit
+        return self._json({"commitOid": commit, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{commit}"})
 
     def _api(self, path: str) -> None:
         repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-        if repo not in self.hub.repositories:
+        repo, _, tree = repo.partition("/tree/")
+        if repo not in self.hub.repositories or not self._may(repo):
             return self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("", "main", COMMIT):
+        found = self.hub.branch(repo, tree or revision)
+        if found is None:
             return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        branch, files = found
+        if tree:
+            return self._json(
+                [{"type": "file", "path": n, "size": c.size, "oid": _blob_id(c)} for n, c in files.items()]
+            )
         siblings = [
             {"rfilename": name, "size": content.size, "blobId": _blob_id(content)}
             | ({"lfs": {"sha256": content.sha256, "size": content.size, "pointerSize": 135}} if content.large else {})
-            for name, content in self.hub.repositories[repo].items()
+            for name, content in files.items()
         ]
-        body = json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode()
-        return self._answer(200, body, {"Content-Type": "application/json"})
+        about = {"id": repo, "sha": self.hub.commit_of(repo, branch), "private": repo in self.hub.private}
+        return self._json(about | {"siblings": siblings})
 
     def _resolve(self, path: str, trouble: str | None) -> None:
         repo, _, rest = path.removeprefix("/").partition("/resolve/")
         commit, _, name = rest.partition("/")
-        content = self.hub.repositories.get(repo, {}).get(name)
-        if content is None or commit not in ("main", COMMIT):
+        found = self.hub.branch(repo, commit) if repo in self.hub.repositories and self._may(repo) else None
+        content = found[1].get(name) if found else None
+        if content is None:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         if not content.large:
             return self._file(path, trouble)
         etag = "0" * 64 if trouble == "other etag" else content.sha256
-        linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(content.size), "X-Repo-Commit": COMMIT}
+        linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(content.size), "X-Repo-Commit": commit}
         return self._answer(
             302, b"", linked | {"Location": f"/storage/{content.sha256}/{repo}/resolve/{commit}/{name}"}
         )
@@ -147,14 +278,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, path: str, trouble: str | None) -> None:
         repo, _, rest = path.removeprefix("/").rpartition("/resolve/")
         repo = "/".join(repo.split("/")[-2:])
-        content = self.hub.repositories[repo][rest.partition("/")[2]]
+        revision, _, name = rest.partition("/")
+        found = self.hub.branch(repo, revision)
+        assert found
+        content = found[1][name]
         start, stop = 0, content.size
         asked = self.headers.get("Range")
         if asked and trouble != "no range":
             first, last = asked.removeprefix("bytes=").split("-")
             start, stop = int(first), min(int(last) + 1, content.size)
         etag = '"storage-of-its-own"' if content.large else f'"{_blob_id(content)}"'
-        headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Content-Range": f"bytes {start}-{stop - 1}/{content.size}"}
+        headers = {"ETag": etag, "X-Repo-Commit": revision, "Content-Range": f"bytes {start}-{stop - 1}/{content.size}"}
         status = 206 if asked and trouble != "no range" else 200
         if trouble == "no range":
             del headers["Content-Range"]
@@ -172,6 +306,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.wfile.flush()
             self.connection.close()
+
+
+def _is_large(name: str) -> bool:
+    return Path(name).suffix in (".safetensors", ".gguf", ".bin")
 
 
 def _blob_id(content: Content) -> str:

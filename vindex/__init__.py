@@ -5,6 +5,7 @@ v = vindex.open("qwen3-0.6b.vindex")
 v.score([" Paris", " Berlin"])                  # which features read them: .rows(), .record(), .cosines
 vindex.verify(v)                                # every check, and the verdict
 vindex.compare(v, vindex.open("other.vindex"))  # how far apart they are, by layer
+vindex.push(v.path, "someone/qwen3-vindex")     # to the Hub; vindex.pull brings it back
 """
 
 from importlib import import_module
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vindex.card import write_card
     from vindex.checks import verify
     from vindex.differences import Comparison, compare
+    from vindex.exchange import Pushed, pull, push
     from vindex.reader import Vindex
     from vindex.reader import open_vindex as open
     from vindex.records import Feature, FeatureHit, LayerFrames, TokenScore
@@ -32,6 +34,9 @@ FACE = {
     "compare": ("vindex.differences", "compare"),
     "write_card": ("vindex.card", "write_card"),
     "write_report": ("vindex.report.page", "write_report"),
+    "push": ("vindex.exchange", "push"),
+    "pull": ("vindex.exchange", "pull"),
+    "Pushed": ("vindex.exchange", "Pushed"),
     "Vindex": ("vindex.reader", "Vindex"),
     "Scores": ("vindex.scores", "Scores"),
     "Verification": ("vindex.verification", "Verification"),
@@ -46,6 +51,7 @@ __all__ = [
     "Feature",
     "FeatureHit",
     "LayerFrames",
+    "Pushed",
     "Scores",
     "TokenScore",
     "Verification",
@@ -54,6 +60,8 @@ __all__ = [
     "__version__",
     "compare",
     "open",
+    "pull",
+    "push",
     "verify",
     "write_card",
     "write_report",

@@ -19,6 +19,28 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not name.startswith(".")
 
 
+class Address(NamedTuple):
+    """What `hf://owner/name[@revision][/FILE.gguf]` names."""
+
+    repo: str
+    revision: str | None
+    file: str | None
+
+
+def on_the_hub(place: str | Path) -> str | None:
+    """The `hf://…` that a place is, or None. A Path has lost one of the slashes, which is put back."""
+    text = str(place)
+    return f"hf://{text[4:].lstrip('/')}" if text.startswith("hf:/") else None
+
+
+def address_of(name: str) -> Address:
+    """The parts of an address. Raises CheckpointError when it is none."""
+    parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+|refs/[^/]+/[^/]+))?(?:/(.+\.gguf))?", name)
+    if not parts or not is_hub_id(parts[1]):
+        raise CheckpointError(f"{name}: expected hf://owner/name[@revision], or that and /FILE.gguf")
+    return Address(*parts.groups())
+
+
 class Cached(NamedTuple):
     """A snapshot in the Hub's cache."""
 
@@ -68,10 +90,11 @@ def one_file(repo: str, name: str) -> Path:
 
 
 @contextmanager
-def explained(repo: str, revision: str | None) -> Iterator[None]:
+def explained(repo: str, revision: str | None, doing: str = "download") -> Iterator[None]:
     """Turn what the Hub's client raises into a CheckpointError of one line that says the way out."""
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
@@ -88,7 +111,10 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repo}: there is no revision {revision}; leave it out for the newest") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        reason = "no such directory here and no such model on the Hub; check the spelling, or log in if it is private"
+        reason = (
+            "no such directory here and no such model on the Hub; check the spelling, or log in if it is private "
+            "(`hf auth login`, or HF_TOKEN)"
+        )
         raise CheckpointError(f"{repo}: {reason}") from error
     except LocalEntryNotFoundError as error:
         reason = (
@@ -98,4 +124,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise CheckpointError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to go on") from error
     except (HTTPError, OSError) as error:
-        raise CheckpointError(f"{repo}: download failed ({first_line(error)}); try again") from error
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            reason = f"{doing} is not allowed with this token ({error.response.status_code})"
+            raise CheckpointError(f"{repo}: {reason}; `hf auth login` with one that may, or set HF_TOKEN") from error
+        raise CheckpointError(f"{repo}: {doing} failed ({first_line(error)}); try again") from error

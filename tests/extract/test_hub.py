@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Kind
+from huggingface_hub import close_session
 
 import extract
 import vindex
@@ -19,7 +20,7 @@ from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, rederived
 from tests.gguf_files import write_gguf
-from tests.hub_server import COMMIT, Bytes, HubServer, serve_directory
+from tests.hub_server import COMMIT, Bytes, HubServer, pointed_at, serve_directory
 from vindex.errors import CheckpointError, QueryError, TargetError
 from vindex.options import BuildOptions
 from vindex.progress import silent
@@ -37,23 +38,8 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture
 def hub(source, monkeypatch):
     """The server, with the Hub's client pointed at it; nothing may be written to the client's cache."""
-    with HubServer({"someone/model": serve_directory(source)}) as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("vindex.hub_files.FIRST_PAUSE", 0.01)
-        monkeypatch.setattr("vindex.hub_files.LONGEST_PAUSE", 0.02)
-        _forget_client()
+    with HubServer({"someone/model": serve_directory(source)}) as server, pointed_at(server, monkeypatch):
         yield server
-    _forget_client()
-
-
-def _forget_client() -> None:
-    """The Hub's client decides on being offline when it is made."""
-    from huggingface_hub import close_session
-
-    close_session()
 
 
 def once(action: str, wanted: str):
@@ -185,8 +171,8 @@ def test_names_that_are_not_there(hub):
     for name, message in {
         "hf://someone/else": "someone/else: no such directory here and no such model on the Hub",
         "hf://someone/model@v9": "someone/model: there is no revision v9",
-        "hf://someone": "hf://someone: expected hf://owner/model",
-        "hf://someone/model/a.safetensors": r"expected hf://owner/model\[@revision\], or that and /FILE.gguf",
+        "hf://someone": "hf://someone: expected hf://owner/name",
+        "hf://someone/model/a.safetensors": r"expected hf://owner/name\[@revision\], or that and /FILE.gguf",
         "hf://someone/model/a.gguf": "someone/model: has no a.gguf; it has no GGUF",
     }.items():
         with pytest.raises(CheckpointError, match=message):
@@ -217,7 +203,7 @@ def test_a_gguf_file_is_streamed_as_well(hub, source, tmp_path):
 
 def test_offline_is_said(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    _forget_client()
+    close_session()
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to go on"):
         open_checkpoint("hf://someone/model")
 
