@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, gates_eval, gates_train, patch, plot, respond, trace
-from vindex import cli, cli_report, cli_scores, console
+from vindex import cli, cli_hub, cli_report, cli_scores, console
 from vindex.demo import CHECKPOINT
 from vindex.distribution import namesake
 from vindex.errors import TargetError, VindexError
@@ -31,6 +31,8 @@ EXAMPLES = {  # of each command, at the end of its help
     "compare": "vindex compare base.vindex tuned.vindex --plot angles.html",
     "card": "vindex card atlas.vindex --probe probe.json",
     "report": "vindex report atlas.vindex -o atlas.html --gate3 gate3.json --trace trace.json",
+    "push": "vindex push qwen3-0.6b.vindex someone/qwen3-0.6b-vindex --private",
+    "pull": "vindex pull someone/qwen3-0.6b-vindex qwen3-0.6b.vindex",
     "plot": "vindex plot probe.json -o probe.html",
     "gate3": "vindex gate3 atlas --vindex atlas.vindex --save-patch paris.safetensors",
     "gate3 verify": "vindex gate3 verify atlas paris.safetensors",
@@ -193,6 +195,8 @@ HANDLERS = (
     cli.compare,
     cli.card,
     cli_report.report,
+    cli_hub.push,
+    cli_hub.pull,
     constants.probe,
     plot.plot,
     trace.trace,
