@@ -11,7 +11,7 @@ from vindex.checksums import load_sums, renew_card, vindex_id
 from vindex.errors import QueryError
 from vindex.files import read_text
 from vindex.format import CARD, files_of
-from vindex.hub import is_hub_id
+from vindex.hub import is_hub_id, on_the_hub
 from vindex.index import Index
 from vindex.manifest import Manifest
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe
@@ -91,6 +91,8 @@ def write_card(
     What is not given stays as the present card has it. licence, base_model, repo: see `Published`. Raises QueryError on
     what is none of these, and on a record of another kind or of other weights; FormatError on one that is damaged.
     """
+    if on_the_hub(v.name):
+        raise QueryError(f"{v.name} is on the Hub: `vindex pull {v.name[5:]}`, write its card, and push it")
     given, index, source = Published(licence, base_model, repo), v.own_index, v.manifest.source
     given.refuse_odd()
     before = read_text(v.path / CARD.name, OF_A_VINDEX)

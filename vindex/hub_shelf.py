@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from vindex.checksums import load_sums
+from vindex.checksums import parse_sums
 from vindex.errors import CheckpointError, FormatError, QueryError
 from vindex.files import Kind, read_bytes, read_json
 from vindex.format import SUMS
@@ -60,7 +60,7 @@ class HubShelf:
         self._files = HubFiles(self.repo, listing=listing)
         self._sums: dict[str, str] = {}
         if SUMS.name in self._entries:
-            self._sums = load_sums(self._fetched(SUMS.name).parent)
+            self._sums = parse_sums(self.read(SUMS.name), f"{address}/{SUMS.name}")
             self._compare()
 
     @property

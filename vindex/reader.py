@@ -16,7 +16,9 @@ from typing import Any
 
 from vindex.beside import BesideChance
 from vindex.families.recognised import recognise
-from vindex.shelf import shelf_of
+from vindex.hub import on_the_hub
+from vindex.progress import Progress, silent
+from vindex.shelf import Directory, Shelf
 
 
 class Vindex(BesideChance):
@@ -34,11 +36,22 @@ class Vindex(BesideChance):
         return {"id": self.id, **self.family.facts(), "size_bytes": self.size_bytes}
 
 
-def open_vindex(path: str | Path, tokenizer: str | Path | None = None) -> Vindex:
-    """Open a vindex directory, ours or of a family that others publish (docs/families.md).
+def open_vindex(path: str | Path, tokenizer: str | Path | None = None, *, progress: Progress = silent) -> Vindex:
+    """Open a vindex, ours or of a family that others publish (docs/families.md).
+
+    path: a directory, or hf://OWNER/NAME[@REVISION], of which only what is asked for travels, now and later; progress
+    is told of each file that does (docs/hub.md).
 
     Checks the index, the presence and exact size of every file, and that the checksum lists agree; it does not
     re-hash (`vindex verify` does). tokenizer: for a vindex without tokenizer.json that of its model, as a file, a
     directory or a Hub id. Raises FormatError when anything is missing, malformed or of the wrong size.
     """
-    return Vindex(recognise(shelf_of(path), tokenizer))
+    return Vindex(recognise(_shelf_of(path, progress), tokenizer))
+
+
+def _shelf_of(place: str | Path, progress: Progress) -> Shelf:
+    if address := on_the_hub(place):
+        from vindex.hub_shelf import HubShelf
+
+        return HubShelf(address, progress)
+    return Directory(Path(place))

@@ -83,8 +83,3 @@ class Directory:
 
     def rows(self, name: str, dtype: np.dtype, shape: tuple[int, int], rows: Sequence[int]) -> np.ndarray:
         return np.asarray(self.array(name, dtype, shape)[list(rows)])
-
-
-def shelf_of(place: str | Path) -> Shelf:
-    """The files of the vindex at `place`. Raises FormatError when there is none."""
-    return Directory(Path(place))
