@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,20 +14,30 @@ from vindex.console import bytes_of, check_places, print_json, print_table, prog
 
 if TYPE_CHECKING:
     from vindex.differences import SideDifference
+    from vindex.reader import Vindex
 
-VindexPath = Annotated[str, typer.Argument(metavar="VINDEX", help="A vindex directory.")]
+VindexPath = Annotated[str, typer.Argument(metavar="VINDEX", help="A vindex: a directory, or hf://OWNER/NAME[@REV].")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as JSON instead of tables.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record as JSON here.")]
+
+
+@contextmanager
+def opened(path: str, tokenizer: str | None = None) -> Iterator[Vindex]:
+    """A vindex; of one on the Hub, what travels while it is asked is told."""
+    from vindex.hub import on_the_hub
+    from vindex.reader import open_vindex
+
+    with progress(enabled=on_the_hub(path) is not None) as stage:
+        yield open_vindex(path, tokenizer, progress=stage)
 
 
 def info(path: VindexPath, json: Json = False, output: Output = None) -> None:
     """Shape, source, certificates, size."""
     from vindex.format import MANIFEST
-    from vindex.reader import open_vindex
 
     check_places(output)
-    v = open_vindex(path)
-    facts = v.info()
+    with opened(path) as v:
+        facts = v.info()
     if put(facts, json, output):
         return
     lacks = facts.pop("lacks", [])
@@ -65,8 +77,8 @@ def compare(
     from vindex.differences import by_layer
 
     check_places(output, plot)
-    ours, theirs = vindex.open(a), vindex.open(b)
     with progress() as stage:
+        ours, theirs = vindex.open(a, progress=stage), vindex.open(b, progress=stage)
         found = vindex.compare(ours, theirs, progress=stage)
     if plot:
         found.plot(plot)

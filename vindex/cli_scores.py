@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.cli import Json, Output, VindexPath
+from vindex.cli import Json, Output, VindexPath, opened
 from vindex.console import check_places, print_table, put, say, styled, typed, visible
 
 if TYPE_CHECKING:
@@ -48,15 +48,14 @@ def score(
     The cosine of the token's embedding with a direction; z is the cosine beside all tokens' on that direction. A word
     of several tokens is taken apart. Definitions: docs/scores.md.
     """
-    from vindex.reader import open_vindex
-
     check_places(output)
     words = [*map(typed, tokens or ()), *(_lines_of(file) if file else ())]
     if not words and not ids:
         raise typer.BadParameter("give a word, --id or --file")
-    v = open_vindex(path, tokenizer)
-    apart = [(word, v.vocabulary.take_apart(word)) for word in words] + [(None, [token_id]) for token_id in ids or ()]
-    found = v.score([piece for _, pieces in apart for piece in pieces], k, by=by)
+    with opened(path, tokenizer) as v:
+        apart = [(word, v.vocabulary.take_apart(word)) for word in words]
+        apart += [(None, [token_id]) for token_id in ids or ()]
+        found = v.score([piece for _, pieces in apart for piece in pieces], k, by=by)
     named = [word for word, pieces in apart for _ in pieces]
     found = replace(found, top=tuple(replace(of, token=word) for word, of in zip(named, found.top, strict=True)))
     if put(found.record(), json, output):
@@ -87,12 +86,12 @@ def search(
 
     Gate directions by cosine, down directions by logit-lens score, the largest first. --json has all of them.
     """
-    from vindex.reader import open_vindex
     from vindex.records import to_json
 
     check_places(output)
-    v, text = open_vindex(path, tokenizer), typed(text)
-    found = v.search(text, reads=reads or not writes, writes=writes or not reads)
+    text = typed(text)
+    with opened(path, tokenizer) as v:
+        found = v.search(text, reads=reads or not writes, writes=writes or not reads)
     if put(to_json(found), json, output):
         return
     shown = [one for side in ("reads", "writes") for one in [of for of in found if of.side == side][:k]]
@@ -139,18 +138,17 @@ def feature(
     """
     from vindex.errors import QueryError
     from vindex.format import SIGMA
-    from vindex.reader import open_vindex
     from vindex.records import to_json
 
     check_places(output)
-    v = open_vindex(path, tokenizer)
-    found = v.feature(layer, number, expert=expert)
-    nearest = v.nearest_features(layer, number, k, expert=expert)
-    clusters = v.clusters(layer, number, expert=expert) if v.has(SIGMA) else None
-    try:
-        coherence, missing = v.coherence(layer, number, expert=expert), ""
-    except QueryError as error:  # no statistics, or no embeddings
-        coherence, missing = None, str(error)
+    with opened(path, tokenizer) as v:
+        found = v.feature(layer, number, expert=expert)
+        nearest = v.nearest_features(layer, number, k, expert=expert)
+        clusters = v.clusters(layer, number, expert=expert) if v.has(SIGMA) else None
+        try:
+            coherence, missing = v.coherence(layer, number, expert=expert), ""
+        except QueryError as error:  # no statistics, no embeddings, or too many of them to fetch
+            coherence, missing = None, str(error)
     more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
     if put(to_json(found) | more, json, output):
         return

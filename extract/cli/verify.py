@@ -28,8 +28,8 @@ def verify(
     import vindex
 
     check_places(output)
-    v = vindex.open(path)
     with progress() as stage:
+        v = vindex.open(path, progress=stage)
         if source is None:
             found = vindex.verify(v, progress=stage)
         else:
