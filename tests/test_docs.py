@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from typer.testing import CliRunner
 import extract
 import probes
 import vindex
+from tests.hub_server import TOKEN, HubServer, pointed_at
 from tests.vindex.test_commands import run
 from vindex.__main__ import Few, app
 
 ROOT = Path(__file__).parent.parent
+HUB = "docs/hub.md"  # of which the commands ask a local Hub
 PAGES = [
     "README.md",
     "docs/tutorial.md",
@@ -31,6 +34,7 @@ PAGES = [
     "docs/audit.md",
     "docs/responses.md",
     "docs/report.md",
+    HUB,
 ]
 READ = "python probes scores trace audit responses families report"
 IN_PYTHON = ["README.md", *(f"docs/{page}.md" for page in READ.split())]
@@ -57,9 +61,14 @@ def test_documented_commands_run_in_order(page, tmp_path, monkeypatch):
     assert commands
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vindex.__main__.DEMO_GATES", Few(2, 4))
-    for command in commands:
-        done = CliRunner().invoke(app, command)  # in this process: most of the time would go to importing torch
-        assert done.exit_code == 0, (command, done.output, done.exception)
+    with ExitStack() as stack:
+        if page == HUB:
+            monkeypatch.setenv("HF_TOKEN", TOKEN)
+            monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf"))
+            stack.enter_context(pointed_at(stack.enter_context(HubServer({})), monkeypatch))
+        for command in commands:
+            done = CliRunner().invoke(app, command)  # in this process: most of the time would go to importing torch
+            assert done.exit_code == 0, (command, done.output, done.exception)
 
 
 def test_every_command_has_an_example():

@@ -125,7 +125,7 @@ def demo(
         (f"build {model} -o {v}", lambda: _build(atlas, output, json)),
         (f"verify {v} --source {model}", lambda: verifying.verify(str(output), source=atlas, json=json)),
         (f'score {v} " Paris"', lambda: cli_scores.score(str(output), [" Paris"], k=8, json=json)),
-        (f"gate3 {model} --vindex {v} -o {g}", lambda: delete.gate3(atlas, vindex=output, output=gate3, json=json)),
+        (f"gate3 {model} --vindex {v} -o {g}", lambda: delete.gate3(atlas, vindex=str(output), output=gate3, json=json)),
         (
             f"gates train {model} -o {t} --force --learning-rate 0.05 --max-steps {few.steps}",
             lambda: gates_train.train(atlas, learnt, force=True, learning_rate=0.05, max_steps=few.steps, json=json),
@@ -136,7 +136,7 @@ def demo(
         ),
         (
             f'trace {model} "{PROMPT}" --vindex {v} -o {tr}',
-            lambda: trace.trace(atlas, PROMPT, vindex=output, output=traced, json=json),
+            lambda: trace.trace(atlas, PROMPT, vindex=str(output), output=traced, json=json),
         ),
         (
             f"report {v} -o {p} --gate3 {g} --gates {e} --trace {tr}",

@@ -18,7 +18,7 @@ def probe(
         str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
     ],
     vindex: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="VINDEX", help="A vindex of the same model: directions and spectra come from it."),
     ] = None,
     text: Annotated[

@@ -49,7 +49,7 @@ def gate3(
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer to patch; default: the method chooses.")] = None,
     vindex: Annotated[
-        Path | None, typer.Option(metavar="VINDEX", help="Vindex whose gate directions `geometric` uses.")
+        str | None, typer.Option(metavar="VINDEX", help="Vindex whose gate directions `geometric` uses.")
     ] = None,
     facts: Facts = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")] = False,

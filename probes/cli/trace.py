@@ -24,7 +24,7 @@ def trace(
     ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model reads.")],
     vindex: Annotated[
-        Path | None, typer.Option(metavar="VINDEX", help="A vindex of the same model: what its FFNs read and write.")
+        str | None, typer.Option(metavar="VINDEX", help="A vindex of the same model: what its FFNs read and write.")
     ] = None,
     target: Annotated[
         str | None, typer.Option(help='A token, quoted with its leading space: " Paris". Default: the model\'s answer.')
@@ -236,7 +236,7 @@ def _print_fate(found: Trace) -> None:
     say(f"in the end its rank is {rows[-1]['rank']:,} before and {rows[-1]['rank_patched']:,} after the patch")
 
 
-def _next(found: Trace, model: str, vindex: Path | None, output: Path | None) -> str:
+def _next(found: Trace, model: str, vindex: str | None, output: Path | None) -> str:
     if found.directions is None:
         return f"vindex build {quote(model)} -o own.vindex, then --vindex own.vindex: which directions read and write"
     if not found.directions.tested:
