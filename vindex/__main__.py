@@ -125,7 +125,10 @@ def demo(
         (f"build {model} -o {v}", lambda: _build(atlas, output, json)),
         (f"verify {v} --source {model}", lambda: verifying.verify(str(output), source=atlas, json=json)),
         (f'score {v} " Paris"', lambda: cli_scores.score(str(output), [" Paris"], k=8, json=json)),
-        (f"gate3 {model} --vindex {v} -o {g}", lambda: delete.gate3(atlas, vindex=str(output), output=gate3, json=json)),
+        (
+            f"gate3 {model} --vindex {v} -o {g}",
+            lambda: delete.gate3(atlas, vindex=str(output), output=gate3, json=json),
+        ),
         (
             f"gates train {model} -o {t} --force --learning-rate 0.05 --max-steps {few.steps}",
             lambda: gates_train.train(atlas, learnt, force=True, learning_rate=0.05, max_steps=few.steps, json=json),
