@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,21 @@ def test_looking_at_a_vindex_loads_numpy_only(built, command):
     name, *rest = command
     loaded = loaded_by(name, str(built), *rest)
     assert "numpy" in loaded and not loaded & {"torch", "transformers", "scipy", "safetensors"}
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "1"), ("3", "3")])
+def test_a_command_keeps_small_products_to_one_thread(built, given, kept):
+    """Before numpy is loaded, and unless the user says otherwise; a library that is imported sets nothing."""
+    code = f"import os, sys, atexit, vindex.__main__ as m; sys.argv = ['vindex', 'info', {str(built)!r}]\n"
+    code += f"assert os.environ.get('OPENBLAS_NUM_THREADS') == {given!r} and 'numpy' not in sys.modules\n"
+    code += "atexit.register(lambda: print('THREADS', os.environ['OPENBLAS_NUM_THREADS'], 'numpy' in sys.modules))\n"
+    code += "m.main()"
+    own = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment = own | ({"OPENBLAS_NUM_THREADS": given} if given else {})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"THREADS {kept} True"
 
 
 def test_file_names_of_the_format_stand_in_one_place():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -232,7 +233,12 @@ def vindex(
 
 
 def main() -> None:
-    """Run the command. An error is one line on stderr and exit status 1; Ctrl-C is exit status 130."""
+    """Run the command. An error is one line on stderr and exit status 1; Ctrl-C is exit status 130.
+
+    numpy's products are small here: its library, OpenBLAS, is kept to one thread, whose threads would wait for each
+    other for most of their time. torch, which does the large ones, has threads of its own.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is not loaded yet
     console.open_streams()
     other = namesake()
     if other:
