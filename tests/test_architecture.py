@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,15 @@ def test_dependencies_run_one_way(package):
     for path in modules(package).values():
         names = {name.split(".")[0] for name in imports(path)}
         assert path in (EVERYTHING, ONE_CONVERTER) or not names & FORBIDDEN[package], path
+
+
+def test_tests_call_what_is_public():
+    """So that a simplification breaks no test for the wrong reason."""
+    found = {
+        path: re.findall(r"^from (?:vindex|extract|probes)\b.* _[a-z]\w*|^    _[a-z]\w*,$", path.read_text(), re.M)
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+    }
+    assert len(found) > 100 and not any(found.values()), {path: names for path, names in found.items() if names}
 
 
 def test_one_file_sees_all_three_packages():

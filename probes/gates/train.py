@@ -138,7 +138,7 @@ def train(
     Under `accelerate launch` each process takes its share of every batch. Raises ProbeError on a mixture of experts, on
     a loss that is not finite, and on resuming a run with other hyper-parameters or data.
     """
-    accelerator = _accelerator(loaded.model.device)
+    accelerator = accelerator_on(loaded.model.device)
     model, pad = loaded.model.to(accelerator.device), pad_token(loaded.tokenizer)
     schedule, shape = plan(options, len(data.forget), len(data.retain), len(data.context)), gate_shape(model)
     first = initial_logits(shape, options)
@@ -158,7 +158,7 @@ def train(
                 group["lr"] = learning_rate(options, step, schedule.steps)
             kinds = (data.forget, schedule.forget), (data.retain, schedule.retain), (data.context, schedule.context)
             forget, retain, context = ([examples[i] for i in order[step]] for examples, order in kinds)
-            parts = _gradient(model, logits, forget, retain, context, options, accelerator, pad)
+            parts = gradient(model, logits, forget, retain, context, options, accelerator, pad)
             if not math.isfinite(parts.loss):
                 raise ProbeError(f"step {step + 1}: the loss is {parts.loss}; lower learning_rate or use float32")
             optimiser.step()
@@ -201,7 +201,7 @@ def learning_rate(options: TrainOptions, step: int, steps: int) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _gradient(
+def gradient(
     model: Any,
     logits: torch.nn.Parameter,
     forget: Sequence[Example],
@@ -277,7 +277,8 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
         yield from torch.randperm(count, generator=generator).tolist()
 
 
-def _accelerator(device: torch.device) -> Any:
+def accelerator_on(device: torch.device) -> Any:
+    """That of accelerate, on the device where the model is. Raises ProbeError where it is not installed."""
     try:
         from accelerate import Accelerator
     except ImportError as error:

@@ -6,19 +6,16 @@ names follow the published cards; the definitions are ours, stated, since theirs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.special import betainc
 
 from probes.suite.activity import LayerReading, Sparsity
+from probes.suite.chance import gaussian_below, mean_abs_cosine, nearest_cosine, random_frame_cosine
 from probes.suite.definition import (
-    FRAME_DRAWS,
     RELATIVE_THRESHOLDS,
-    SEED,
     SPARSITY_HEADLINE,
     SPARSITY_THRESHOLDS,
     STAGE_THRESHOLD,
@@ -77,11 +74,11 @@ def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
         found: list[list[Sparsity]] = [[getattr(layer, field) for layer in reading.layers] for reading in readings]
         for index, threshold in enumerate(SPARSITY_THRESHOLDS):
             samples = [_mean(layer.below[index] for layer in text) for text in found]
-            null = _mean(_gaussian_below(threshold, layer.rms) for layer in found[0])
+            null = _mean(gaussian_below(threshold, layer.rms) for layer in found[0])
             variants[f"|h| < {threshold:g}{suffix}"] = measure(samples, unit, null=null)
         for index, part in enumerate(RELATIVE_THRESHOLDS):
             shares = [_mean_defined(layer.below_relative[index] for layer in text) for text in found]
-            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(shares, unit, null=_gaussian_below(part, 1.0))
+            variants[f"|h| < {part:.0%} rms{suffix}"] = measure(shares, unit, null=gaussian_below(part, 1.0))
     headline = SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)
     if _mixed(readings):
         for wide in (False, True):
@@ -236,21 +233,6 @@ def circuit_stages(readings: Sequence[Reading]) -> Constant:
     )
 
 
-def mean_abs_cosine(width: int) -> float:
-    """E|cos| of two independent random directions in `width` dimensions: Γ(H/2) / (√π Γ((H+1)/2))."""
-    return math.exp(math.lgamma(width / 2) - math.lgamma((width + 1) / 2)) / math.sqrt(math.pi)
-
-
-def random_frame_cosine(width: int, count: int) -> float:
-    """Mean principal-angle cosine of two random `count`-dim subspaces of `width` dimensions, from FRAME_DRAWS draws.
-
-    By rotation invariance one subspace may be spanned by the first coordinates, so a draw is the head of one frame.
-    """
-    generator = np.random.default_rng(SEED)
-    draws = [np.linalg.qr(generator.standard_normal((width, count)))[0][:count] for _ in range(FRAME_DRAWS)]
-    return float(np.mean([np.linalg.svd(head, compute_uv=False).mean() for head in draws]))
-
-
 def _expert_coherence(experts: Sequence[np.ndarray | None]) -> dict[str, Measure]:
     """C3 of single experts: their leading directions within a layer, and across adjacent layers that are mixtures."""
     found: dict[str, Measure] = {}
@@ -277,15 +259,6 @@ def _expert_coherence(experts: Sequence[np.ndarray | None]) -> dict[str, Measure
     return found
 
 
-def nearest_cosine(width: int, number: int) -> float:
-    """E of |cos| of a random direction with the nearest of `number` others: ∫ 1 − F(x)^number dx, F that of one |cos|.
-
-    cos² of random directions in H dimensions is Beta(1/2, (H − 1)/2).
-    """
-    cosine = np.linspace(0, 1, 20_001)
-    return float(np.trapezoid(1 - betainc(0.5, (width - 1) / 2, cosine**2) ** number, cosine))
-
-
 def _rows(frame: np.ndarray) -> np.ndarray:
     """The directions of a frame (F, H): without the rows that are zero, past the weight's rank."""
     return frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64)
@@ -304,7 +277,7 @@ def _weighted_below(layer: LayerReading, *, wide: bool, null: bool = False) -> f
     mixture = layer.mixture
     rms = mixture.rms if mixture else layer.sparsity.rms
     below = mixture.below if mixture else layer.sparsity.below[SPARSITY_THRESHOLDS.index(SPARSITY_HEADLINE)]
-    share = _gaussian_below(SPARSITY_HEADLINE, rms) if null else below
+    share = gaussian_below(SPARSITY_HEADLINE, rms) if null else below
     return 1 - mixture.active * (1 - share) if mixture and wide else share
 
 
@@ -319,11 +292,6 @@ def _same_index(one: np.ndarray, other: np.ndarray) -> float:
 
 def _adjacent(similarity: np.ndarray) -> np.ndarray:
     return np.diagonal(similarity, offset=1)
-
-
-def _gaussian_below(threshold: float, rms: float) -> float:
-    """P(|x| < threshold) for x ~ N(0, rms²)."""
-    return math.erf(threshold / (rms * math.sqrt(2))) if rms > 0 else 1.0
 
 
 def _mean_defined(values: Iterable[float | None]) -> float | None:

@@ -26,10 +26,10 @@ from probes.gates.learn import train_gates
 from probes.gates.options import PRESETS, TrainOptions, differences, from_preset
 from probes.gates.train import (
     Data,
-    _accelerator,
-    _gradient,
+    accelerator_on,
     base_logits,
     encode,
+    gradient,
     initial_logits,
     learning_rate,
     plan,
@@ -62,8 +62,8 @@ def plain(atlas):
 
 def gradient_of(loaded, options, data, logits=None):
     logits = torch.nn.Parameter(initial_logits((4, 384), options) if logits is None else logits.clone())
-    accelerator = _accelerator(torch.device("cpu"))
-    return _gradient(loaded.model, logits, data.forget[:8], data.retain[:16], [], options, accelerator, 0), logits
+    accelerator = accelerator_on(torch.device("cpu"))
+    return gradient(loaded.model, logits, data.forget[:8], data.retain[:16], [], options, accelerator, 0), logits
 
 
 def test_the_base_distribution_is_the_ungated_model(atlas, plain):
@@ -99,10 +99,10 @@ def test_kl_where_the_text_states_the_answer_is_over_what_the_plain_model_reads_
     options = replace(SHORT, context_weight=2.0, lambda_f=0.0, lambda_r=0.0)
     data = encode(atlas, read_forget(None, 6), read_retain(None, 6), options, {})
     logits = initial_logits((4, 384), options)
-    accelerator = _accelerator(torch.device("cpu"))
+    accelerator = accelerator_on(torch.device("cpu"))
     trained = torch.nn.Parameter(logits.clone())
     some = list(data.context[:4])
-    parts = _gradient(atlas.model, trained, [data.forget[0]], [data.retain[0]], some, options, accelerator, 0)
+    parts = gradient(atlas.model, trained, [data.forget[0]], [data.retain[0]], some, options, accelerator, 0)
     total, count = 0.0, 0
     for example in some:
         with torch.no_grad():

@@ -16,7 +16,7 @@ from probes.facts.prompts import Encoder
 from probes.facts.sets import split
 from probes.gates.data import forget_row, retain_row
 from probes.gates.encode import forget_example, retain_example
-from probes.gates.score import neutral_kl, write
+from probes.gates.score import neutral, write
 from probes.live.load import load
 from probes.live.tokens import encode, prompt, require_offsets
 from vindex.demo import CHECKPOINT
@@ -126,8 +126,9 @@ def test_the_model_goes_on_and_is_measured_as_without_the_appended_token(appendi
     assert write(appending, asked, None, 4) == write(plain, asked, None, 4)
     assert "Paris" in write(appending, asked, None, 4)[0]
     text = "The sun was low and the sea was calm."
-    assert neutral_kl(appending, [text], factors) == neutral_kl(plain, [text], factors) > 0
-    assert neutral_kl(plain, [text, "", "a"], factors) == neutral_kl(plain, [text], factors)
+    (found,) = neutral(plain, [text], [factors])
+    assert neutral(appending, [text], [factors]) == neutral(plain, [text, "", "a"], [factors]) == [found]
+    assert found.kl > 0
     with pytest.raises(ProbeError, match="prompt '': no tokens"):
         write(appending, [""], None, 4)
 

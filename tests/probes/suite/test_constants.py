@@ -7,7 +7,7 @@ import torch
 from probes.live.hooks import edited
 from probes.live.load import load
 from probes.live.sites import layers
-from probes.suite import constants
+from probes.suite import chance, constants
 from probes.suite.geometry import geometry as geometry_of
 from probes.suite.readings import read
 
@@ -133,9 +133,9 @@ def test_nulls_in_closed_form():
         unit = generator.standard_normal((20_000 if width < 100 else 2000, width))
         cosines = abs(unit[:, 0]) / np.linalg.norm(unit, axis=1)
         error = cosines.std() / len(cosines) ** 0.5
-        assert constants.mean_abs_cosine(width) == pytest.approx(cosines.mean(), abs=5 * error)
-    assert constants.random_frame_cosine(16, 16) == pytest.approx(1)
-    assert constants.random_frame_cosine(64, 1) == pytest.approx(constants.mean_abs_cosine(64), abs=0.1)
+        assert chance.mean_abs_cosine(width) == pytest.approx(cosines.mean(), abs=5 * error)
+    assert chance.random_frame_cosine(16, 16) == pytest.approx(1)
+    assert chance.random_frame_cosine(64, 1) == pytest.approx(chance.mean_abs_cosine(64), abs=0.1)
 
 
 def test_with_several_texts_the_value_is_the_first_and_the_interval_over_all(tiny):

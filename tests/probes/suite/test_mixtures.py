@@ -14,7 +14,7 @@ from probes.live.experts import fire, gate_weights, outputs, recombine
 from probes.live.hooks import capture, same_bits
 from probes.live.load import load
 from probes.live.sites import EXPERT_ROLES, Layer, Mixture, ffns, layers, locate, sites
-from probes.suite import constants
+from probes.suite import chance, constants
 from probes.suite.geometry import geometry as geometry_of
 from probes.suite.mixture import read_mixture
 from probes.suite.readings import MIXTURE, own_activations, read
@@ -196,7 +196,7 @@ def test_single_experts_at_random_have_their_nulls():
     for name in ("experts of one layer", "experts of adjacent layers", "nearest expert"):
         found = c3.variants[name]
         assert found.value == pytest.approx(found.null, rel=0.02)
-    assert constants.nearest_cosine(48, 1) == pytest.approx(constants.mean_abs_cosine(48), rel=1e-4)
+    assert chance.nearest_cosine(48, 1) == pytest.approx(chance.mean_abs_cosine(48), rel=1e-4)
     same = constants.gate_coherence([frames[0][:4]] * 3, random[:3].mean(1), [frames[0]] * 3)
     assert same.variants["nearest expert"].value == pytest.approx(1)
 

@@ -1,9 +1,7 @@
 """A trace adds up, says what the model does, and leaves the model as it was."""
 
-import json
 from copy import deepcopy
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,82 +14,37 @@ from probes.live.tokens import encode
 from probes.tracing import stream
 from probes.tracing.directions import TOKENS
 from probes.weights import patches
-from probes.weights.delta import Delta
-from tests.conftest import build_quietly
 from tests.probes.deletion.test_hybrids import OTHERS
 from tests.probes.deletion.test_hybrids import make as make_other
 from tests.probes.mixtures import make as make_mixture
-from tests.probes.test_command import run as command
-from vindex.demo import CHECKPOINT
-from vindex.errors import PatchError, ProbeError, QueryError, TargetError
+from tests.probes.tracing.conftest import OTHER, PROMPT, F, ids_of, logits_of, seen_at
+from vindex.errors import PatchError, ProbeError, QueryError
 from vindex.reader import open_vindex
 
-PROMPT, OTHER = "The capital of France is", "The capital of Germany is"
-F = 16
 
-
-@pytest.fixture(scope="module")
-def atlas():
-    return probes.load("atlas", device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def v(tmp_path_factory):
-    target = tmp_path_factory.mktemp("traced") / "atlas.vindex"
-    build_quietly(CHECKPOINT, target, features=F)
-    return open_vindex(target)
-
-
-@pytest.fixture(scope="module")
-def t(atlas, v):
-    return probes.trace(atlas, PROMPT, vindex=v, check=2)
-
-
-def ids_of(loaded, prompt=PROMPT):
-    return torch.tensor([encode(loaded.tokenizer, prompt).ids])
-
-
-def logits_of(loaded, prompt=PROMPT):
-    with torch.no_grad():
-        return loaded.model(ids_of(loaded, prompt)).logits[0]
-
-
-def seen_at(loaded, module, side="output", prompt=PROMPT):
-    """What a module takes or gives out, (tokens, width), by a hook of our own."""
-    kept = []
-
-    def keep(module, args, output):
-        kept.append((output if side == "output" else args[0]).detach()[0])
-
-    handle = module.register_forward_hook(keep)
-    logits_of(loaded, prompt)
-    handle.remove()
-    return kept[0]
-
-
-def test_the_last_row_is_the_models_own_logits_bit_for_bit(atlas, t):
-    own = logits_of(atlas)
+def test_the_last_row_is_the_models_own_logits_bit_for_bit(loaded, t):
+    own = logits_of(loaded)
     for position in (-1, 3):
-        run = stream.run(atlas.model, ids_of(atlas)[0].tolist(), position)
+        run = stream.run(loaded.model, ids_of(loaded)[0].tolist(), position)
         assert same_bits(run.logits[-1], own[position])
     last = t.rows()[-1]
     assert (last["layer"], last["after"], last["rank"], last["top"]) == (3, "FFN", 1, " Paris")
     assert last["log_prob"] == pytest.approx(float(own[-1].log_softmax(0)[t.target]), abs=1e-4)
 
 
-def test_the_lens_is_the_models_head_on_its_hidden_states(atlas, t):
+def test_the_lens_is_the_models_head_on_its_hidden_states(loaded, t):
     with torch.no_grad():
-        states = atlas.model(ids_of(atlas), output_hidden_states=True).hidden_states
+        states = loaded.model(ids_of(loaded), output_hidden_states=True).hidden_states
         for layer in range(3):
-            wanted = atlas.model.lm_head(atlas.model.model.norm(states[layer + 1][0, -1])).log_softmax(0)
+            wanted = loaded.model.lm_head(loaded.model.model.norm(states[layer + 1][0, -1])).log_softmax(0)
             row = t.rows()[2 + 2 * layer]
             assert (row["layer"], row["after"]) == (layer, "FFN")
             assert row["log_prob"] == pytest.approx(float(wanted[t.target]), abs=1e-3)
             assert row["rank"] == 1 + int((wanted > wanted[t.target]).sum())
 
 
-def test_what_the_stages_add_is_the_targets_logit(atlas, t):
-    own = float(logits_of(atlas)[-1, t.target])
+def test_what_the_stages_add_is_the_targets_logit(loaded, t):
+    own = float(logits_of(loaded)[-1, t.target])
     assert sum(row["adds"] for row in t.rows()) == pytest.approx(own, abs=1e-4)
     assert set(t.sums) == {"logit", "stages", "writes"} and max(t.sums.values()) < 1e-4
 
@@ -109,17 +62,17 @@ def test_writes_and_what_lies_outside_add_up_to_what_each_ffn_added(t):
     assert t.chance == F / 128
 
 
-def test_reads_are_z_against_generic_text(atlas, v, t):
+def test_reads_are_z_against_generic_text(loaded, v, t):
     """The mean and spread of one layer, by hooks of our own, token 0 and sinks left out."""
-    layer, block = 2, atlas.model.model.layers[2]
+    layer, block = 2, loaded.model.model.layers[2]
     gate, kept = torch.tensor(v.gate[layer].astype(np.float32)), []
     for name in texts.BUNDLED:
-        text = atlas.tokenizer.decode(encode(atlas.tokenizer, texts.read(name)).ids[:TOKENS])
-        norms = seen_at(atlas, block, prompt=text).norm(dim=1)
+        text = loaded.tokenizer.decode(encode(loaded.tokenizer, texts.read(name)).ids[:TOKENS])
+        norms = seen_at(loaded, block, prompt=text).norm(dim=1)
         wanted = (norms <= 10 * norms.median()) & (torch.arange(len(norms)) > 0)
-        kept.append(seen_at(atlas, block.mlp, "input", text)[wanted] @ gate.T)
+        kept.append(seen_at(loaded, block.mlp, "input", text)[wanted] @ gate.T)
     generic = torch.cat(kept)
-    x = seen_at(atlas, block.mlp, "input")[-1]
+    x = seen_at(loaded, block.mlp, "input")[-1]
     z = (gate @ x - generic.mean(0)) / generic.std(0)
     for row in t.reads(layer, 5):
         assert row["z"] == pytest.approx(float(z[row["feature"]]), rel=0.02)
@@ -128,33 +81,33 @@ def test_reads_are_z_against_generic_text(atlas, v, t):
     assert t.layers()[layer]["usual_z"] == pytest.approx(float(usual), rel=0.02)
 
 
-def test_a_planted_write_has_the_effect_that_is_known_exactly(atlas, v):
+def test_a_planted_write_has_the_effect_that_is_known_exactly(loaded, v):
     """The last FFN writes 300 d and nothing else: one row carries it, and taking it out leaves the stream before it."""
     d = torch.tensor(v.down[3, 5].astype(np.float32))
     d = d / d.norm()
-    with edited(atlas.model, {("mlp_out", 3): lambda y: (300 * d).expand_as(y)}):
-        t = probes.trace(atlas, PROMPT, vindex=v, check=1, target=" Paris")
+    with edited(loaded.model, {("mlp_out", 3): lambda y: (300 * d).expand_as(y)}):
+        t = probes.trace(loaded, PROMPT, vindex=v, check=1, target=" Paris")
         (row,) = (row for row in t.writes(3, F) if row["feature"] == 5)
-        planted = float(logits_of(atlas)[-1, t.target])
+        planted = float(logits_of(loaded)[-1, t.target])
     others = [abs(each["adds"]) for each in t.writes(3, F) if each["feature"] != 5]
     assert row["coefficient"] == pytest.approx(300, rel=1e-3)
     assert row["adds"] == pytest.approx(t.rows()[-1]["adds"], rel=1e-3) and max(others) < 0.01 * abs(row["adds"])
-    attended = seen_at(atlas, atlas.model.model.layers[3].post_attention_layernorm, "input")[-1]
+    attended = seen_at(loaded, loaded.model.model.layers[3].post_attention_layernorm, "input")[-1]
     with torch.no_grad():
-        without = float(atlas.model.lm_head(atlas.model.model.norm(attended))[t.target])
+        without = float(loaded.model.lm_head(loaded.model.model.norm(attended))[t.target])
     (checked,) = (test for test in t.checks() if test["side"] == "writes")
     assert (checked["layer"], checked["feature"]) == (3, 5) and checked["written"] == row["adds"]
     assert checked["causal"] == pytest.approx(planted - without, abs=0.01)
 
 
-def test_checks_are_what_a_hand_made_ablation_measures(atlas, v, t):
-    own = logits_of(atlas)[-1]
+def test_checks_are_what_a_hand_made_ablation_measures(loaded, v, t):
+    own = logits_of(loaded)[-1]
     assert [test["side"] for test in t.checks()] == ["reads"] * 2 + ["writes"] * 2
     for test in t.checks():
-        mlp, target = atlas.model.model.layers[test["layer"]].mlp, t.target
+        mlp, target = loaded.model.model.layers[test["layer"]].mlp, t.target
         if test["side"] == "writes":
             d, place = torch.tensor(v.down[test["layer"], test["feature"]].astype(np.float32)), mlp
-            change = (seen_at(atlas, mlp)[-1] @ d) * d
+            change = (seen_at(loaded, mlp)[-1] @ d) * d
             assert test["read"] is None
         else:
             along = t.directions.along
@@ -167,12 +120,12 @@ def test_checks_are_what_a_hand_made_ablation_measures(atlas, v, t):
             return new
 
         handle = place.register_forward_hook(taken)
-        without = logits_of(atlas)[-1]
+        without = logits_of(loaded)[-1]
         handle.remove()
         assert test["causal"] == pytest.approx(float(own[target] - without[target]), abs=1e-4)
         change = own.log_softmax(0)[target] - without.log_softmax(0)[target]
         assert test["log_prob"] == pytest.approx(float(change), abs=1e-4)
-    assert torch.equal(logits_of(atlas)[-1], own)
+    assert torch.equal(logits_of(loaded)[-1], own)
 
 
 def test_what_was_not_tested_is_none_and_never_zero(t):
@@ -181,17 +134,17 @@ def test_what_was_not_tested_is_none_and_never_zero(t):
     assert sum(value is not None for value in reads) == 2 == sum(value is not None for value in writes)
 
 
-def test_against_itself_nothing_is_left(atlas, v):
-    t = probes.trace(atlas, PROMPT, vindex=v, against=PROMPT, check=1)
+def test_against_itself_nothing_is_left(loaded, v):
+    t = probes.trace(loaded, PROMPT, vindex=v, against=PROMPT, check=1)
     assert all(row["adds"] == 0 and row["rank"] == row["rank_against"] for row in t.rows())
     assert all(row["z"] == 0 for row in t.reads()) and all(row["adds"] == 0 for row in t.writes())
     assert all(test["causal"] == 0 for test in t.checks())
 
 
-def test_against_another_prompt_is_the_difference_of_the_two(atlas, v):
-    t = probes.trace(atlas, PROMPT, vindex=v, against=OTHER, target=" Paris", check=1)
-    mlp = atlas.model.model.layers[3].mlp
-    x = seen_at(atlas, mlp, "input")[-1] - seen_at(atlas, mlp, "input", OTHER)[-1]
+def test_against_another_prompt_is_the_difference_of_the_two(loaded, v):
+    t = probes.trace(loaded, PROMPT, vindex=v, against=OTHER, target=" Paris", check=1)
+    mlp = loaded.model.model.layers[3].mlp
+    x = seen_at(loaded, mlp, "input")[-1] - seen_at(loaded, mlp, "input", OTHER)[-1]
     for row in t.reads(3, 4):
         gate = v.gate[3, row["feature"]].astype(np.float64)
         assert row["read"] == pytest.approx(float(gate @ x.double().numpy()), rel=1e-3)
@@ -202,25 +155,15 @@ def test_against_another_prompt_is_the_difference_of_the_two(atlas, v):
     assert sum(row["adds"] for row in t.writes(3)) == pytest.approx(last["adds"], abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def patch(atlas, tmp_path_factory):
-    """A patch of layer 1 that turns its gates down where the prompt ends."""
-    x = seen_at(atlas, atlas.model.model.layers[1].mlp, "input")[-1]
-    write = torch.randn(atlas.model.config.intermediate_size, generator=torch.Generator().manual_seed(0)) * 12
-    path = tmp_path_factory.mktemp("patch") / "p.safetensors"
-    patches.save(path, Delta(1, write, x / (x @ x), "forward"), CHECKPOINT, {})
-    return path
-
-
-def test_a_patch_shows_the_trajectory_before_and_after_and_the_model_is_restored(atlas, patch):
-    before = {name: value.clone() for name, value in atlas.model.state_dict().items()}
-    t = probes.trace(atlas, PROMPT, target=" Paris", patch=patch)
-    assert all(same_bits(before[name], value) for name, value in atlas.model.state_dict().items())
-    model = deepcopy(atlas.model)
+def test_a_patch_shows_the_trajectory_before_and_after_and_the_model_is_restored(loaded, patch):
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    t = probes.trace(loaded, PROMPT, target=" Paris", patch=patch)
+    assert all(same_bits(before[name], value) for name, value in loaded.model.state_dict().items())
+    model = deepcopy(loaded.model)
     delta = patches.read(patch).delta
     weight = model.model.layers[1].mlp.gate_proj.weight
     weight.copy_((weight + torch.outer(delta.gate_write, delta.gate_read)).bfloat16())
-    wanted = logits_of(replace(atlas, model=model))[-1].log_softmax(0)
+    wanted = logits_of(replace(loaded, model=model))[-1].log_softmax(0)
     last = t.rows()[-1]
     assert last["log_prob_patched"] == pytest.approx(float(wanted[t.target]), abs=1e-4)
     assert last["rank"] == 1 and last["rank_patched"] == 1 + int((wanted > wanted[t.target]).sum()) > 10
@@ -229,11 +172,11 @@ def test_a_patch_shows_the_trajectory_before_and_after_and_the_model_is_restored
     assert all(not row["rank"] <= 10 < row["rank_patched"] for row in rows[: fate.dies])
     shown = [number for number, row in enumerate(rows) if number > fate.dies and row["rank_patched"] <= 10]
     assert list(fate.later) == shown
-    assert probes.trace(atlas, PROMPT).fate is None
+    assert probes.trace(loaded, PROMPT).fate is None
 
 
-def test_a_mixture_has_a_trajectory_and_is_refused_with_a_vindex(atlas, v):
-    mixture = replace(atlas, model=make_mixture("qwen3_moe"))
+def test_a_mixture_has_a_trajectory_and_is_refused_with_a_vindex(loaded, v):
+    mixture = replace(loaded, model=make_mixture("qwen3_moe"))
     t = probes.trace(mixture, PROMPT)
     own = logits_of(mixture)[-1]
     assert len(t.rows()) == 7 and sum(row["adds"] for row in t.rows()) == pytest.approx(float(own.max()), abs=1e-3)
@@ -249,19 +192,19 @@ def test_a_mixture_has_a_trajectory_and_is_refused_with_a_vindex(atlas, v):
         ("granite", "the lens after the last layer differs from the model's own logits by up to"),
     ],
 )
-def test_models_in_which_nothing_would_add_up_are_refused(atlas, kind, message):
+def test_models_in_which_nothing_would_add_up_are_refused(loaded, kind, message):
     with pytest.raises(ProbeError, match=message):
-        probes.trace(replace(atlas, model=make_other(kind, **OTHERS[kind])), PROMPT)
+        probes.trace(replace(loaded, model=make_other(kind, **OTHERS[kind])), PROMPT)
 
 
-def test_a_head_with_a_bias_and_logits_that_are_not_finite_are_refused(atlas):
-    model = deepcopy(atlas.model)
+def test_a_head_with_a_bias_and_logits_that_are_not_finite_are_refused(loaded):
+    model = deepcopy(loaded.model)
     model.lm_head.bias = torch.nn.Parameter(torch.full((model.config.vocab_size,), 9.0), requires_grad=False)
     with pytest.raises(ProbeError, match="with the final norm's scale frozen; expected a head without bias"):
-        probes.trace(replace(atlas, model=model), PROMPT)
+        probes.trace(replace(loaded, model=model), PROMPT)
     model.lm_head.bias.fill_(float("nan"))
     with pytest.raises(ProbeError, match="logits: NaN or infinite in torch.float32; try --dtype float32"):
-        probes.trace(replace(atlas, model=model), PROMPT)
+        probes.trace(replace(loaded, model=model), PROMPT)
 
 
 def test_sums_that_do_not_add_up_are_an_error():
@@ -273,7 +216,7 @@ def test_sums_that_do_not_add_up_are_an_error():
         frozen.require_sum(np.array([[1.0, np.nan], [1.0, 1.0]]), np.array([3.0, 2.0]), "it")
 
 
-def test_what_cannot_be_traced_is_told_before_any_work(atlas, v, tiny_vindex, patch):
+def test_what_cannot_be_traced_is_told_before_any_work(loaded, v, tiny_vindex, patch):
     other = "The capital of the land is"
     for message, asked in (
         ("--check takes directions of a vindex out of the model; give its --vindex", {"check": 1}),
@@ -286,73 +229,8 @@ def test_what_cannot_be_traced_is_told_before_any_work(atlas, v, tiny_vindex, pa
         ("the vindex .* has num_layers 3, the model .* 4; give the model", {"vindex": open_vindex(tiny_vindex)}),
     ):
         with pytest.raises(ProbeError, match=message):
-            probes.trace(atlas, PROMPT, **asked)
+            probes.trace(loaded, PROMPT, **asked)
     with pytest.raises(QueryError, match="'Pariss' is not a single token of this model"):
-        probes.trace(atlas, PROMPT, target="Pariss")
-    with pytest.raises(PatchError, match="no such file"):
-        probes.trace(atlas, PROMPT, patch=patch.parent / "none.safetensors")
-
-
-def test_a_trace_without_a_vindex_says_what_it_lacks(atlas, t):
-    bare = probes.trace(atlas, PROMPT)
-    assert [row["rank"] for row in bare.rows()] == [row["rank"] for row in t.rows()]
-    with pytest.raises(ProbeError, match="no vindex was given; trace with one to see what the FFNs read and write"):
-        bare.reads()
-    with pytest.raises(QueryError, match="layer 4: the model has layers 0 to 3"):
-        t.writes(4)
-    assert repr(t) == "<trace of atlas, 'The capital of France is': ' Paris' has rank 1>"
-    assert t._repr_html_().count("<tr>") == 10
-
-
-class Page(HTMLParser):
-    """What a page would load, and its words."""
-
-    def __init__(self, content):
-        super().__init__()
-        self.loads, self.words, self.tags = [], [], []
-        self.feed(content)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def test_the_page_stands_alone_and_the_record_holds_everything(atlas, v, t, tmp_path):
-    t.save(tmp_path / "t.json")
-    record = json.loads((tmp_path / "t.json").read_text())
-    assert record["record"] == "vindex-trace/1" and record["vindex"] == v.id and len(record["writes"]) == 4
-    assert record["target"] == {"id": t.target, "piece": " Paris"} and record["tokens"][0]["sink"]
-    hostile = probes.trace(atlas, "<script>alert(1)</script> The", vindex=v, against="<script>alert(2)</script> The")
-    for name, made in (("t", t), ("hostile", hostile)):
-        made.save(tmp_path / f"{name}.html")
-        content = (tmp_path / f"{name}.html").read_text()
-        page = Page(content)
-        assert not page.loads and not {"script", "link", "img", "iframe"} & set(page.tags)
-        assert "url(" not in content and "@import" not in content and len(content) < 200_000
-        assert page.tags.count("svg") == 2 and page.tags.count("details") == 4
-    assert "Taken out of the live model" in " ".join(Page((tmp_path / "t.html").read_text()).words)
-    with pytest.raises(TargetError, match=r"t.txt: a trace is written as .html or .json"):
-        t.save(tmp_path / "t.txt")
-
-
-def test_the_command_prints_tables_of_60_columns_and_says_what_to_do_next(v, patch, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "60")
-    made = tmp_path / "t.html"
-    assert command(monkeypatch, "trace", "atlas", PROMPT, "--vindex", v.path, "--check", 1, "-o", made) == 0
-    out = capsys.readouterr().out
-    for words in ("(sink)", "Trajectory", "Reads", "Writes", "outside the", "Taken out", "READ", "WRITTEN", "CAUSAL"):
-        assert words in out
-    assert max(map(len, out.replace(str(tmp_path), "").replace(str(v.path), "").splitlines())) <= 60
-    assert " – " in out and "next: vindex feature" in out
-    assert made.is_file()
-    asked = ("trace", "atlas", PROMPT, "--target", " Paris")
-    assert command(monkeypatch, *asked, "--patch", patch) == 0
-    out = capsys.readouterr().out
-    assert "the answer dies at" in out and "later the lens still shows it at" in out and "next: vindex build" in out
-    assert command(monkeypatch, *asked, "--against", OTHER, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["against"] == OTHER
-    assert command(monkeypatch, *asked, "-o", tmp_path / "t.txt") == 1
-    assert "a trace is written as .html or .json" in capsys.readouterr().err
+        probes.trace(loaded, PROMPT, target="Pariss")
+    with pytest.raises(PatchError, match="No such file"):
+        probes.trace(loaded, PROMPT, patch=patch.parent / "none.safetensors")

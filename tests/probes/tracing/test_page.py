@@ -1,0 +1,76 @@
+"""The page and the tables of a trace."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+import probes
+from tests.probes.test_command import run as command
+from tests.probes.tracing.conftest import OTHER, PROMPT
+from vindex.errors import ProbeError, QueryError, TargetError
+
+
+def test_a_trace_without_a_vindex_says_what_it_lacks(loaded, t):
+    bare = probes.trace(loaded, PROMPT)
+    assert [row["rank"] for row in bare.rows()] == [row["rank"] for row in t.rows()]
+    with pytest.raises(ProbeError, match="no vindex was given; trace with one to see what the FFNs read and write"):
+        bare.reads()
+    with pytest.raises(QueryError, match="layer 4: the model has layers 0 to 3"):
+        t.writes(4)
+    assert repr(t) == "<trace of atlas, 'The capital of France is': ' Paris' has rank 1>"
+    assert t._repr_html_().count("<tr>") == 10
+
+
+class Page(HTMLParser):
+    """What a page would load, and its words."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.loads, self.words, self.tags = [], [], []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_stands_alone_and_the_record_holds_everything(loaded, v, t, tmp_path):
+    t.save(tmp_path / "t.json")
+    record = json.loads((tmp_path / "t.json").read_text())
+    assert record["record"] == "vindex-trace/1" and record["vindex"] == v.id and len(record["writes"]) == 4
+    assert record["target"] == {"id": t.target, "piece": " Paris"} and record["tokens"][0]["sink"]
+    hostile = probes.trace(loaded, "<script>alert(1)</script> The", vindex=v, against="<script>alert(2)</script> The")
+    for name, made in (("t", t), ("hostile", hostile)):
+        made.save(tmp_path / f"{name}.html")
+        content = (tmp_path / f"{name}.html").read_text()
+        page = Page(content)
+        assert not page.loads and not {"script", "link", "img", "iframe"} & set(page.tags)
+        assert "url(" not in content and "@import" not in content and len(content) < 200_000
+        assert page.tags.count("svg") == 2 and page.tags.count("details") == 4
+    assert "Taken out of the live model" in " ".join(Page((tmp_path / "t.html").read_text()).words)
+    with pytest.raises(TargetError, match=r"t.txt: a trace is written as .html or .json"):
+        t.save(tmp_path / "t.txt")
+
+
+def test_the_command_prints_tables_of_60_columns_and_says_what_to_do_next(v, patch, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    made = tmp_path / "t.html"
+    assert command(monkeypatch, "trace", "atlas", PROMPT, "--vindex", v.path, "--check", 1, "-o", made) == 0
+    out = capsys.readouterr().out
+    for words in ("(sink)", "Trajectory", "Reads", "Writes", "outside the", "Taken out", "READ", "WRITTEN", "CAUSAL"):
+        assert words in out
+    assert max(map(len, out.replace(str(tmp_path), "").replace(str(v.path), "").splitlines())) <= 60
+    assert " – " in out and "next: vindex feature" in out
+    assert made.is_file()
+    asked = ("trace", "atlas", PROMPT, "--target", " Paris")
+    assert command(monkeypatch, *asked, "--patch", patch) == 0
+    out = capsys.readouterr().out
+    assert "the answer dies at" in out and "later the lens still shows it at" in out and "next: vindex build" in out
+    assert command(monkeypatch, *asked, "--against", OTHER, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["against"] == OTHER
+    assert command(monkeypatch, *asked, "-o", tmp_path / "t.txt") == 1
+    assert "a trace is written as .html or .json" in capsys.readouterr().err
