@@ -243,7 +243,7 @@ def test_pages_that_cannot_be_written(built, tmp_path):
     for place, message in (
         (tmp_path / "r.pdf", "r.pdf: reports are written as .html"),
         (tmp_path / "no" / "r.html", "the directory .* does not exist"),
-        (thesis, "thesis.html exists and is no report; choose another -o, or replace it with --force"),
+        (thesis, "thesis.html exists and is no report; choose another place, or replace it with --force"),
     ):
         with pytest.raises(TargetError, match=message):
             vindex.write_report(v, place)
