@@ -73,7 +73,9 @@ def check_target(path: Path, *, force: bool) -> None:
     if path.is_file() and not force:
         with opened(path, ANY) as file:
             if file.read(len(MARK)) != MARK:
-                raise TargetError(f"{path} exists and is no report; choose another place, or replace it with --force (force=True)")
+                raise TargetError(
+                    f"{path} exists and is no report; choose another place, or replace it with --force (force=True)"
+                )
 
 
 def render(v: Vindex, found: dict[str, Any], progress: Progress = silent) -> str:
