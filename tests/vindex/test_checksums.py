@@ -12,8 +12,8 @@ from vindex.errors import FormatError
 from vindex.format import FILES
 
 
-def test_sha256sum_accepts_what_is_written(built_mixture):
-    built = built_mixture
+def test_sha256sum_accepts_what_is_written(built_whole):
+    built = built_whole
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=built, check=True)
     listed = load_sums(built)
     assert sorted(listed) == sorted(spec.name for spec in FILES if spec.name != "SHA256SUMS")
