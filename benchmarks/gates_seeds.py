@@ -23,7 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of the preset `reading`
     "no-ratio": {"init_ratio": 0.0, "init_std": 0.1},
     "no-nke": {"unmasked_retain_weight": 0.0},
     "closed": {"init_mean": 0.0},
-    "adam-decay": {"weight_decay": 0.01},
+    "context-2": {"context_weight": 2.0},
+    "forget-2": {"lambda_f": 2.0, "context_weight": 2.0},
 }
 SIDES = (("forget", False), ("forget", True), ("oracle", None), ("conflict", None), ("reasoning", False),
          ("reasoning", True))  # fmt: skip
