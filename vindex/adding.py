@@ -49,9 +49,9 @@ MAKING = "vindex with responses"
 
 
 def check_place(v: Vindex) -> None:
-    """Raise TargetError now if responses cannot be added to the directory of `v` later."""
+    """Raise if responses cannot be added to `v` later: LackingError if it is not ours, TargetError of its place."""
     place = v.path.resolve()
-    against = objection(place, (VINDEX,))
+    against = v.own_index and objection(place, (VINDEX,))
     if against:
         raise TargetError(
             f"{v.path} {against}; responses go into a directory of the vindex alone: copy its files to one"

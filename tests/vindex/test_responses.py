@@ -16,7 +16,7 @@ from tests.probes.test_command import run
 from tests.responses import MEASURED, add_made_up
 from tests.vindex.test_verify import change, failures
 from vindex import targets
-from vindex.adding import add_responses
+from vindex.adding import add_responses, check_place
 from vindex.errors import QueryError, TargetError
 from vindex.format import RESPONSE_FILES
 from vindex.places import begin
@@ -146,6 +146,15 @@ def test_what_is_in_the_way_is_told_in_one_line(copy, built_mixture, tmp_path, m
     shutil.copytree(built_mixture, copy)
     with pytest.raises(TargetError, match="is another vindex than was opened; open it again"):
         add_made_up(v)
+
+
+def test_a_vindex_of_another_family_is_refused(tmp_path):
+    from tests.vindex.test_families import leading, weights, write_published
+
+    rows = np.stack([leading(weights(24, 16, seed=layer), 4) for layer in range(2)])
+    other = write_published(tmp_path / "published", rows, rows, weights(40, 16, seed=9), model="Qwen/Qwen3-8B")
+    with pytest.raises(QueryError, match="needs a vindex that `vindex build` made"):
+        check_place(vindex.open(other))
 
 
 def test_responses_of_another_shape_are_no_file_of_this_vindex(copy):
