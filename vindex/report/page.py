@@ -39,10 +39,10 @@ def write_report(
     v: Vindex,
     path: str | Path,
     *,
-    probe: Path | None = None,
-    gate3: Path | None = None,
-    gates: Path | None = None,
-    trace: Path | None = None,
+    probe: str | Path | None = None,
+    gate3: str | Path | None = None,
+    gates: str | Path | None = None,
+    trace: str | Path | None = None,
     against: Vindex | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -55,10 +55,10 @@ def write_report(
     """
     check_target(Path(path), force=force)
     found = {
-        "constants": panels.constants(probe, v) if probe else None,
-        "deletion": panels.deletion(gate3, v) if gate3 else None,
-        "gates": panels.gates(gates, v) if gates else None,
-        "trace": panels.trace(trace, v) if trace else None,
+        "constants": panels.constants(Path(probe), v) if probe else None,
+        "deletion": panels.deletion(Path(gate3), v) if gate3 else None,
+        "gates": panels.gates(Path(gates), v) if gates else None,
+        "trace": panels.trace(Path(trace), v) if trace else None,
         "beside": beside(v, against, progress) if against else None,
     }
     targets.write_bytes(Path(path), render(v, found, progress).encode())
