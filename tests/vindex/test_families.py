@@ -199,7 +199,7 @@ def test_larqls_early_magic_is_taken_as_its_loader_takes_it(browse, tmp_path):
             "published is the published dense form, and this needs a vindex that `vindex build`",
         ),
         ("published", vindex.write_card, "published is the published dense form"),
-        ("browse", lambda v: vindex.write_report(v, "r.html"), "browse is LARQL's browse form, and this needs a vindex"),
+        ("browse", lambda v: vindex.write_report(v, "r.html"), "browse is LARQL's browse form, and this needs"),
         ("published", lambda v: v.index.router_offset(0), "published has no router of layer 0"),
         ("summary", lambda v: v.down, "summary has gate directions only: build a vindex of the model"),
         ("summary", lambda v: v.cosines(3), "summary has no embeddings: pass a vector of 16 numbers, or build"),
