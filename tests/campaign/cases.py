@@ -335,7 +335,7 @@ def places(random: Random, base: Path, place: Path) -> Case:
             damage.odd(random, place / f"{out}{random.choice(('.partial', '.replacing', '.replaced', ''))}")
     force = random.choice(("--force", "(none)"))
     making = commands_of(MAKING, OUT=out, FORCE=force)
-    if out == "out" or out.startswith(("~", "é", "a", "-", "x", "y", "\x1b", "mine/o")):
+    if out == "out" or out.startswith(("~", "é", "a", "-", "x", "y", "\x1b", "mine/o", "tiny/o", "odd/o")):
         making.pop()  # a demo would be made, and takes long
     reading = commands_of(
         "info OUT\npatch show OUT\nplan OUT\ngates stats OUT\nverify tiny.vindex --source OUT", OUT=out

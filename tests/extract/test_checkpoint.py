@@ -184,13 +184,16 @@ def test_hub_failures_are_one_line_each(monkeypatch):
     import httpx2
     from huggingface_hub import errors
 
-    response = httpx2.Response(403, request=httpx2.Request("GET", "https://huggingface.co"))
+    response, busy = (
+        httpx2.Response(code, request=httpx2.Request("GET", "https://huggingface.co")) for code in (403, 503)
+    )
     cases = {
         errors.GatedRepoError("gated\nlong story", response=response): "access is gated; accept its terms",
         errors.RevisionNotFoundError("no", response=response): "there is no revision main2",
         errors.RepositoryNotFoundError("no", response=response): "no such model on the Hub",
         errors.LocalEntryNotFoundError("offline"): "not in the Hub cache, and the Hub cannot be reached",
-        errors.HfHubHTTPError("503 busy\nmore", response=response): r"download failed \(503 busy\); try again",
+        errors.HfHubHTTPError("no\nmore", response=response): r"download is not allowed with this token \(403\)",
+        errors.HfHubHTTPError("503 busy\nmore", response=busy): r"download failed \(503 busy\); try again",
     }
     for failure, message in cases.items():
 

@@ -181,7 +181,7 @@ def test_what_is_not_pulled(hub, copy, tmp_path):
         message = refused(lambda force=force: vindex.pull(REPO, taken, force=force), TargetError)
         assert "already exists and is nothing that this tool made (vindex), so it is not replaced" in message
     assert (taken / "mine.txt").read_text() == "mine"
-    assert "or add --force to replace it" in refused(lambda: vindex.pull(REPO, copy), TargetError)
+    assert "or replace it with --force" in refused(lambda: vindex.pull(REPO, copy), TargetError)
     assert vindex.pull(REPO, copy, force=True).path == copy
     del hub.repositories[REPO]["norms.bin"]
     message = refused(lambda: vindex.pull(REPO, tmp_path / "p"), FormatError)

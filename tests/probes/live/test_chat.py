@@ -188,7 +188,7 @@ def test_every_way_into_a_chat_refuses_a_template_that_drops_the_question():
 def test_the_atlas_is_asked_in_the_models_own_template():
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     expected = {(prompt.text, (prompt.answer,)) for prompt in corpus.chat_fact_prompts(True)}
-    found = set(atlas_panels(tokenizer, chat=True, count=200).forget)
+    found = {(prompt.text, prompt.answers) for prompt in atlas_panels(tokenizer, chat=True, count=200).forget}
     assert len(found) == 200 and found <= expected
     other = atlas_panels(spoken("Q: {{ messages[0].content }}\nA:"), chat=True, count=8).forget
     assert all(prompt.text.startswith("Q: ") for prompt in other)

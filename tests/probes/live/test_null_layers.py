@@ -128,7 +128,7 @@ def test_the_commands_work_and_say_which_layers(tiny_checkpoint, tmp_path, monke
         assert "nan" not in shown.lower()
     assert run(monkeypatch, "compare", target, target) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "–: a weight is zero, without a direction" in shown and "nan" not in shown
+    assert "–: a weight is zero, or a vindex lacks it" in shown and "nan" not in shown
     assert run(monkeypatch, "card", target, "--probe", saved) == 0
     assert "zero, without a direction: model.layers.1" in (target / "README.md").read_text()
 

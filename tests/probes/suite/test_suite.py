@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from probes.suite import definition
 from probes.suite import run as suite
 from probes.suite.words import choice_of_stages, meanings
 from vindex.errors import ProbeError, VindexError
-from vindex.reader import open_vindex
+from vindex.reader import Vindex, open_vindex
 
 FLOAT = {"rel": 2e-5, "abs": 1e-9}  # the record keeps six significant digits
 
@@ -149,11 +150,12 @@ def one_line(error: pytest.ExceptionInfo) -> bool:
     return "\n" not in str(error.value) and len(str(error.value)) < 250
 
 
-def test_a_vindex_of_another_shape_is_refused(made, tiny_vindex):
+def test_a_vindex_of_another_shape_is_refused(made, tiny_vindex, monkeypatch):
     loaded, _, found = made
+    opened = open_vindex(tiny_vindex)
+    own = opened.index
     for wrong in ("num_layers", "hidden_size", "intermediate_size"):
-        opened = open_vindex(tiny_vindex)
-        opened.index = opened.index.__class__(**{**vars(opened.index), wrong: 7})
+        monkeypatch.setattr(Vindex, "index", replace(own, **{wrong: 7}))
         with pytest.raises(ProbeError, match=rf"has {wrong} 7, the model \(tiny-qwen3\)") as error:
             match.require_match(loaded, opened, found["model"]["weights_sha256"])
         assert one_line(error)
@@ -171,9 +173,9 @@ def test_a_vindex_of_other_weights_is_refused(tiny_checkpoint, tiny_vindex, tmp_
     assert one_line(error)
 
 
-def test_a_vindex_with_too_few_directions_is_refused(made, tiny_vindex):
+def test_a_vindex_with_too_few_directions_is_refused(made, tiny_vindex, monkeypatch):
     opened = open_vindex(tiny_vindex)
-    opened.index = opened.index.__class__(**{**vars(opened.index), "num_feats": 8})
+    monkeypatch.setattr(Vindex, "index", replace(opened.index, num_feats=8))
     with pytest.raises(ProbeError, match="keeps 8 directions per layer") as error:
         suite.constants(made[0], opened, ["factual"])
     assert one_line(error)
