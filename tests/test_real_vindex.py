@@ -49,5 +49,5 @@ def test_commands_and_published_code(real_model, real_vindex):
     said = run_published(real_vindex, best["token_id"])
     assert said == f"Top feature: layer={top['layer']}, feature={top['feature']}, score={top['cosine']:.4f}"
     same = json.loads(run("compare", real_vindex, real_vindex, "--json").stdout)
-    assert max(layer[side]["largest_angle"] for layer in same for side in ("gate", "down")) < 1e-6
+    assert max(layer[side]["largest_angle"] for layer in same["layers"] for side in ("gate", "down")) < 1e-6
     load_like_larql(real_vindex)
