@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 import vindex
+from tests.vindex.damaged import LEFT_OUT, damaged
 from vindex.card import write_card
 from vindex.checks import verify
 from vindex.errors import FormatError, QueryError, VindexError
@@ -196,15 +197,8 @@ def test_damaged_records_give_one_line(copy, tmp_path, name):
     """Every value of a record left out, or of another type: a card as before, or one line that names the place."""
     told = 0
     for path in places(KINDS[name]):
-        for wrong in ("left out", *WRONG):
-            record = json.loads(json.dumps(of(copy, KINDS[name])))
-            holder = record
-            for key in path[:-1]:
-                holder = holder[key]
-            if wrong == "left out":
-                del holder[path[-1]]
-            else:
-                holder[path[-1]] = wrong
+        for wrong in (LEFT_OUT, *WRONG):
+            record = damaged(of(copy, KINDS[name]), path, wrong)
             try:
                 card_with(copy, tmp_path, **{name: record})
             except VindexError as error:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from base64 import b64decode, b64encode
-from copy import deepcopy
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,6 +16,7 @@ from typer.testing import CliRunner
 import vindex
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
+from tests.vindex.damaged import LEFT_OUT, damaged
 from tests.vindex.report.records import records, written
 from tests.vindex.test_responses import add_made_up
 from vindex.__main__ import app
@@ -207,15 +207,8 @@ def test_damaged_records_are_one_line(built, tmp_path, name):
     """Every value of a record left out or of another type: a panel, or one line that names the file."""
     v, told = vindex.open(built), 0
     for path in places(records(v)[name]):
-        for wrong in ("left out", "x", []):
-            record = deepcopy(records(v)[name])
-            holder = record
-            for key in path[:-1]:
-                holder = holder[key]
-            if wrong == "left out":
-                del holder[path[-1]]
-            else:
-                holder[path[-1]] = wrong
+        for wrong in (LEFT_OUT, "x", []):
+            record = damaged(records(v)[name], path, wrong)
             file = tmp_path / "record.json"
             file.write_text(json.dumps(record))
             try:
