@@ -138,8 +138,7 @@ def _in_turn(bench: Bench, source: Path, weights: int) -> dict[str, float]:
         "embeddings as float16": "extract.vocab_stage.to_half",
         "finite?": "extract.vocab_stage.require_finite",
         "unit rows": "extract.vocab_stage.unit_rows",
-        "gate scores": "extract.vocab_stage.gate_scores",
-        "down scores": "extract.vocab_stage.down_scores",
+        "scores": "extract.vocab_stage.scores_of",
         "poles": "extract.vocab.TopTokens.update",
         "write": "vindex.writer.Writer.write",
     }

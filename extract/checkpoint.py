@@ -29,7 +29,11 @@ from vindex.manifest import Dequantised, SourceFile
 from vindex.quantised import left_over_note, quantisation
 from vindex.weights import CONFIG, TEXT, adapter_note, read_checkpoint, read_small
 
-ROWS_BYTES = 1 << 26  # read large matrices in pieces of about this size
+ROWS_BYTES = 30 << 20
+"""Bytes of float32 of the pieces in which large matrices are read.
+
+What is larger than 32 MiB glibc maps anew each time, and the system hands it out page by page, which cost a fifth of a
+build's processor time."""
 TOKENIZER, CARD = "tokenizer.json", "README.md"
 
 
@@ -88,7 +92,7 @@ class Checkpoint:
         return replace(self, store=store)
 
     def row_blocks(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """(first row, rows as their store gives them) of a matrix, in pieces of about 64 MiB of float32."""
+        """(first row, rows as their store gives them) of a matrix, in pieces of ROWS_BYTES of float32."""
         rows, columns = self.info(name).shape
         step = max(1, ROWS_BYTES // (4 * columns))
         for first in range(0, rows, step):

@@ -14,7 +14,7 @@ from extract.cast import to_half
 from extract.checkpoint import Checkpoint
 from extract.layouts import Layout
 from extract.rederive import evenly
-from extract.vocab import POLE, TopTokens, down_scores, gate_scores, unit_rows
+from extract.vocab import POLE, TopTokens, scores_of, unit_rows
 from vindex import format as form
 from vindex.errors import QueryError
 from vindex.progress import Progress
@@ -91,14 +91,13 @@ class _Poles:
         self.side, self.name = side, (form.GATE_META if side == "gate" else form.DOWN_META).name
         self.stored = _records(v, side, chosen)
         self.directions = torch.from_numpy(directions[chosen].astype(np.float32))
-        if side == "down":
-            self.directions *= final_norm
+        self.directions = unit_rows(self.directions) if side == "gate" else self.directions * final_norm
         self.found = TopTokens(len(chosen))
 
     def update(self, first: int, rows: torch.Tensor) -> None:
         if len(rows):
-            score = gate_scores if self.side == "gate" else down_scores
-            self.found.update(0, score(self.directions, unit_rows(rows) if self.side == "gate" else rows), first)
+            tokens = unit_rows(rows) if self.side == "gate" else rows
+            self.found.update(0, scores_of(self.directions, tokens), first)
 
     def check(self) -> Check:
         """Whether at each pole the scores are those found anew, and so are the tokens, but for equal scores."""

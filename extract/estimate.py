@@ -22,7 +22,7 @@ import torch
 from extract.checkpoint import Checkpoint, open_checkpoint
 from extract.planning import DENSE_FEATURES, EXPERT_FEATURES
 from extract.svd import FIRST_CHECK, GRAM_PANELS, top_directions
-from extract.vocab import RUN, STEP, down_scores
+from extract.vocab import RUN, STEP, scores_of
 from vindex.demo import or_bundled
 from vindex.errors import CheckpointError, NumericError
 from vindex.files import Kind, read_json
@@ -203,7 +203,7 @@ def seconds_of(work: Work, threads: int) -> float:
         few, step = min(rows, MEASURED_ROWS), min(work.features, STEP)
         vocabulary, directions = (torch.randn(count, columns, generator=random) for count in (few, step))
         part = (few / rows) * (step / work.features)
-        return _cpu_seconds(lambda: down_scores(directions, vocabulary)) / part / threads
+        return _cpu_seconds(lambda: scores_of(directions, vocabulary)) / part / threads
     neurons, hidden = (rows, columns) if work.kind == "gate_proj" else (columns, rows)
     weight = torch.randn(neurons, hidden, generator=random) * torch.logspace(0, -1, hidden)
     if work.kind == "down_proj":

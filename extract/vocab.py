@@ -107,14 +107,15 @@ def peaks_of(
 ) -> torch.Tensor:
     """Largest |z| of each row in each layer: (layers, n) float32.
 
-    directions: (first feature, (m, H)) pieces of all features. stats: `Spread.result`. rows: (n, H) of length one.
+    directions: (first feature, (m, H) unit rows) pieces of all features. stats: `Spread.result`. rows: (n, H) of length
+    one.
     layer_of: (features,) int64, from 0. A direction without spread, as a zero one, has z 0.
     """
     peaks = torch.zeros(int(layer_of[-1]) + 1, len(rows), device=rows.device)
     mean, deviation = stats[:, :, None]
     for first, piece in directions:
         at = slice(first, first + len(piece))
-        size = ((gate_scores(piece, rows) - mean[at]).abs() / deviation[at]).where(deviation[at] > 0, 0.0)
+        size = ((scores_of(piece, rows) - mean[at]).abs() / deviation[at]).where(deviation[at] > 0, 0.0)
         for layer in layer_of[at].unique().tolist():
             peaks[layer] = peaks[layer].maximum(size[layer_of[at] == layer].amax(dim=0))
     return peaks
@@ -154,11 +155,10 @@ def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)
 
 
-def gate_scores(directions: torch.Tensor, unit_embeddings: torch.Tensor) -> torch.Tensor:
-    """Cosine of each direction with each embedding: (F, H), (n, H) unit rows → (F, n). A zero row scores zero."""
-    return unit_rows(directions) @ unit_embeddings.T
+def scores_of(directions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(F, n) scores of each of (F, H) directions with each of (n, H) tokens' rows.
 
-
-def down_scores(directions: torch.Tensor, unembedding: torch.Tensor) -> torch.Tensor:
-    """Logit lens of each direction: (F, H) already scaled by the final norm's weight, (n, H) → (F, n)."""
-    return directions @ unembedding.T
+    A gate direction's is a cosine, of unit rows with unit rows. A down direction's is its logit lens, scaled by the
+    final norm's weight, with the rows of the unembedding as they are.
+    """
+    return directions @ rows.T

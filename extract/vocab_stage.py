@@ -21,12 +21,14 @@ from extract.checkpoint import Checkpoint
 from extract.device import wide
 from extract.job import Job
 from extract.layouts import Norm
-from extract.vocab import STEP, Sample, Spread, TopTokens, down_scores, gate_scores, peaks_of, runs_of, unit_rows
+from extract.vocab import STEP, Sample, Spread, TopTokens, peaks_of, runs_of, scores_of, unit_rows
 from vindex import format as form
 from vindex.chance import random_directions
 from vindex.format import RANDOM_DIRECTIONS
 from vindex.index import Index
 from vindex.options import BuildOptions
+
+KEPT_BYTES = 1 << 28  # of directions in float32 that a pass over the vocabulary keeps in memory
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def project_vocabulary(
     top_tokens, casts = TopTokens(features + RANDOM_DIRECTIONS * block.first, options.device), []
     spread, sample = Spread(features + RANDOM_DIRECTIONS * block.first, options.device), Sample(block.tokens)
     chance = torch.from_numpy(random_directions(block.index.hidden_size)).to(options.device) if block.first else None
-    kept = list(_directions(block, files, chance, options.device)) if final_norm.is_cuda else None  # it has room for it
+    directions = _Directions(block, files, chance, final_norm)
     for first, rows in ahead(row_blocks):
         if block.first and gate and options.embeddings:
             half = to_half(rows, block.tensor, first)
@@ -101,13 +103,10 @@ def project_vocabulary(
             tokens = unit_rows(candidates) if gate else candidates
             if gate:
                 sample.update(first, tokens)
-            for feature, stored in kept or _directions(block, files, chance, options.device):
-                directions = stored.to(torch.float32)
+            for feature, some in directions:
+                scores = scores_of(some, tokens)
                 if gate:
-                    scores = gate_scores(directions, tokens)
                     spread.update(feature, scores)
-                else:
-                    scores = down_scores(final_norm * directions, tokens)
                 top_tokens.update(feature, scores, first)
         advance(len(rows))
     records = top_tokens.records()
@@ -116,27 +115,40 @@ def project_vocabulary(
         poles = records[features:]["tokens"]["token_id"]
         files.write(form.RANDOM_POLES.name, 0 if gate else poles.nbytes, np.ascontiguousarray(poles))
     if gate:
-        _write_statistics(block, files, spread, sample, kept or _directions(block, files, chance, options.device))
+        _write_statistics(block, files, spread, sample, directions)
     return {"casts": casts}
 
 
-def _directions(
-    block: VocabularyBlock, files: BlockFiles, chance: torch.Tensor | None, device: str
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number in the run, (n, H) on the device) of its directions, some at a time, of any layer.
+class _Directions:
+    """The run's directions as they are multiplied, as often as one goes through them: (number, (n, H) float32) pieces.
 
-    They are float16; the first block's are followed by the random ones, `chance`, float32.
+    Gate directions are made unit rows, down directions scaled by the final norm's weight. The first block's are
+    followed by the random ones, `chance`. They are kept where that takes at most KEPT_BYTES, else read again each time.
     """
-    width = block.index.hidden_size * form.HALF
-    start, stop = _extent(block)
-    for offset in range(start, stop, STEP * width):
-        stored = files.read(
-            (form.GATE if block.side == "gate" else form.DOWN).name, offset, min(STEP * width, stop - offset)
-        )
-        half = torch.frombuffer(bytearray(stored), dtype=torch.float16)
-        yield (offset - start) // width, half.view(-1, block.index.hidden_size).to(device)
-    if chance is not None:
-        yield (stop - start) // width, chance
+
+    def __init__(
+        self, block: VocabularyBlock, files: BlockFiles, chance: torch.Tensor | None, final_norm: torch.Tensor
+    ) -> None:
+        self._block, self._files, self._chance, self._final_norm = block, files, chance, final_norm
+        start, stop = _extent(block)
+        self._kept = list(self._read()) if stop - start <= KEPT_BYTES * form.HALF // 4 or final_norm.is_cuda else None
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        return iter(self._kept) if self._kept else self._read()
+
+    def _read(self) -> Iterator[tuple[int, torch.Tensor]]:
+        file = (form.GATE if self._block.side == "gate" else form.DOWN).name
+        (start, stop), hidden = _extent(self._block), self._block.index.hidden_size
+        width = hidden * form.HALF
+        for offset in range(start, stop, STEP * width):
+            stored = bytearray(self._files.read(file, offset, min(STEP * width, stop - offset)))
+            yield (offset - start) // width, self._ready(torch.frombuffer(stored, dtype=torch.float16).view(-1, hidden))
+        if self._chance is not None:
+            yield (stop - start) // width, self._ready(self._chance)
+
+    def _ready(self, some: torch.Tensor) -> torch.Tensor:
+        there = some.to(self._final_norm.device).to(torch.float32)
+        return unit_rows(there) if self._block.side == "gate" else self._final_norm * there
 
 
 def _extent(block: VocabularyBlock) -> tuple[int, int]:
@@ -156,7 +168,7 @@ def _write_statistics(
     counts = [block.index.layers[layer].num_features for layer in block.layers]
     stats, rows = spread.result(), sample.rows()
     layer_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(rows.device)
-    own = ((first, piece[: len(layer_of) - first].to(torch.float32)) for first, piece in directions)
+    own = ((first, piece[: len(layer_of) - first]) for first, piece in directions)
     peaks = peaks_of(((first, piece) for first, piece in own if len(piece)), stats, rows, layer_of)
     row, width = _extent(block)[0] // (block.index.hidden_size * form.HALF), peaks.element_size()
     for which, values in enumerate(stats[:, : len(layer_of)].cpu().numpy()):

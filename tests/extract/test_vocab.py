@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.vocab import POLE, TopTokens, down_scores, gate_scores, unit_rows
+from extract.vocab import POLE, TopTokens, scores_of, unit_rows
 
 
 @pytest.mark.parametrize("vocabulary, piece", [(15, 15), (300, 70), (5000, 1999), (4096, 4096)])
@@ -32,7 +32,7 @@ def test_equal_scores_give_the_lower_id_first():
 def test_scores_are_cosines_and_logits():
     directions, rows = torch.randn(3, 8), torch.randn(5, 8)
     expected = torch.nn.functional.cosine_similarity(directions[:, None], rows[None], dim=-1)
-    torch.testing.assert_close(gate_scores(directions, unit_rows(rows)), expected)
-    torch.testing.assert_close(down_scores(directions, rows), torch.einsum("fh,nh->fn", directions, rows))
+    torch.testing.assert_close(scores_of(unit_rows(directions), unit_rows(rows)), expected)
+    torch.testing.assert_close(scores_of(directions, rows), torch.einsum("fh,nh->fn", directions, rows))
     assert not unit_rows(torch.zeros(1, 8)).any()
-    assert not gate_scores(torch.zeros(1, 8), unit_rows(rows)).any()
+    assert not scores_of(unit_rows(torch.zeros(1, 8)), unit_rows(rows)).any()
