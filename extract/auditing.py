@@ -3,6 +3,7 @@
 1. A weight W of the source is read.
 2. The claimed rows are measured against W and beside its own directions (extract/measuring.py).
 3. vindex/verdicts.py says in a word what the figures mean.
+4. Rows that are said to be neurons and no directions are held against W's own, bit by bit, instead of 2. and 3.
 
 Nothing of one weight is kept but its figures, and room for those is taken before the first, so that memory does not
 grow from weight to weight: small arrays made among large ones would keep the places of these from being used again.
@@ -21,13 +22,13 @@ import torch
 
 from extract.ahead import ahead
 from extract.checkpoint import Checkpoint, open_checkpoint
-from extract.contents import compare_contents, is_ours, unless_lacking
+from extract.contents import Neurons, compare_contents, is_ours, unless_lacking
 from extract.ffn import Weight
 from extract.layouts import Layout, find_layout
 from extract.measuring import measure
 from extract.rederive import evenly
 from extract.run import build
-from vindex.audits import Audit, audited
+from vindex.audits import Audit, audited, require_directions
 from vindex.demo import or_bundled
 from vindex.errors import QueryError
 from vindex.progress import Progress, silent
@@ -47,6 +48,11 @@ class Claim(NamedTuple):
     rows: np.ndarray
     sigma: np.ndarray | None
 
+    @property
+    def place(self) -> str:
+        """The layer, and the expert, in words."""
+        return f"layer {self.layer}" + ("" if self.expert is None else f", expert {self.expert}")
+
 
 def audit(
     v: Vindex | str | Path, source: str | Path, *, layers: int | None = None, progress: Progress = silent
@@ -64,13 +70,18 @@ def audit(
     there = [entry.layer for entry in v.index.layers if entry.num_features]
     claims = list(_claims(v, layout, [there[at] for at in evenly(len(there), layers or len(there))]))
     advance, room, found = progress("audit", len(claims)), _Room(sum(len(claim.rows) for claim in claims)), []
+    neurons = Neurons() if v.family.neurons else None
     for of, by_neuron in ahead((claim, claim.weight.by_neuron(checkpoint)) for claim in claims):
-        figures = room.moved(measure(of.rows, of.sigma, by_neuron.to(torch.float32), of.weight.name))
-        found.append(audited(of.layer, of.side, of.expert, of.weight.name, figures))
+        if neurons:
+            neurons.update(of.place, of.rows, by_neuron, of.weight.name)
+        else:
+            figures = room.moved(measure(of.rows, of.sigma, by_neuron.to(torch.float32), of.weight.name))
+            found.append(audited(of.layer, of.side, of.expert, of.weight.name, figures))
         del by_neuron  # or it would be kept while the next but one is read
-        advance(1, f"layer {of.layer}, {of.side}: {found[-1].verdict.word}")
+        advance(1, f"{of.place}, {of.side}: {'compared' if neurons else found[-1].verdict.word}")
+    beside = compare_contents(v, checkpoint, layout, progress)
     return Audit(
-        name=v.path.name,
+        name=v.name,
         id=v.id,
         source=str(source),
         model=checkpoint.model,
@@ -80,12 +91,16 @@ def audit(
         stated=claims[0].sigma is not None,
         signed=is_ours(v),
         weights=tuple(found),
-        contents=tuple(compare_contents(v, checkpoint, layout, progress)),
+        contents=(*([neurons.check()] if neurons else []), *beside),
     )
 
 
 def repair(found: Audit, target: str | Path, *, progress: Progress = silent) -> Vindex:
-    """Build a certified vindex of the same shape from the source of an audit; raises as `build` does."""
+    """Build a certified vindex with as many directions of each weight, and embeddings where there were some.
+
+    It is of the source of the audit. Raises as `build` does, and LackingError where rows are neurons.
+    """
+    require_directions(found.name, bool(found.weights))
     return build(found.source, target, features=found.features, embeddings=found.embeddings, progress=progress)
 
 
@@ -140,4 +155,4 @@ def _require_fit(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> None:
             f"{len(each)} layers of width {width}" + (f", {max(each)} experts" if max(each) > 1 else "")
             for each, width in ((experts, layout.hidden_size), (claimed, v.index.hidden_size))
         )
-        raise QueryError(f"{checkpoint.model} has {theirs}, and {v.path.name} {ours}; give the source that it is of")
+        raise QueryError(f"{checkpoint.model} has {theirs}, and {v.name} {ours}; give the source that it is of")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import accumulate
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from extract.layouts import Layout
 from extract.rederive import evenly
 from extract.vocab import POLE, TopTokens, scores_of, unit_rows
 from vindex import format as form
-from vindex.errors import QueryError
+from vindex.errors import LackingError
 from vindex.progress import Progress
 from vindex.reader import Vindex
 from vindex.verification import Check
@@ -30,13 +29,13 @@ def unless_lacking(read: Callable[[], Part]) -> Part | None:
     """What `read` gives, or None where the vindex has no such part."""
     try:
         return read()
-    except QueryError:
+    except LackingError:
         return None
 
 
 def is_ours(v: Vindex) -> bool:
     """Whether v is of our own format, which fixes signs, layers and what a score is; others' families do not."""
-    return not getattr(getattr(v, "family", None), "title", "")
+    return not v.family.title
 
 
 def compare_contents(v: Vindex, checkpoint: Checkpoint, layout: Layout, progress: Progress) -> Iterator[Check]:
@@ -49,7 +48,7 @@ def compare_contents(v: Vindex, checkpoint: Checkpoint, layout: Layout, progress
     tokens = min(layout.vocab_size, unless_lacking(lambda: len(v.vocabulary)) or layout.vocab_size)
     scale = layout.final_norm.scale(checkpoint)
     for side, tensor in (("gate", layout.embeddings), ("down", layout.unembedding)):
-        poles, other = unless_lacking(partial(_Poles, v, side, scale)), []
+        poles, other = _Poles(v, side, scale) if is_ours(v) else None, []
         for first, rows in checkpoint.row_blocks(tensor):
             if side == "gate" and stored is not None:
                 other += _other_rows(stored, first, rows, tensor)
@@ -71,6 +70,36 @@ def _other_rows(stored: np.ndarray, first: int, rows: torch.Tensor, name: str) -
     return (first + np.flatnonzero((fresh != ours).any(axis=1))).tolist()
 
 
+class Neurons:
+    """Rows that are said to be neurons of gate_proj, each beside the one in its place."""
+
+    def __init__(self) -> None:
+        self._rows, self._other, self._first, self._cosine = 0, 0, "", 1.0
+
+    def update(self, where: str, stored: np.ndarray, weight: torch.Tensor, name: str) -> None:
+        """stored: (F, H) of one weight (I, H), which is called `name`. where: its layer and expert."""
+        both = min(len(stored), len(weight))
+        other = _other_rows(stored, 0, weight[:both], name)
+        if other:
+            unit = (unit_rows(rows.float()) for rows in (torch.from_numpy(stored[other]), weight[other]))
+            self._cosine = min(self._cosine, float(torch.stack([*unit]).prod(dim=0).sum(dim=1).nan_to_num(0.0).min()))
+        if len(stored) != len(weight):
+            other, self._cosine = [*other, both], 0.0
+        if other and not self._other:
+            self._first = f"{where}, row {other[0]}"
+        self._rows, self._other = self._rows + len(stored), self._other + len(other)
+
+    def check(self) -> Check:
+        """Whether each row is the source's, cast as it is stored, to the bit."""
+        said = f"{self._rows:,} rows, each the source's in its place"
+        if self._other:
+            said = (
+                f"{self._other:,} of {self._rows:,} rows are not the source's in their place, cosine down to "
+                f"{self._cosine:.4f}; first {self._first}"
+            )
+        return Check("neurons", not self._other, said)
+
+
 def _embeddings(stored: np.ndarray, rows: int, other: list[int]) -> Check:
     if len(stored) != rows:
         return Check("embeddings", False, f"{len(stored):,} rows, and the source has {rows:,}")
@@ -80,12 +109,9 @@ def _embeddings(stored: np.ndarray, rows: int, other: list[int]) -> Check:
 
 
 class _Poles:
-    """Some directions of one side, evenly spread, as they meet the vocabulary again."""
+    """Some directions of one side of our format, evenly spread, as they meet the vocabulary again."""
 
     def __init__(self, v: Vindex, side: str, final_norm: torch.Tensor) -> None:
-        """Raises QueryError where v has no tokens of that side, or scores that may be others than ours."""
-        if not is_ours(v):
-            raise QueryError(f"{v.path.name} does not say what a score of a token is")
         directions = (v.gate if side == "gate" else v.down).reshape(-1, v.index.hidden_size)
         chosen = evenly(len(directions), SAMPLE)
         self.side, self.name = side, (form.GATE_META if side == "gate" else form.DOWN_META).name
@@ -144,10 +170,10 @@ def _norms(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> Iterator[Check]
 def _routers(v: Vindex, checkpoint: Checkpoint, layout: Layout) -> Iterator[Check]:
     """Routers and shared experts' gates, layer by layer."""
     compared, other = 0, []
-    for layer, ffn in enumerate(layout.ffns):
+    for layer, ffn in enumerate(layout.ffns if v.has(form.ROUTER) else ()):
         for name, read in ((ffn.router, v.router), (ffn.shared_gate, v.shared_expert_gate)):
-            stored = unless_lacking(partial(read, layer)) if name else None
-            if name and stored is not None:
+            if name:
+                stored = read(layer)
                 fresh = to_half(checkpoint.tensor(name), name).values.numpy()
                 compared += 1
                 other += [name] if not np.array_equal(fresh.reshape(stored.shape), stored) else []

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vindex.charts import COLOURS, Curve, draw_curves
+from vindex.errors import LackingError
 from vindex.results import Result
 from vindex.verdicts import CORRECT, SIGNS, VERDICTS, Figures, Verdict, choices, judge
 from vindex.verification import Check
@@ -36,13 +37,22 @@ def audited(layer: int, side: str, expert: int | None, tensor: str, figures: Fig
     return Audited(layer, side, expert, tensor, figures, judge(figures))
 
 
+def require_directions(name: str, there: bool) -> None:
+    """Raise LackingError unless a vindex has directions, to be drawn or built again."""
+    if not there:
+        raise LackingError(
+            f"{name} holds rows of gate_proj, neuron by neuron: there are no residuals to draw, and no number of "
+            "directions to build again; choose one, `vindex build MODEL --features F`"
+        )
+
+
 @dataclass(frozen=True, repr=False)
 class Audit(Result):
     """Every direction of a vindex beside a source's weights, and its embeddings, norms and tokens beside theirs.
 
     name, id: of the vindex. model, revision: of the source, which `source` names as it was given. stated: whether the
     vindex states σ; where it does not, ‖Wv‖ stands in for it. signed: whether its format fixes the signs of directions.
-    contents: what was compared beside directions.
+    weights: none where rows are neurons, which `contents` then compares. contents: what was compared beside directions.
     """
 
     name: str
@@ -82,7 +92,10 @@ class Audit(Result):
         said = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
         wrong = [check.what for check in self.contents if not check.holds]
         missed = f"; {self.missed:.1%} of what ‖W‖² the leading directions hold is missed" if self.missed > 5e-4 else ""
-        return f"{len(self.weights)} weights: {said}{missed}" + (f"; other {', '.join(wrong)}" if wrong else "")
+        other = f"; other {', '.join(wrong)}" if wrong else ""
+        if not self.weights:
+            return "rows are neurons, not directions" + (other or "; all that was compared is the source's")
+        return f"{len(self.weights)} weights: {said}{missed}{other}"
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each layer and side: of a mixture's experts the worst verdict, and figures over all of them.
@@ -111,7 +124,8 @@ class Audit(Result):
         }
 
     def plot(self, path: str | Path) -> None:
-        """Draw the residuals by rank to a .html or .png. Raises TargetError."""
+        """Draw the residuals by rank to a .html or .png. Raises TargetError, and LackingError where there are none."""
+        require_directions(self.name, bool(self.weights))
         draw(self.record(), Path(path))
 
 

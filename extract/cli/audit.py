@@ -42,13 +42,18 @@ def audit(
     What is wrong with them in a word, how far they are off and what they miss; embeddings, tokens and norms as well.
     """
     import extract
+    import vindex
+    from vindex.audits import require_directions
     from vindex.writer import refuse_taken
 
     check_places(output, plot)
     if repair:
         refuse_taken(repair, resume=False, force=False)
     with progress() as stage:
-        found = extract.audit(path, source, layers=layers, progress=stage)
+        v = vindex.open(path, progress=stage)
+        if repair or plot:
+            require_directions(v.name, not v.family.neurons)
+        found = extract.audit(v, source, layers=layers, progress=stage)
     if plot:
         found.plot(plot)
     if not put(found.record(), json, output):
@@ -59,16 +64,24 @@ def audit(
         if not json:
             say(f"next: vindex audit {quote(str(repair))} --source {quote(source)}")
     elif not found.holds:
-        way_out = "give the source that it is of, or write one of the same shape with --repair DIR"
+        way_out = "give the source that it is of" + (
+            ", or write one of the same shape with --repair DIR" if found.weights else ""
+        )
         raise FormatError(f"{path}: {found.summary}; {way_out}")
 
 
 def _print(found: Audit, plot: Path | None) -> None:
+    title = f"{found.name} beside {found.model}"
     columns = [">layer", "side", ">residual", ">cos", ">angle", ">held", "verdict"]
-    print_table(f"{found.name} beside {found.model}", columns, [_cells(row) for row in found.rows()], CAPTION)
+    if found.weights:
+        print_table(title, columns, [_cells(row) for row in found.rows()], CAPTION)
     said = {True: styled("ok", "green"), False: styled("FAILED", "red")}
     if found.contents:
-        print_table("", ["", "", ""], [(check.what, said[check.holds], check.detail) for check in found.contents])
+        print_table(
+            "" if found.weights else title,
+            ["", "", ""],
+            [(check.what, said[check.holds], check.detail) for check in found.contents],
+        )
     if plot:
         say(f"plot: {plot}")
     say(styled(found.summary, "bold"))
