@@ -62,7 +62,8 @@ def line(name: str, found: Audit) -> str:
     """What a row of the table says."""
     figures = [one.figures for one in found]
     residual = np.concatenate([one.residual for one in figures])
-    wrong, near = (np.mean(each) for each in zip(*(((~of.true).sum(), (of.cosine > 0.99).sum()) for of in figures)))
+    wrong = np.mean([(~of.true).sum() for of in figures])
+    near = np.mean([(of.cosine > 0.99).sum() for of in figures])
     other = ", ".join(f"{check.what} {'ok' if check.holds else check.detail}" for check in found.contents)
     return (
         f"| {name} | {found.summary.partition(';')[0]} | {wrong:.1f} | {near:.1f} | {np.median(residual):.2g}, "

@@ -56,7 +56,7 @@ class BesideChance(Questions):
         if judged:
             z = [float(judged.z[row]) for row in rows]
             hits = [hit._replace(z=of, chance=judged.chance(of)) for hit, of in zip(hits, z, strict=True)]
-        features = tuple((self.feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in hits)
+        features = tuple((self.stored_feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in hits)
         if isinstance(query, np.ndarray):
             return Best(None, None, None, features, by, judged)
         token_id = self.token_id(query)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,8 @@ from vindex.cli import Json, Output, VindexPath, opened
 from vindex.console import check_places, print_table, put, say, styled, typed, visible
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from vindex.reader import Vindex
     from vindex.records import Feature, FeatureHit, Response, TokenScore
     from vindex.scores import Best
@@ -160,7 +162,7 @@ def feature(
         caption += "writes: logit lens of the response to + and, turned round, to −; "
     if v.family.neurons:
         poles += [("writes +", None, found.writes)]
-        caption = "a neuron, not a direction; writes: LARQL's scores of what it adds; "
+        caption = "a neuron, not a direction; " + caption + "writes: LARQL's scores of what it adds; "
     elif down:
         poles += [("down +", likeness[2], found.writes), ("down −", likeness[3], found.writes_against)]
         caption += "down: logit lens of the down direction of the same rank, which is another direction; "
@@ -170,10 +172,8 @@ def feature(
     caption += "alike: z of the coherence of the tokens; ␣ is a space"
     rows = [(name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens)) for name, alike, tokens in poles]
     print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
-    if found.response:
-        say(_response_in_words(found.response))
-    else:
-        say(styled(_no_responses(v), "dim"))
+    for line in _of_responses(v, found):
+        say(line)
     if missing:
         say(styled(f"no coherence: {missing}", "dim"))
     for side, together in clusters._asdict().items() if clusters else ():
@@ -181,7 +181,7 @@ def feature(
             first, last = together[0], together[-1]
             say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
     say("nearest gate directions")
-    _print_hits(v, [(v.feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
+    _print_hits(v, [(v.stored_feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
 
 
 def _response_in_words(response: Response) -> str:
@@ -191,8 +191,13 @@ def _response_in_words(response: Response) -> str:
     return f"response R² {response.r2:.2%} (95 % of {nulls}): {judged}"
 
 
-def _no_responses(v: Vindex) -> str:
-    return f"no responses: vindex respond MODEL {v.path.name} measures what is written when a direction is read"
+def _of_responses(v: Vindex, found: Feature) -> Iterator[str | Text]:
+    """What there is to say of them, if anything: of a family that is not ours they cannot be measured."""
+    if found.response:
+        yield _response_in_words(found.response)
+    elif not v.family.title:
+        way_out = f"vindex respond MODEL {v.name} measures what is written when a direction is read"
+        yield styled(f"no responses: {way_out}", "dim")
 
 
 def _lines_of(file: Path) -> list[str]:
@@ -229,6 +234,7 @@ def _print_best(v: Vindex, best: Best) -> None:
 
 def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> None:
     from vindex.chance import CHANCE
+    from vindex.format import EMBEDDINGS
     from vindex.scores import read
 
     judged, mixture = any(hit.z is not None for _, hit in features), bool(v.index.num_experts)
@@ -250,6 +256,8 @@ def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> No
     caption = "the sign of z is the pole; chance: how often random directions reach that |z|; " if judged else ""
     responses = bool(v.index.has_responses)
     caption += "after →: what is written then, R² beside that of 95 % of random directions; " if responses else ""
+    if any(found.reads is None for found, _ in features):
+        caption += "–: not stored" + ("; vindex feature computes it; " if v.has(EMBEDDINGS) else "; ")
     print_table("", [*columns, "reads → writes" if responses else "what it reads"], rows, f"{caption}␣ is a space")
 
 

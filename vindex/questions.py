@@ -9,7 +9,7 @@ import numpy as np
 
 from vindex import scoring
 from vindex.errors import QueryError
-from vindex.format import DOWN_META, EMBEDDINGS, GATE_META, FileSpec
+from vindex.format import DOWN_META, EMBEDDINGS, GATE, GATE_META, META_TOP_K, FileSpec
 from vindex.records import Feature, FeatureHit, TokenScore
 from vindex.responses import Responding
 
@@ -96,9 +96,30 @@ class Questions(Responding):
     def feature(self, layer: int, feature: int, *, expert: int | None = None) -> Feature:
         """One feature with both poles' tokens from gate_meta and down_meta; None for what the vindex does not have.
 
+        What the direction reads is computed where no gate_meta.bin says it: the vocabulary's embeddings are read once.
         expert: which one, in a layer that is a mixture; E for its shared expert.
         Raises QueryError when one of them is out of range, or the layer needs an expert and none is given.
         """
+        found = self.stored_feature(layer, feature, expert=expert)
+        if found.reads is None:
+            highest, lowest = self._read_by(self.row(layer, feature, expert))
+            return found._replace(reads=highest, reads_against=lowest)
+        return found
+
+    def _read_by(self, row: int) -> tuple[list[TokenScore] | None, list[TokenScore] | None]:
+        """The tokens along and against a gate direction, as gate_meta.bin has them; None without embeddings at hand."""
+        try:
+            tokens = self.embeddings[: len(self.vocabulary) if self.family.can_spell else None]
+        except QueryError:  # it lacks them, or on the Hub they are too many to fetch
+            return None, None
+        direction = self.gate.reshape(-1, self.index.hidden_size)[row]
+        cosines = scoring.cosines(tokens, direction, (EMBEDDINGS.name, GATE.name))
+        poles = (scoring.largest(scores, META_TOP_K // 2) for scores in (cosines, -cosines))
+        highest, lowest = ([TokenScore(of, self.piece(of), float(cosines[of])) for of in ids] for ids in poles)
+        return highest, lowest
+
+    def stored_feature(self, layer: int, feature: int, *, expert: int | None = None) -> Feature:
+        """The same as `feature`, as far as it is stored: nothing is computed."""
         row = self.row(layer, feature, expert)
         layer, feature = int(layer), int(feature)
         poles = (*self._poles(GATE_META, layer, row), *self._poles(DOWN_META, layer, row))

@@ -13,19 +13,21 @@ ROWS = 1 << 9
 EPSILON = 1e-8  # as in the published reader: a zero row scores zero, it does not divide by zero
 
 
-def cosines(directions: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def cosines(
+    directions: np.ndarray, vectors: np.ndarray, names: tuple[str, str] = (GATE.name, EMBEDDINGS.name)
+) -> np.ndarray:
     """Cosine of every vector with every direction, to the last bit those of the published reader.
 
     directions: (L, F, H) or (R, H), any float dtype. vectors: (H,) or (B, H). Returns float32 (L, F) or (R,), with B in
     front for a batch. ROWS directions of a layer are converted at a time, so memory does not grow with their number.
-    Raises FormatError when a number is not finite.
+    names: the files of the two, for messages. Raises FormatError when a number is not finite.
     """
-    batch = _unit(np.atleast_2d(vectors).astype(np.float32), EMBEDDINGS.name)  # (B, H)
+    batch = _unit(np.atleast_2d(vectors).astype(np.float32), names[1])  # (B, H)
     layers = directions if directions.ndim == 3 else directions[None]
     scores = np.empty((len(batch), *layers.shape[:2]), np.float32)
     for layer, frames in enumerate(layers):
         for first in range(0, len(frames), ROWS):
-            rows = _unit(frames[first : first + ROWS].astype(np.float32), GATE.name)
+            rows = _unit(frames[first : first + ROWS].astype(np.float32), names[0])
             for at, vector in enumerate(batch):  # one by one: a product of matrices adds up in another order
                 scores[at, layer, first : first + ROWS] = rows @ vector
     scores = scores.reshape(len(batch), *directions.shape[:-1])

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import vindex
 from tests.foreign import ATLAS_TOKENIZER, leading, weights, write_browse, write_published, write_summary
 from vindex.__main__ import app
+from vindex.console import visible
 from vindex.errors import FormatError, LackingError, QueryError, VindexError
 
 PUBLISHED_CODE = Path(__file__).with_name("published_how_to_use.txt").read_text()
@@ -133,9 +134,32 @@ def test_a_browse_vindex_answers_by_neuron(tmp_path, neurons, embeddings, dtype)
         np.testing.assert_array_equal(v.side(layer, "gate")[0], rows)
     found = v.feature(2, 1)
     assert [(token.token_id, token.score) for token in found.writes] == [(1, 9.0), (2, 8.0), (3, 7.0)]
-    assert found.reads is None and found.writes_against is None and v.feature(2, 4).writes == []
+    assert found.writes_against is None and v.feature(2, 4).writes == []
+    cosines = unit(v.embeddings.astype(np.float32))[: len(v.vocabulary)] @ expected[2 * NEURONS + 1]
+    assert [token.token_id for token in found.reads] == np.argsort(-cosines)[:10].tolist()
     word = v.vocabulary.piece(500)
     assert v.score(word, k=1).top[0].token_id == 500
+
+
+def test_what_a_direction_reads_is_computed_where_no_file_says_it(built, tmp_path):
+    """As the build found it, token for token."""
+    ours = vindex.open(built)
+    directory = write_published(tmp_path / "p", ours.gate, ours.down, ours.embeddings)
+    v = vindex.open(directory, built)
+    for place in ((0, 0), (1, 7)):
+        computed, stored = v.feature(*place), ours.feature(*place)
+        for side in ("reads", "reads_against"):
+            found, kept = getattr(computed, side), getattr(stored, side)
+            assert [token[:2] for token in found] == [token[:2] for token in kept]
+            np.testing.assert_allclose([token.score for token in found], [token.score for token in kept], atol=2e-3)
+    assert v.score(3, k=1).top[0].features[0][0].reads is None, "a score computes nothing more"
+    assert "–: not stored; vindex feature computes it" in run("score", directory, "--id", 3)
+    shown = run("feature", directory, 1, 7)
+    best = vindex.open(directory).feature(1, 7).reads[0]
+    assert f"{visible(best.piece)}\u00a0{best.score:+.2f}" in shown and "respond" not in shown
+    (directory / "embeddings.bin").write_bytes(np.full(v.embeddings.size, np.nan, "<f2"))
+    with pytest.raises(FormatError, match="embeddings.bin holds a number that is not finite"):
+        vindex.open(directory).feature(0, 0)
 
 
 def test_searching_a_browse_vindex_finds_the_neurons_that_write_a_token(browse):
