@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tests.campaign import damage
+from tests.campaign import damage, others
 from tests.campaign.bases import copy
 from vindex import targets
 
@@ -149,6 +149,27 @@ def vindexes(random: Random, base: Path, place: Path) -> Case:
     )
     kept = [f"{name}/{file}" for file in ("README.md", "SHA256SUMS", ".SHA256SUMS.pending", ".README.md.00000000.new")]
     return Case([*random.sample(commands, 2), commands[0]], changes=kept)
+
+
+def families(random: Random, base: Path, place: Path) -> Case:
+    """(k) Vindexes of other families."""
+    copy(base, "tiny", place / "..")
+    copy(base, "tokenizer.json", place / "..")
+    commands = commands_of(
+        """info NAME --json
+        info NAME
+        score NAME --id 3 --top 3
+        score NAME a --tokenizer ../tokenizer.json --json
+        feature NAME 1 2
+        feature NAME 1 2 --expert 1 --json
+        search NAME a
+        compare NAME NAME
+        audit NAME --source ../tiny
+        audit NAME --source ../tiny --layers 1 --json
+        verify NAME""",
+        NAME=others.spoiled(random, place),
+    )
+    return Case(random.sample(commands, 3))
 
 
 def checkpoints(random: Random, base: Path, place: Path) -> Case:
@@ -437,5 +458,5 @@ def _read_badly(few: int, number: int, code: int) -> None:
 
 CATEGORIES: dict[str, Callable[[Random, Path, Path], Case]] = {
     of.__name__: of
-    for of in (vindexes, checkpoints, ggufs, gates, patches, records, chats, places, surroundings, faults)
+    for of in (vindexes, families, checkpoints, ggufs, gates, patches, records, chats, places, surroundings, faults)
 }
