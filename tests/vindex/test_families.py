@@ -196,6 +196,18 @@ def test_a_down_meta_in_larqls_layout_is_read_of_a_published_one(published, brow
         vindex.open(directory)
 
 
+def test_float32_is_taken_where_a_file_of_other_sizes_says_it(published, browse, tmp_path, neurons, embeddings):
+    directory = shutil.copytree(published, tmp_path / "wide")
+    expected = vindex.open(published).cosines(7)
+    for name in ("gate_vectors.bin", "down_features.bin", "embeddings.bin"):
+        np.fromfile(directory / name, "<f2").astype("<f4").tofile(directory / name)
+    np.testing.assert_array_equal(vindex.open(directory).cosines(7), expected)
+    (directory / "embeddings.bin").unlink()
+    same = write_browse(tmp_path / "same", [rows[:FEATURES] for rows in neurons], embeddings)
+    shutil.copy(same / "down_meta.bin", directory)
+    assert vindex.open(directory).gate.dtype == np.float32, "the number of layers in down_meta.bin"
+
+
 def test_larqls_early_magic_is_taken_as_its_loader_takes_it(browse, tmp_path):
     directory = shutil.copytree(browse, tmp_path / "early")
     content = (directory / "down_meta.bin").read_bytes()
@@ -344,6 +356,12 @@ def cut(path: Path, by: int = -1) -> None:
     os.truncate(path, path.stat().st_size + by)
 
 
+def repeat(directory: Path, *names: str) -> None:
+    """As many numbers again."""
+    for name in names:
+        (directory / name).write_bytes(2 * (directory / name).read_bytes())
+
+
 def shift(index: dict, by: int) -> None:
     for entry in index["layers"]:
         entry["offset"] += by
@@ -386,6 +404,26 @@ DAMAGE = [
         lambda d: link(d, "gate_vectors.bin", "gone"),
         "gate_vectors.bin: cannot be read: it is a link to go",
     ),
+    (
+        "published",
+        lambda d: repeat(d, "gate_vectors.bin"),
+        "by their sizes gate_vectors.bin is float32 and down_features.bin float16, so that one of them is not",
+    ),
+    (
+        "published",
+        lambda d: repeat(d, "gate_vectors.bin", "down_features.bin"),
+        "by their sizes gate_vectors.bin is float32 and embeddings.bin float16",
+    ),
+    (
+        "published",
+        lambda d: (repeat(d, "gate_vectors.bin", "down_features.bin"), (d / "embeddings.bin").unlink()),
+        "gate_vectors.bin is float32, or float16 of twice the layers, and no other file tells which; put its emb",
+    ),
+    (
+        "published",
+        lambda d: change(d, "index.json", lambda i: i.update(num_experts=3)),
+        "num_experts: expected none, since nothing says which rows are whose",
+    ),
     ("published", lambda d: (d / "gate_vectors.bin").unlink(), "gate_vectors.bin: cannot be read"),
     ("published", lambda d: (d / "SHA256SUMS").write_text("evil\n"), "SHA256SUMS line 1: expected"),
     ("published", lambda d: (d / "SHA256SUMS").write_text(f"{'0' * 64}  ../x\n"), "names '../x', which is not a plain"),
@@ -417,6 +455,36 @@ DAMAGE = [
         "summary",
         lambda d: change(d, SUMMARY, lambda i: i["model_config"].pop("moe")),
         "model_config.moe: missing",
+    ),
+    (
+        "summary",
+        lambda d: (change(d, SUMMARY, lambda i: i["layers"].pop("2")), cut(d / "gate_vectors.bin", -2304)),
+        "layers: of one layer expected 1,536 bytes, float32, in gate_vectors.bin, got 768, which half of it has too",
+    ),
+    (
+        "summary",
+        lambda d: cut(d / "gate_vectors.bin", -1536),
+        "layers.2.file_offset: expected 768, right after the layer before it, got 1536",
+    ),
+    (
+        "summary",
+        lambda d: change(d, SUMMARY, lambda i: i["layers"].update({"3": i["layers"]["2"], "4": i["layers"]["2"]})),
+        "layers.2.file_offset: expected 768",
+    ),
+    (
+        "browse",
+        lambda d: change(d, "index.json", lambda i: i["layers"][0].update(num_features_per_expert=6)),
+        "num_features_per_expert: 6, and no num_experts says of how many",
+    ),
+    (
+        "browse",
+        lambda d: (change(d, "index.json", lambda i: i.pop("dtype")), repeat(d, "gate_vectors.bin")),
+        "gate_vectors.bin: expected 2,304 bytes",
+    ),
+    (
+        "browse",
+        lambda d: (change(d, "index.json", lambda i: i.pop("dtype")), cut(d / "gate_vectors.bin", -2304)),
+        r"layers\[0\].length: expected 768, got 1536",
     ),
     ("browse", lambda d: cut(d / "gate_vectors.bin"), "gate_vectors.bin: expected 2,304 bytes"),
     ("browse", lambda d: cut(d / "down_meta.bin"), "down_meta.bin: expected 2,332 bytes, 3 tokens for each of 72 rows"),

@@ -99,6 +99,8 @@ def _shape(entry: Fields, layers: int) -> LayerShape:
     )
     shape = LayerShape(entry.integer("layer", 0, layers - 1), rows, experts)
     each = entry.optional_integer("num_features_per_expert", 1, MOST_NEURONS)
+    if each and not experts:
+        entry.problems.append(f"num_features_per_expert: {each}, and no num_experts says of how many")
     if (experts and shape.features * experts != rows) or (experts and each not in (None, shape.features)):
         entry.problems.append(f"layers of {experts} experts: expected as many rows for each, got {rows} in all")
     return shape

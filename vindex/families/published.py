@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vindex.errors import FormatError
 from vindex.families.family import BUILD, TOKENS, Foreign, Lack, Place, sized
 from vindex.format import (
     DOWN,
@@ -47,6 +48,8 @@ class Published(Foreign):
         super().__init__(shelf, tokenizer)
         layers, features = fields.integer("num_layers", 1, MOST_LAYERS), fields.integer("num_feats", 1, MOST_NEURONS)
         hidden, tokens = fields.integer("hidden_size", 1, MOST_COLUMNS), fields.integer("vocab_size", 1, MOST_TOKENS)
+        if (fields.optional_integer("num_experts") or 1) > 1:
+            fields.problems.append("num_experts: expected none, since nothing says which rows are whose")
         fields.problems.refuse()
         shapes = {GATE: (layers, features, hidden), DOWN: (layers, features, hidden), EMBEDDINGS: (tokens, hidden)}
         there: dict[FileSpec, Place] = {
@@ -71,7 +74,23 @@ class Published(Foreign):
         elif DOWN_META.name in names:
             why = f"keeps a {DOWN_META.name} that is not in LARQL's layout"
             lacks[DOWN_META] = Lack("the tokens that directions write", why, BUILD)
+        self._require_one_width()
         self.settle(names, INDEX.name, lacks)
+
+    def _require_one_width(self) -> None:
+        """Twice the bytes are float32, or float16 of twice the layers: a file of other sizes must say the same."""
+        widths = {name: place.dtype.name for name, place in self.places.items()}
+        odd = [name for name, width in widths.items() if width != widths[GATE.name]]
+        if odd:
+            raise FormatError(
+                f"{self.shelf.place}: by their sizes {GATE.name} is {widths[GATE.name]} and {odd[0]} {widths[odd[0]]}, "
+                f"so that one of them is not of the sizes in {INDEX.name}; download it again"
+            )
+        if widths[GATE.name] != "float16" and EMBEDDINGS.name not in widths and not self.index.down_top_k:
+            raise FormatError(
+                f"{self.shelf.place}: {GATE.name} is float32, or float16 of twice the layers, and no other file tells "
+                f"which; put its {EMBEDDINGS.name} beside it"
+            )
 
     def _is_larqls(self) -> bool:
         """Whether down_meta.bin begins as LARQL's do; the cards do not say how it is laid out."""

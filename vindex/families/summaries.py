@@ -68,6 +68,11 @@ class Summaries(Foreign):
             if offset != at * stride:
                 expected = f"{at * stride}, right after the layer before it"
                 fields.problems.append(f"layers.{name}.file_offset: expected {expected}, got {offset}")
+        if len(layers) == 1 and self.places[GATE.name].dtype.name != "float32":
+            expected = f"{2 * stride:,} bytes, float32, in {GATE.name}"
+            fields.problems.append(
+                f"layers: of one layer expected {expected}, got {stride:,}, which half of it has too"
+            )
         fields.problems.refuse()
         rows = {int(name): LayerShape(int(name), experts * features, experts) for name in layers}
         shape_of = tuple(rows.get(layer, LayerShape(layer, 0)) for layer in range(max(rows) + 1))
