@@ -278,11 +278,9 @@ def _shuffled(count: int, seed: int) -> Iterator[int]:
 
 
 def accelerator_on(device: torch.device) -> Any:
-    """That of accelerate, on the device where the model is. Raises ProbeError where it is not installed."""
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise ProbeError("training needs accelerate; pip install 'vindex-svd[train]'") from error
+    """That of accelerate, on the device where the model is."""
+    from accelerate import Accelerator
+
     return Accelerator(cpu=device.type == "cpu")
 
 
