@@ -1,9 +1,11 @@
 """A local HTTP server that speaks the few endpoints of the Hub that reading and writing a model take; it can misbehave.
 
 - `GET /api/models/OWNER/NAME[/revision/REV]?blobs=True`: the commit, and size, blob id and LFS hash of every file;
-- `GET /OWNER/NAME/resolve/REV/FILE`: small files are answered at once with their blob id as ETag; large ones with a
-  redirect to `/storage/…` that carries X-Linked-Etag and X-Linked-Size, as the Hub does;
-- `GET /storage/SHA256/…`: byte ranges, with an ETag of the storage's own.
+- `GET /OWNER/NAME/resolve/REV/FILE`: a small file is behind a redirect to `/api/resolve-cache/…`, which has its blob id
+  as ETag; a large one behind a redirect that carries X-Linked-Etag and X-Linked-Size, to a signed address of
+- `GET /storage/SHA256/…` on another host: byte ranges, with an ETag of the storage's own. It wants the signature, and
+  refuses a request that comes with the Hub's token, as S3 does.
+- every address of a repository that was renamed is a redirect to the same under its new name.
 - `GET /api/models/OWNER/NAME/tree/REV`: the names of the files.
 - what an upload without xet takes: `repos/create`, `branch`, `validate-yaml`, `preupload` (a `.bin` is a large
   file), LFS batch, `PUT /upload/SHA256`, `commit`. Each commit has an id of its own; older ones are forgotten.
@@ -22,7 +24,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_good"
@@ -60,8 +62,8 @@ class HubServer:
     """Serves repositories {"owner/name": {file: Content}}, all at COMMIT. Use as a context manager.
 
     trouble(path, nth): what to do to the nth request of a path instead of answering it: "500", "drop" (half of the
-    body, then the connection breaks), "no range" (the whole file, status 200), "too many" (429 and the
-    seconds left), "wait" (503 and Retry-After), "other etag", "gated", or None.
+    body, then the connection breaks), "no range" (the whole file, status 200), "short" (a byte less), "too many"
+    (429 and the seconds left), "wait" (503 and Retry-After), "gone" (404), "other etag", "gated", or None.
     """
 
     def __init__(self, repositories: dict[str, dict[str, Content]]) -> None:
@@ -72,6 +74,8 @@ class HubServer:
         self.commits: dict[tuple[str, str], str] = {}
         """Of each branch that was pushed to."""
         self.private: set[str] = set()
+        self.renamed: dict[str, str] = {}
+        """New names by the old ones."""
         self.uploaded: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.bytes_sent = 0
@@ -80,6 +84,7 @@ class HubServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.storage = self.endpoint.replace("127.0.0.1", "localhost")
 
     def __enter__(self) -> HubServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -160,15 +165,24 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(503, b"", {"Retry-After": "7"})
             elif trouble == "gated":
                 self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
+            elif trouble == "gone":
+                self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             elif trouble == "forbidden":
                 self._answer(403, b"")
             else:
                 answer(path, trouble)
 
     def _get(self, path: str, trouble: str | None) -> None:
-        if path.startswith("/api/models/"):
+        old = next((name for name in self.hub.renamed if f"{name}/" in f"{path}/"), None)
+        if old:
+            self._answer(307, b"", {"Location": self.path.replace(old, self.hub.renamed[old])})
+        elif path.startswith("/api/models/"):
             self._api(path)
+        elif path.startswith("/api/resolve-cache/"):
+            self._file(path, trouble)
         elif path.startswith("/storage/"):
+            if "Signature=" not in self.path or "Authorization" in self.headers:
+                return self._answer(400, b"Only one auth mechanism allowed")
             self._file(path, trouble)
         else:
             self._resolve(path, trouble)
@@ -268,12 +282,13 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         if not content.large:
-            return self._file(path, trouble)
+            place = f"/api/resolve-cache/models/{repo}/resolve/{quote(commit)}/{quote(name)}"
+            query = f"?{quote(path, safe='')}=&etag=%22{_blob_id(content)}%22"
+            return self._answer(307, b"", {"Location": place + query, "X-Repo-Commit": commit})
         etag = "0" * 64 if trouble == "other etag" else content.sha256
         linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(content.size), "X-Repo-Commit": commit}
-        return self._answer(
-            302, b"", linked | {"Location": f"/storage/{content.sha256}/{repo}/resolve/{commit}/{name}"}
-        )
+        place = f"{self.hub.storage}/storage/{content.sha256}/{repo}/resolve/{commit}/{quote(name)}"
+        return self._answer(302, b"", linked | {"Location": f"{place}?Expires=1&Signature=x~y"})
 
     def _file(self, path: str, trouble: str | None) -> None:
         repo, _, rest = path.removeprefix("/").rpartition("/resolve/")
@@ -292,7 +307,7 @@ class _Handler(BaseHTTPRequestHandler):
         status = 206 if asked and trouble != "no range" else 200
         if trouble == "no range":
             del headers["Content-Range"]
-        self._answer(status, content.read(start, stop), headers, drop=trouble == "drop")
+        self._answer(status, content.read(start, stop - (trouble == "short")), headers, drop=trouble == "drop")
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, drop: bool = False) -> None:
         self.send_response(status)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from vindex.errors import CheckpointError, first_line
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "vocab*", "merges*", "README.md", "LICENSE*"]
+ADDRESS = re.compile(r",? for url:? \S+")  # in a message: it is long, and what signs it lets others in
 UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
 
 
@@ -99,6 +100,7 @@ def explained(repo: str, revision: str | None, doing: str = "download") -> Itera
         HTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -106,7 +108,8 @@ def explained(repo: str, revision: str | None, doing: str = "download") -> Itera
     try:
         yield
     except GatedRepoError as error:
-        reason = f"access is gated; accept its terms on https://huggingface.co/{repo}, then run `hf auth login`"
+        page = "/".join(repo.split("/")[:2])  # of a file, its repository
+        reason = f"access is gated; accept its terms on https://huggingface.co/{page}, then run `hf auth login`"
         raise CheckpointError(f"{repo}: {reason}") from error
     except RevisionNotFoundError as error:
         raise CheckpointError(f"{repo}: there is no revision {revision}; leave it out for the newest") from error
@@ -121,10 +124,14 @@ def explained(repo: str, revision: str | None, doing: str = "download") -> Itera
             "no such directory, not in the Hub cache, and the Hub cannot be reached; download it first or go online"
         )
         raise CheckpointError(f"{repo}: {reason}") from error
+    except RemoteEntryNotFoundError as error:
+        reason = f"{doing} failed: the Hub lists what it has not; ask its owner to push it again"
+        raise CheckpointError(f"{repo}: {reason}") from error
     except OfflineModeIsEnabled as error:
         raise CheckpointError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to go on") from error
     except (HTTPError, OSError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             reason = f"{doing} is not allowed with this token ({error.response.status_code})"
             raise CheckpointError(f"{repo}: {reason}; `hf auth login` with one that may, or set HF_TOKEN") from error
-        raise CheckpointError(f"{repo}: {doing} failed ({first_line(error)}); try again") from error
+        reason = ADDRESS.sub("", first_line(error))
+        raise CheckpointError(f"{repo}: {doing} failed ({reason}); try again") from error

@@ -113,7 +113,12 @@ class HubFiles:
             with get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
                 hf_raise_for_status(response)
                 self._check(file, start, stop, response)
-                return response.read()
+                content = response.read()
+            if len(content) != stop - start:
+                raise CheckpointError(
+                    f"{self.name}/{file}: expected {stop - start:,} bytes, got {len(content):,}; try again"
+                )
+            return content
 
         with explained(f"{self.name}/{file}", self.revision):
             return _patiently(ask)
@@ -121,19 +126,30 @@ class HubFiles:
     def _check(self, file: str, start: int, stop: int, response: Any) -> None:
         """Refuse an answer that is not these bytes of the file that was opened, before its body is read."""
         where, entry = f"{self.name}/{file}", self._entries[file]
-        hub = (response.history or [response])[0].headers
-        etag = (hub.get("X-Linked-Etag") or hub.get("ETag") or "").removeprefix("W/").strip('"')
+        etag = _etag_of([*response.history, response])
         if etag != entry.etag:
             raise CheckpointError(
                 f"{where} changed on the Hub while it was read: its ETag was {entry.etag[:12]}… and is "
                 f"{etag[:12] or 'missing'}…; start again"
             )
+        if response.status_code == 200 and (start, stop) == (0, entry.size):
+            return  # the whole file, as was asked for
         expected, got = f"bytes {start}-{stop - 1}/{entry.size}", response.headers.get("Content-Range")
         if response.status_code != 206 or got != expected:
             raise CheckpointError(
                 f"{where}: asked for {expected} and got status {response.status_code}, {got or 'no Content-Range'}; "
                 "a proxy or mirror on the way does not keep to byte ranges"
             )
+
+
+def _etag_of(answers: Sequence[Any]) -> str:
+    """What the Hub itself says a file is, on the way to whoever has its bytes.
+
+    A large file: in the redirect that leaves for the storage, which has ETags of its own. A small one: in the last
+    answer, be it after redirects within the Hub, to the repository's new name or to a cache.
+    """
+    linked = [answer.headers["X-Linked-Etag"] for answer in answers if "X-Linked-Etag" in answer.headers]
+    return (linked or [answers[-1].headers.get("ETag", "")])[0].removeprefix("W/").strip('"')
 
 
 def _patiently(call: Callable[[], T], retries: int | None = None) -> T:

@@ -19,6 +19,7 @@ from vindex.files import Kind, opened, read_bytes
 from vindex.schema import OF_A_VINDEX
 
 OF_NUMBERS = OF_A_VINDEX._replace(limit=None)
+POINTER, LONGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1 << 10  # what a clone without LFS has instead
 
 
 class Shelf(Protocol):
@@ -68,7 +69,10 @@ class Directory:
 
     def size(self, name: str) -> int:
         with opened(self.path / name, OF_NUMBERS) as file:
-            return os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size
+            if size < LONGEST_POINTER and file.read(len(POINTER)) == POINTER:
+                raise FormatError(f"{self.path / name}: is a git-lfs pointer, not the file; run `git lfs pull` there")
+            return size
 
     def read(self, name: str, kind: Kind = OF_A_VINDEX) -> bytes:
         return read_bytes(self.path / name, kind)

@@ -107,7 +107,7 @@ def test_server_errors_and_dropped_connections_are_survived(hub, source, trouble
 @pytest.mark.parametrize("action, seconds", [("too many", 42), ("wait", 7), ("500", 0.01)])
 def test_the_pause_is_as_long_as_the_server_asks(hub, monkeypatch, action, seconds):
     paused = []
-    hub.trouble = once(action, "config.json")
+    hub.trouble = once(action, "/api/resolve-cache/models/someone/model/resolve/" + COMMIT + "/config.json")
     monkeypatch.setattr("vindex.hub_files.time.sleep", paused.append)
     assert open_checkpoint("hf://someone/model").config["model_type"] == "qwen3"
     assert paused == [seconds]
@@ -122,9 +122,19 @@ def test_the_pause_is_as_long_as_the_server_asks(hub, monkeypatch, action, secon
             r"someone/model/model-0000\d-of-00002.safetensors changed on the Hub while it was read",
         ),
         ("no range", "/storage/", r"asked for bytes 0-7/\d+ and got status 200, no Content-Range; a proxy or mirror"),
-        ("500", "/storage/", r"someone/model/model-0000\d.*: download failed \(Server error '500.*\); try again"),
+        (
+            "500",
+            "/storage/",
+            r"/model-0000\d\S*: download failed \(Server error '500 Internal Server Error'\); try again$",
+        ),
+        ("short", "/storage/", r"someone/model/model-0000\d\S*: expected 8 bytes, got 7; try again"),
+        (
+            "gone",
+            "/storage/",
+            r"/model-0000\d\S*: download failed: the Hub lists what it has not; ask its owner to push",
+        ),
         ("drop", "/storage/", r"download failed \(peer closed connection"),
-        ("gated", "/resolve/", r"access is gated; accept its terms on"),
+        ("gated", "/resolve/", r"accept its terms on https://huggingface.co/someone/model, then run `hf auth login`"),
     ],
 )
 def test_what_does_not_go_away_is_refused_in_one_line(hub, monkeypatch, action, where, message):
@@ -133,6 +143,15 @@ def test_what_does_not_go_away_is_refused_in_one_line(hub, monkeypatch, action, 
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint("hf://someone/model")
     assert "\n" not in str(caught.value)
+
+
+def test_a_small_file_may_come_whole_and_a_repository_may_have_a_new_name(hub, source):
+    """A server need not cut what is asked for whole; every address of the old name leads to the new one."""
+    hub.trouble = lambda path, nth: "no range" if path.endswith("config.json") else None
+    hub.renamed["someone/old"] = "someone/model"
+    opened, name = open_checkpoint("hf://someone/old"), "model.layers.1.mlp.gate_proj.weight"
+    assert opened.tensor(name).equal(open_checkpoint(str(source)).tensor(name))
+    assert any(request.path.startswith("/someone/old/resolve/") for request in hub.requests)
 
 
 def test_an_etag_that_changes_in_the_middle_stops_the_build_and_a_resume_goes_on(hub, source, tmp_path):

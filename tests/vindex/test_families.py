@@ -522,6 +522,17 @@ def test_what_is_damaged_is_refused_in_one_line(request, tmp_path, family, damag
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("family", ["published", "browse", "built"])
+def test_a_clone_without_lfs_is_told_as_such(request, tmp_path, family):
+    directory = shutil.copytree(request.getfixturevalue(family), tmp_path / "clone")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 576\n"
+    (directory / "gate_vectors.bin").write_text(pointer)
+    with pytest.raises(
+        FormatError, match="gate_vectors.bin: is a git-lfs pointer, not the file; run `git lfs pull` there"
+    ):
+        vindex.open(directory)
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_numbers_that_are_not_finite_give_no_score(published, tmp_path, number):
     for name in ("gate_vectors.bin", "embeddings.bin"):
