@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from vindex.card import write_card
 from vindex.checks import verify
 from vindex.checksums import sha256_of
-from vindex.errors import CheckpointError, FormatError, QueryError, TargetError, first_line
+from vindex.errors import CheckpointError, FormatError, QueryError, TargetError
 from vindex.format import FILES, files_of
-from vindex.hub import explained, is_hub_id
+from vindex.hub import explained, is_hub_id, reason_of
 from vindex.hub_files import listing_of
 from vindex.hub_shelf import HubShelf
 from vindex.kinds import VINDEX
@@ -161,7 +161,7 @@ def _uploading(repo: str, revision: str | None) -> Iterator[None]:
         with explained(repo, revision, "upload"):
             yield
     except (RuntimeError, ValueError) as error:
-        reason = first_line(error.__cause__ or error)
+        reason = reason_of(error.__cause__ or error)
         raise CheckpointError(f"{repo}: upload failed ({reason}); nothing was committed, push again") from error
 
 

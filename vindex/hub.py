@@ -133,5 +133,9 @@ def explained(repo: str, revision: str | None, doing: str = "download") -> Itera
         if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
             reason = f"{doing} is not allowed with this token ({error.response.status_code})"
             raise CheckpointError(f"{repo}: {reason}; `hf auth login` with one that may, or set HF_TOKEN") from error
-        reason = ADDRESS.sub("", first_line(error))
-        raise CheckpointError(f"{repo}: {doing} failed ({reason}); try again") from error
+        raise CheckpointError(f"{repo}: {doing} failed ({reason_of(error)}); try again") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what the Hub's client says, without the address that was asked."""
+    return ADDRESS.sub("", first_line(error))

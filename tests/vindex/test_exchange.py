@@ -119,7 +119,7 @@ def test_what_is_not_pushed(hub, copy, tmp_path, monkeypatch):
             "upload is not allowed with this token (403); `hf auth login` with one",
         ),
         ("cut", "/upload/", "upload failed ("),
-        ("500", "/commit/", "upload failed (Server error '500"),
+        ("500", "/commit/", "upload failed (Server error '500 Internal Server Error'); try again"),
     ],
 )
 def test_uploads_that_fail(hub, copy, action, where, message):

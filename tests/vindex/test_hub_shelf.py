@@ -219,7 +219,7 @@ def test_rows_are_of_the_file_that_was_compared(hub, by_rows):
     [
         ("drop", "/storage/", "gate_vectors.bin: download failed (peer closed connection"),
         ("cut", "/resolve/", "gate_vectors.bin: download failed ("),
-        ("500", "/storage/", "gate_vectors.bin: download failed (Server error '500"),
+        ("500", "/storage/", "gate_vectors.bin: download failed (Server error '500 Internal Server Error'); try again"),
     ],
 )
 def test_a_broken_connection_leaves_no_half_of_a_file(hub, action, where, message):
