@@ -115,12 +115,12 @@ class BesideChance(Questions):
 
         Raises QueryError for a vindex without statistics or without embeddings.
         """
-        found = []
+        found, centre = [], self.statistics.centre
         for side, spec in enumerate(SIDES.values()):
             ids = self.meta_records(spec, layer)[1]["tokens"]["token_id"][rows]
             mean, deviation = self._chance_coherence[side]
             for pole in (ids[:, : ids.shape[1] // 2], ids[:, ids.shape[1] // 2 :]):
-                cosines = alike(pole, self.embeddings, self.statistics.centre)
+                cosines = alike(pole, self.embeddings, centre)
                 found.append((cosines, (cosines - mean) / deviation))
         return np.stack(found, axis=1)
 

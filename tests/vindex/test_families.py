@@ -157,6 +157,7 @@ def test_what_a_direction_reads_is_computed_where_no_file_says_it(built, tmp_pat
     shown = run("feature", directory, 1, 7)
     best = vindex.open(directory).feature(1, 7).reads[0]
     assert f"{visible(best.piece)}\u00a0{best.score:+.2f}" in shown and "respond" not in shown
+    assert "no coherence: p has no statistics of the vocabulary" in shown
     (directory / "embeddings.bin").write_bytes(np.full(v.embeddings.size, np.nan, "<f2"))
     with pytest.raises(FormatError, match="embeddings.bin holds a number that is not finite"):
         vindex.open(directory).feature(0, 0)
