@@ -15,8 +15,8 @@ import numpy as np
 
 from vindex import scoring
 from vindex.chance import POLE, Statistics, alike, cluster_of, judge
-from vindex.errors import QueryError
-from vindex.format import DOWN_META, GATE_META, GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES
+from vindex.errors import FormatError, QueryError
+from vindex.format import DOWN_META, GATE_META, GATE_PEAKS, GATE_STATS, MEAN_EMBEDDING, RANDOM_POLES, FileSpec
 from vindex.questions import Questions
 from vindex.records import Alike, Clusters, Coherence, Found
 from vindex.scores import Best, Scores
@@ -115,20 +115,27 @@ class BesideChance(Questions):
 
         Raises QueryError for a vindex without statistics or without embeddings.
         """
-        found, centre = [], self.statistics.centre
+        self.family.require(GATE_STATS)
+        found = []
         for side, spec in enumerate(SIDES.values()):
             ids = self.meta_records(spec, layer)[1]["tokens"]["token_id"][rows]
             mean, deviation = self._chance_coherence[side]
             for pole in (ids[:, : ids.shape[1] // 2], ids[:, ids.shape[1] // 2 :]):
-                cosines = alike(pole, self.embeddings, centre)
+                cosines = self._alike(pole, spec)
                 found.append((cosines, (cosines - mean) / deviation))
         return np.stack(found, axis=1)
 
     @cached_property
     def _chance_coherence(self) -> np.ndarray:
         """(2, 2): of the poles of random directions, read and written, mean and standard deviation."""
-        both = [
-            alike(poles.reshape(-1, POLE), self.embeddings, self.statistics.centre)
-            for poles in self.statistics.random_poles
-        ]
+        both = [self._alike(poles.reshape(-1, POLE), RANDOM_POLES) for poles in self.statistics.random_poles]
         return np.array([(of.mean(), of.std()) for of in both])
+
+    def _alike(self, poles: np.ndarray, spec: FileSpec) -> np.ndarray:
+        """(n,) mean cosine between the tokens of each pole (n, K) of a file. Raises FormatError where one is none."""
+        count = len(self.embeddings)
+        if poles.size and poles.max() >= count:
+            raise FormatError(
+                f"{spec.name} holds token id {poles.max()}, and there are {count} tokens; run vindex verify"
+            )
+        return alike(poles, self.embeddings, self.statistics.centre)

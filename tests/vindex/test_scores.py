@@ -217,6 +217,18 @@ def test_search_finds_every_direction_that_holds_a_token(built, built_mixture):
         assert v.search(" Paris") == found
 
 
+@pytest.mark.parametrize("name, at", [("gate_meta.bin", 7), ("random_poles.bin", 3)])
+def test_coherence_of_tokens_that_are_none_is_refused(built, tmp_path, name, at):
+    directory = shutil.copytree(built, tmp_path / "v")
+    ids = np.fromfile(directory / name, "<u4")
+    ids[at] = 1 << 24
+    ids.tofile(directory / name)
+    with pytest.raises(
+        FormatError, match=f"{name} holds token id 16777216, and there are 40 tokens; run vindex verify"
+    ):
+        vindex.open(directory).coherence(0, 0)
+
+
 def test_coherence_is_the_mean_cosine_of_centred_tokens_beside_random_poles(built):
     v = vindex.open(built)
     centred = unit(unit(v.embeddings) - v.statistics.centre)
