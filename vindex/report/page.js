@@ -10,6 +10,7 @@ const sigma = floats(data.sigma), rows = sigma.length / 2, pole = data.pole, per
 const coherence = data.coherence && floats(data.coherence);
 const nearest = data.nearest && {rows: whole(data.nearest.rows), cosines: floats(data.nearest.cosines)};
 const response = data.response && {r2: floats(data.response.r2), null: floats(data.response.null)};
+const snippets = data.snippets && {...data.snippets, texts: whole(data.snippets.texts), place: new Int32Array(bytes(data.snippets.place)), z: floats(data.snippets.z)};
 
 function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -110,6 +111,20 @@ function poleOf(side, row, against, title, z) {
       return el("li", {}, el("span", {class: "tok", title: token}, shown(token)), bar, el("b", {}, signed(score, 2)));
     })));
 }
+// Places in texts, each with some tokens before it and after it.
+const BEFORE = 8, AFTER = 3;
+function snippetsOf(row, against, title) {
+  const {names, tokens, texts, place, z} = snippets, kept = place.length / rows / 2, from = (2 * row + against) * kept;
+  const said = (text, first, end) => [...texts.subarray(text * tokens + Math.max(first, 0), text * tokens + Math.min(end, tokens))]
+    .map(token => data.strings[token]).join("").replaceAll("\n", "⏎");
+  const items = [...Array(kept).keys()].map(i => from + i).filter(i => place[i] >= 0).map(i => {
+    const text = Math.floor(place[i] / tokens), at = place[i] % tokens, token = said(text, at, at + 1), space = token.startsWith(" ") && token.trim() ? " " : "";
+    return el("li", {}, el("b", {}, signed(z[i], 1)), el("span", {}, said(text, at - BEFORE, at).trimStart() + space,
+      el("mark", {}, token.trim() ? token.slice(space.length) : "␣"), said(text, at + 1, at + 1 + AFTER), el("small", {}, `${names[text]}, token ${at}`)));
+  });
+  return el("div", {class: "snippets"}, el("h4", {}, title, el("span", {title: "less its mean over all texts, over its deviation"}, "z")),
+    items.length ? el("ol", {}, ...items) : el("p", {class: "note"}, "Nowhere."));
+}
 const figure = (name, value, hint = "") => el("div", {title: hint}, el("dt", {}, name), el("dd", {}, value));
 const clusterOf = (side, row) => data.clusters[side].find(([first, last]) => first <= row && row <= last);
 function shareOf(side, row) {
@@ -142,9 +157,10 @@ function card(place) {
       response ? figure("response R²", response.r2[row].toFixed(3), "of the FFN's output on what this direction reads") : null,
       response ? figure("R² by chance", response.null[row].toFixed(3), "the larger of two nulls: permuted readings, and random directions") : null),
     el("div", {class: "poles"}, poleOf("reads", row, false, "Reads +", z(0)), poleOf("reads", row, true, "Reads −", z(1))),
+    snippets ? el("div", {class: "poles"}, snippetsOf(row, 0, "Reads + most at"), snippetsOf(row, 1, "Reads − most at")) : null,
     response ? el("div", {class: "poles"}, poleOf("response", row, false, "Reading +, the FFN writes", null), poleOf("response", row, true, "Reading −, the FFN writes", null)) : null,
     response && response.r2[row] <= response.null[row] ? el("p", {class: "note"}, "Chance explains this response: its R² is no more than that of its nulls.") : null,
-    missing("response"), missing("coherence"), writes,
+    missing("response"), missing("snippets"), missing("coherence"), writes,
     near.length ? el("p", {}, "Nearest gate directions: ", ...near.flatMap(([other, cosine]) => [link(placeOf(other)), ` ${signed(cosine, 2)}  `])) : null,
     missing("nearest"),
     el("div", {class: "commands"}, el("code", {}, `vindex feature ${quoted(data.name)} ${layer} ${feature}${option}`),

@@ -92,6 +92,10 @@ def test_search_finds_paris_and_a_hit_opens_its_card(page, report):
     assert f"Layer {place[1]}, direction {place[2]}" in card and "␣Paris" in card
     assert all(token.piece.strip() in card for token in feature.reads if token.piece.isascii() and token.piece.strip())
     assert "Reading +, the FFN writes" in card and "response R²" in card
+    best = v.snippets(int(place[1]), int(place[2]))[0]
+    shown = page.locator(".snippets li").first
+    assert shown.locator("mark").inner_text() == best.token.strip()
+    assert "".join((best.before, best.token, best.after)).strip() in shown.inner_text()
     assert f"vindex feature atlas.vindex {place[1]} {place[2]}" in card
 
 
