@@ -17,7 +17,7 @@ MEASURED = MeasuredResponses("2026-11-27T00:00:00+00:00", "float32", "cpu", 256,
 def add_made_up(v: Vindex, seed: int = 0) -> Vindex:
     """Random unit rows, R² of 0.5 beside nulls of 0.1 and 0.2, and their tokens; the first has no response.
 
-    The text is the first 256 tokens, or the vocabulary over and over.
+    The text is 256 tokens from id 600 on, or the vocabulary over and over.
     """
     rows, width = v.index.num_rows, v.index.hidden_size
     directions = np.random.default_rng(seed).standard_normal((rows, width))
@@ -27,7 +27,7 @@ def add_made_up(v: Vindex, seed: int = 0) -> Vindex:
     tokens = min(v.index.vocab_size, len(v.vocabulary))
     norm, words = (torch.tensor(np.asarray(of, np.float32)) for of in (v.norms["norm"], v.embeddings[:tokens]))
     records = poles(torch.from_numpy(directions), norm, words, v.index.down_top_k, unseen)
-    texts = np.arange(256, dtype=np.uint32)[None] % tokens
+    texts = (600 + np.arange(256, dtype=np.uint32))[None] % tokens
     places = np.tile(np.array([[200, 5, 3, 7, 255, -1], [4, 3, 3, -2, -1, 0]], np.float32)[:, None], (1, rows, 1))
     places[:, 0] = np.array([[-1.0], [0.0]])
     return add_responses(v, directions, stats, records, texts, places, MEASURED)
