@@ -101,7 +101,7 @@ class Responding(Parts):
         return Snippet("+" if z > 0 else "−", z, names[text], at, before, pieces[at - first], after)
 
     def _require_responses(self) -> None:
-        if not self.index.has_responses:
+        if not self.own_index.has_responses:
             raise QueryError(
                 f"{self.name} has no responses ({RESPONSES.name} and others): `vindex respond MODEL "
                 f"{self.name}` measures what its gate directions make the model write"

@@ -16,7 +16,7 @@ import numpy as np
 from vindex.beside import SIDES
 from vindex.chance import cluster_of
 from vindex.errors import QueryError
-from vindex.format import META_TOP_K, PLACES, RESPONSE_META, RESPONSE_TEXTS
+from vindex.format import GATE, META_TOP_K, PLACES, RESPONSE_META, RESPONSE_TEXTS, SIGMA
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
 
@@ -24,6 +24,7 @@ MOST_TOKENS = 2_000_000  # in the page; with more directions than that allows, p
 MOST_PLACES = 500_000  # of either sign
 MOST_COMPARED = 12_000  # directions whose neighbours are found beforehand
 NEAREST = 5
+NO_TOKEN = (1 << 32) - 1
 BLOCK = 256
 
 
@@ -45,21 +46,25 @@ def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
     ids, scores = _poles(v)
     if snippets:
         ids["texts"] = v.array(RESPONSE_TEXTS)
-    known = np.unique(np.concatenate([of.reshape(-1) for of in ids.values()]))
+    known = np.unique(np.concatenate([np.empty(0, np.uint32), *(of.reshape(-1) for of in ids.values())]))
     tokens = {name: _base64(np.searchsorted(known, of).astype("<u4")) for name, of in ids.items()}
+    poles = 1 if v.family.one_pole else 2
     return {
         "name": v.path.name,
+        "neurons": v.family.neurons,
+        "rows": v.index.num_rows,
         "layers": [[v.index.first_row(e.layer), e.groups, e.features, e.num_experts or 0] for e in v.index.layers],
-        "strings": [v.vocabulary.piece(int(one)) for one in known],
+        "strings": ["" if one == NO_TOKEN else v.piece(int(one)) for one in known],
         "sides": {side: {"tokens": tokens[side], "scores": _base64(of)} for side, of in scores.items()},
-        "pole": next(iter(scores.values())).shape[1] // 2,
-        "sigma": _base64(v.singular_values.astype("<f4")),
+        "poles": poles,
+        "pole": max((of.shape[1] // poles for of in scores.values()), default=0),
+        "sigma": _base64(v.singular_values.astype("<f4")) if v.has(SIGMA) else None,
         "coherence": coherence,
         "response": response,
         "snippets": snippets and {**snippets, "texts": tokens["texts"]},
-        "clusters": _clusters(v),
+        "clusters": _clusters(v) if v.has(SIGMA) else {side: [] for side in ("gate", "down")},
         "nearest": unless_missing("nearest", lambda: _nearest(v, progress)),
-        "missing": missing,
+        "missing": missing if not v.family.title else {"more": "the top of the page says what this vindex lacks"},
     }
 
 
@@ -68,15 +73,19 @@ def _base64(numbers: np.ndarray) -> str:
 
 
 def _poles(v: Vindex) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Ids of tokens (R, 2 · kept) and their scores, of each side."""
-    sides = SIDES | ({"response": RESPONSE_META} if v.index.has_responses else {})
-    kept = max(1, min(META_TOP_K // 2, MOST_TOKENS // (2 * len(sides) * v.index.num_rows)))
+    """Ids of tokens and their scores, of each side: (R, kept), or (R, 2 · kept) where the vindex has both poles."""
+    sides = {side: spec for side, spec in SIDES.items() if v.has(spec)}
+    sides |= {"response": RESPONSE_META} if v.index.has_responses else {}
+    poles = 1 if v.family.one_pole else 2
     ids, scores = {}, {}
     for side, spec in sides.items():
         records = np.concatenate([v.meta_records(spec, entry.layer)[1]["tokens"] for entry in v.index.layers])
-        pole = records.shape[1] // 2
-        shown = np.concatenate([records[:, :pole][:, :kept], records[:, pole:][:, :kept]], axis=1)
+        pole = records.shape[1] // poles
+        kept = max(1, min(META_TOP_K // 2, pole, MOST_TOKENS // (2 * len(sides) * v.index.num_rows)))
+        shown = np.concatenate([records[:, at * pole : at * pole + kept] for at in range(poles)], axis=1)
         ids[side], scores[side] = shown["token_id"], shown["score"].astype("<f4")
+        if v.family.one_pole:  # where LARQL leaves places free, it writes zeros
+            ids[side] = np.where((ids[side] == 0) & (scores[side] == 0), NO_TOKEN, ids[side])
     return ids, scores
 
 
@@ -135,6 +144,9 @@ def _nearest(v: Vindex, progress: Progress) -> dict[str, str]:
     if count > MOST_COMPARED:
         raise QueryError(f"{count:,} directions are too many to compare each with each: vindex feature compares one")
     every = v.gate.reshape(count, -1).astype(np.float32)
+    if not np.isfinite(every).all():
+        raise QueryError(f"{GATE.name} holds a number that is not finite")
+    every /= np.maximum(np.linalg.norm(every, axis=1, keepdims=True), 1e-30)
     kept = min(NEAREST, count - 1)
     rows, cosines = np.empty((count, kept), "<u4"), np.empty((count, kept), "<f4")
     advance = progress("neighbours", count)

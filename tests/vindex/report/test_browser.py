@@ -138,7 +138,7 @@ def test_links_that_lead_nowhere_open_no_card(page, report):
 def test_everything_is_within_reach_of_the_keyboard(page):
     page.keyboard.press("/")
     page.keyboard.type(" Paris")
-    page.wait_for_selector("#hits a")
+    page.wait_for_selector('#hits[data-query=" Paris"] a')
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     second = page.locator("#hits a b").nth(1).inner_text()
