@@ -3,7 +3,9 @@
 Operations are floating-point, a multiplication with its addition being two:
 1. Directions of an (I, H) weight, n its shorter side and m the longer: the Gram matrix's upper panels m n² (1 + 1/16);
    block Lanczos to a basis of b = 7 F vectors 2 n² b, orthogonalised twice 4 n b²; certificate 4 I H F.
-2. Tokens: every direction meets every row of the vocabulary, 2 V H.
+2. Tokens: every direction, and RANDOM_DIRECTIONS besides, meets every row of the vocabulary, 2 V H. What scores are
+   judged by (docs/format.md) falls off on the way, but for the largest |z| of SAMPLE tokens: these meet every gate
+   direction once more, 2 SAMPLE H.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ import torch
 from extract.checkpoint import Checkpoint, open_checkpoint
 from extract.planning import DENSE_FEATURES, EXPERT_FEATURES
 from extract.svd import FIRST_CHECK, GRAM_PANELS, top_directions
-from extract.vocab import RUN, STEP, scores_of
+from extract.vocab import RUN, STEP, Spread, TopTokens, scores_of, unit_rows
 from vindex.demo import or_bundled
 from vindex.errors import CheckpointError, NumericError
 from vindex.files import Kind, read_json
-from vindex.format import HALF, META_TOP_K
+from vindex.format import HALF, META_COUNT, META_HEADER, META_TOP_K, RANDOM_DIRECTIONS, SAMPLE, meta_record
 from vindex.hub import snapshot
 from vindex.model_config import checked, mixture_of, positive, towers
 from vindex.progress import Progress, silent
@@ -174,11 +176,14 @@ def work_of(shapes: Shapes, features: int | None) -> list[Work]:
         for kind, shape in (("gate_proj", (neurons, shapes.hidden)), ("down_proj", (shapes.hidden, neurons))):
             work.append(Work(kind, shape, kept, count, read, flop, written))
     directions, matrix = shapes.ffns.total() * kept, shapes.vocabulary * shapes.hidden
-    runs = math.ceil(directions / RUN)
-    for kind, copied in (("gate tokens", matrix * HALF), ("down tokens", 0)):
-        written = copied + directions * 8 * (1 + META_TOP_K)
-        shape, flop = (shapes.vocabulary, shapes.hidden), 2.0 * matrix * directions
-        work.append(Work(kind, shape, math.ceil(directions / runs), runs, runs * matrix * HALF, flop, written))
+    runs, poles = math.ceil(directions / RUN), RANDOM_DIRECTIONS * META_TOP_K * 4
+    meta = META_HEADER.itemsize + shapes.layers * META_COUNT.itemsize + directions * meta_record(META_TOP_K).itemsize
+    statistics = 2 * directions * 4 + shapes.layers * SAMPLE * 4 + shapes.hidden * 4
+    for kind, sampled, more in (("gate tokens", SAMPLE, matrix * HALF + statistics), ("down tokens", 0, 0)):
+        products = shapes.vocabulary * (directions + RANDOM_DIRECTIONS) + sampled * directions
+        shape, flop = (shapes.vocabulary, shapes.hidden), 2.0 * shapes.hidden * products
+        read, written = runs * matrix * HALF, meta + poles + more
+        work.append(Work(kind, shape, math.ceil(directions / runs), runs, read, flop, written))
     return work
 
 
@@ -202,13 +207,21 @@ def seconds_of(work: Work, threads: int) -> float:
     if work.kind.endswith("tokens"):
         few, step = min(rows, MEASURED_ROWS), min(work.features, STEP)
         vocabulary, directions = (torch.randn(count, columns, generator=random) for count in (few, step))
-        part = (few / rows) * (step / work.features)
-        return _cpu_seconds(lambda: scores_of(directions, vocabulary)) / part / threads
+        part = 2.0 * few * step * columns * work.blocks / work.flop
+        return _cpu_seconds(lambda: _meet(work.kind == "gate tokens", directions, vocabulary)) / part / threads
     neurons, hidden = (rows, columns) if work.kind == "gate_proj" else (columns, rows)
     weight = torch.randn(neurons, hidden, generator=random) * torch.logspace(0, -1, hidden)
     if work.kind == "down_proj":
         weight = weight.T.contiguous().T  # as it lies in the file
     return _cpu_seconds(lambda: top_directions(weight, work.features, 1e-4, work.kind)) / threads
+
+
+def _meet(gate: bool, directions: torch.Tensor, rows: torch.Tensor) -> None:
+    """One step of a token block: scores, their extremes, and of gate directions their spread."""
+    scores = scores_of(directions, unit_rows(rows) if gate else rows)
+    TopTokens(len(directions)).update(0, scores, 0)
+    if gate:
+        Spread(len(directions)).update(0, scores)
 
 
 def _cpu_seconds(compute: Callable[[], object]) -> float:

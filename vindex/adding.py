@@ -33,8 +33,11 @@ from vindex.format import (
     META_HEADER,
     META_MAGIC,
     META_VERSION,
+    RESPONSE_FILES,
     RESPONSE_META,
+    RESPONSE_PLACES,
     RESPONSE_STATS,
+    RESPONSE_TEXTS,
     RESPONSES,
     SUMS,
     FileSpec,
@@ -66,19 +69,28 @@ def check_place(v: Vindex) -> None:
 
 
 def add_responses(
-    v: Vindex, directions: np.ndarray, stats: np.ndarray, records: np.ndarray, measured: MeasuredResponses
+    v: Vindex,
+    directions: np.ndarray,
+    stats: np.ndarray,
+    records: np.ndarray,
+    texts: np.ndarray,
+    read_at: np.ndarray,
+    measured: MeasuredResponses,
 ) -> Vindex:
     """Add the files of docs/format.md, "Responses", in the place of any that were there; the vindex, opened anew.
 
-    directions: (R, H). stats: (5, R). records: (R,) of format.meta_record. Raises TargetError where the directory
-    cannot be replaced, and then all is as it was.
+    directions: (R, H). stats: (5, R). records: (R,) of format.meta_record. texts: (texts, tokens) ids. read_at: (2, R,
+    2 · PLACES). Raises TargetError where the directory cannot be replaced, and then all is as it was.
     """
     check_place(v)
-    place, new = v.path.resolve(), dataclasses.replace(v.own_index, has_responses=True)
+    place, shape = v.path.resolve(), (len(texts), texts.shape[1])
+    new = dataclasses.replace(v.own_index, has_responses=True, response_texts=shape)
     content = {
         RESPONSES: np.ascontiguousarray(directions, RESPONSES.dtype),
         RESPONSE_STATS: np.ascontiguousarray(stats, RESPONSE_STATS.dtype),
         RESPONSE_META: np.frombuffer(_meta(new, records), np.uint8),
+        RESPONSE_TEXTS: np.ascontiguousarray(texts, RESPONSE_TEXTS.dtype),
+        RESPONSE_PLACES: np.ascontiguousarray(read_at, RESPONSE_PLACES.dtype),
     }
     for spec, values in content.items():
         assert spec.byte_size and values.nbytes == spec.byte_size(new), spec.name
@@ -107,9 +119,9 @@ def _texts(
     with what is to be said of the responses.
     """
     index, manifest, card = ((place / spec.name).read_bytes() for spec in (INDEX, MANIFEST, CARD))
-    ours = {spec.name: digests[spec.name] for spec in (RESPONSES, RESPONSE_STATS, RESPONSE_META)}
+    ours = {spec.name: digests[spec.name] for spec in RESPONSE_FILES}
     texts = {
-        INDEX: _edited(index, INDEX, {"has_responses": True}, checksums=ours),
+        INDEX: _edited(index, INDEX, {"has_responses": True, "response_texts": new.response_texts}, checksums=ours),
         MANIFEST: _edited(manifest, MANIFEST, {"responses": dataclasses.asdict(measured)}),
     }
     if hashlib.sha256(card).hexdigest() == digests.get(CARD.name):

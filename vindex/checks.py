@@ -28,7 +28,9 @@ from vindex.format import (
     MANIFEST,
     NORMS,
     RESPONSE_META,
+    RESPONSE_PLACES,
     RESPONSE_STATS,
+    RESPONSE_TEXTS,
     RESPONSES,
     ROUTER,
     SHARED_GATES,
@@ -120,7 +122,8 @@ def _checksums(v: Vindex, advance: Advance) -> Iterator[Check]:
 
 
 def _arrays(v: Vindex) -> Iterator[tuple[FileSpec, np.ndarray]]:
-    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, *STATISTICS, RESPONSES, RESPONSE_STATS):
+    of_responses = (RESPONSES, RESPONSE_STATS, RESPONSE_TEXTS, RESPONSE_PLACES)
+    for spec in (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, *STATISTICS, *of_responses):
         if spec.present(v.index):
             yield spec, v.array(spec)
 
@@ -278,6 +281,9 @@ def _disagreements(v: Vindex) -> list[str]:
     ]
     if bool(index.has_responses) != (manifest.responses is not None):
         wrong.append(f"responses are {'there' if index.has_responses else 'not there'} and not so here")
+    texts = manifest.responses and (len(manifest.responses.texts), manifest.responses.tokens)
+    if index.response_texts not in (None, texts):
+        wrong.append(f"texts of responses are {index.response_texts} there and {texts} here")
     weights = {
         (entry.layer, side, at if entry.num_experts else None)
         for entry in index.layers

@@ -40,6 +40,7 @@ def report(
     replaced.
     """
     import vindex
+    from vindex.format import MANIFEST
     from vindex.report.page import check_target
 
     check_target(output, force=force)
@@ -52,5 +53,5 @@ def report(
         print_json({"id": v.id, "report": str(output), "bytes": size})
         return
     say(f"wrote {output}, {bytes_of(size)}")
-    absent = [f"--{name}" for name, given in records.items() if given is None]
+    absent = [f"--{name}" for name, given in records.items() if given is None and v.has(MANIFEST)]
     say(f"next: open {output} in a browser" + (f"; {', '.join(absent)} would fill more of it" if absent else ""))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from vindex.reader import Vindex
-    from vindex.records import Feature, FeatureHit, Response, TokenScore
+    from vindex.records import Coherence, Feature, FeatureHit, Response, Snippet, TokenScore
     from vindex.scores import Best
 
 POLE_SHOWN = 4
@@ -147,13 +147,32 @@ def feature(
         found = v.feature(layer, number, expert=expert)
         nearest = v.nearest_features(layer, number, k, expert=expert)
         clusters = v.clusters(layer, number, expert=expert) if v.has(SIGMA) else None
+        snippets = v.snippets(layer, number, expert=expert) if v.index.response_texts else None
         try:
             coherence, missing = v.coherence(layer, number, expert=expert), ""
         except QueryError as error:  # no statistics, no embeddings, or too many of them to fetch
             coherence, missing = None, str(error)
     more = {"coherence": to_json(coherence), "clusters": to_json(clusters), "nearest": to_json(nearest)}
+    more |= {"snippets": to_json(snippets)}
     if put(to_json(found) | more, json, output):
         return
+    _print_poles(v, found, coherence, down)
+    for line in _of_responses(v, found):
+        say(line)
+    if snippets:
+        _print_snippets(snippets)
+    if missing:
+        say(styled(f"no coherence: {missing}", "dim"))
+    for side, together in clusters._asdict().items() if clusters else ():
+        if len(together) > 1 and (down or side == "gate"):
+            first, last = together[0], together[-1]
+            say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
+    say("nearest gate directions")
+    _print_hits(v, [(v.stored_feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
+
+
+def _print_poles(v: Vindex, found: Feature, coherence: Coherence | None, down: bool) -> None:
+    """The tokens of a feature's poles, and how alike they are."""
     likeness = coherence or (None,) * 4
     poles = [("reads +", likeness[0], found.reads), ("reads −", likeness[1], found.reads_against)]
     caption = "reads: cosine of embedding and gate direction; "
@@ -166,22 +185,24 @@ def feature(
     elif down:
         poles += [("down +", likeness[2], found.writes), ("down −", likeness[3], found.writes_against)]
         caption += "down: logit lens of the down direction of the same rank, which is another direction; "
-    place = f"layer {layer}" + ("" if expert is None else f", expert {_expert_name(v, layer, expert)}")
-    title = f"{place}, feature {number}: gate σ {_sigma(found.gate_sigma)}"
+    place = f"layer {found.layer}" + (
+        "" if found.expert is None else f", expert {_expert_name(v, found.layer, found.expert)}"
+    )
+    title = f"{place}, feature {found.feature}: gate σ {_sigma(found.gate_sigma)}"
     title += f", down σ {_sigma(found.down_sigma)}" if down else ""
     caption += "alike: z of the coherence of the tokens; ␣ is a space"
     rows = [(name, "–" if alike is None else f"{alike.z:+.1f}", _scored(tokens)) for name, alike, tokens in poles]
     print_table(title, ["pole", ">alike", "tokens (score)"], rows, caption)
-    for line in _of_responses(v, found):
-        say(line)
-    if missing:
-        say(styled(f"no coherence: {missing}", "dim"))
-    for side, together in clusters._asdict().items() if clusters else ():
-        if len(together) > 1 and (down or side == "gate"):
-            first, last = together[0], together[-1]
-            say(f"{side} features {first} to {last} have nearly equal σ: single ones are arbitrary")
-    say("nearest gate directions")
-    _print_hits(v, [(v.stored_feature(hit.layer, hit.feature, expert=hit.expert), hit) for hit in nearest])
+
+
+def _print_snippets(snippets: list[Snippet]) -> None:
+    rows = []
+    for one in snippets:
+        before, after = (visible(text).replace("␣", " ") for text in (one.before, one.after))
+        rows.append(
+            (f"{one.z:+.1f}", f"{Path(one.text).stem} {one.position}", f"{before}»{visible(one.token)}«{after}")
+        )
+    print_table("", [">z", "text, token", "read most at »«"], rows, "z: of what is read there, among all of the texts")
 
 
 def _response_in_words(response: Response) -> str:

@@ -21,10 +21,12 @@ HALF = 2  # bytes of a half-precision number
 META_TOP_K = 20  # ten highest scores, then ten lowest
 SAMPLE = 1 << 12  # tokens, evenly spread over the vocabulary, whose largest |z| is kept
 RANDOM_DIRECTIONS = 1 << 8  # whose poles are kept, to judge the poles of the model's own
+PLACES = 3  # in texts, at which a gate direction is read most, of either sign
 
 # No model has as many by far; a count past these is damage, and is refused before anything is made of it.
 MOST_LAYERS, MOST_EXPERTS, MOST_COLUMNS = 1 << 14, 1 << 16, 1 << 20
 MOST_NEURONS, MOST_TOKENS, MOST_TOP_K = 1 << 24, 1 << 26, 1 << 10
+MOST_READ = 1 << 24  # tokens of texts; a float32 holds every whole number up to it
 
 META_HEADER = np.dtype([("magic", "<u4"), ("version", "<u4"), ("layers", "<u4"), ("top_k", "<u4")])
 TOKEN_SCORE = np.dtype([("token_id", "<u4"), ("score", "<f4")])
@@ -65,6 +67,8 @@ class Dims(Protocol):
     def has_gate_stats(self) -> bool | None: ...
     @property
     def has_responses(self) -> bool | None: ...
+    @property
+    def response_texts(self) -> Sequence[int] | None: ...
     @property
     def num_experts(self) -> int | None: ...
     @property
@@ -113,6 +117,10 @@ def _statistic(name: str, dtype: str, shape: Callable, content: str) -> FileSpec
 
 def _has_responses(index: Dims) -> bool:
     return bool(index.has_responses)
+
+
+def _has_places(index: Dims) -> bool:
+    return index.response_texts is not None
 
 
 def _meta_size(index: Dims) -> int:
@@ -201,6 +209,22 @@ RESPONSE_META = FileSpec(
     present=_has_responses,
     optional=True,
 )
+RESPONSE_TEXTS = _array(
+    "response_texts.bin",
+    "<u4",
+    lambda index: tuple(index.response_texts or ()),
+    "token ids of the texts that responses were measured over [texts, tokens]",
+    _has_places,
+    optional=True,
+)
+RESPONSE_PLACES = _array(
+    "response_places.bin",
+    "<f4",
+    lambda index: (2, *index.feature_shape, 2 * PLACES),
+    f"the {PLACES} places in these texts at which each gate direction is read most, of either sign, and z there",
+    _has_places,
+    optional=True,
+)
 DOWN_META = FileSpec("down_meta.bin", "tokens each down feature pushes up and down", byte_size=_meta_size)
 GATE_META = FileSpec("gate_meta.bin", "tokens along and against each gate direction", byte_size=_meta_size)
 TOKENIZER = FileSpec("tokenizer.json", "the model's tokenizer, byte for byte")
@@ -211,7 +235,7 @@ SUMS = FileSpec("SHA256SUMS", "one line for every other file, written last")
 
 TEXTS = (TOKENIZER, INDEX, MANIFEST, CARD, SUMS)
 STATISTICS = (GATE_STATS, GATE_PEAKS, MEAN_EMBEDDING, RANDOM_POLES)
-RESPONSE_FILES = (RESPONSES, RESPONSE_STATS, RESPONSE_META)
+RESPONSE_FILES = (RESPONSES, RESPONSE_STATS, RESPONSE_META, RESPONSE_TEXTS, RESPONSE_PLACES)
 OWN = (GATE, DOWN, SIGMA, EMBEDDINGS, NORMS, ROUTER, SHARED_GATES, DOWN_META, GATE_META)
 FILES = (*OWN, *STATISTICS, *RESPONSE_FILES, *TEXTS)
 

@@ -17,6 +17,7 @@ from vindex.format import (
     MOST_EXPERTS,
     MOST_LAYERS,
     MOST_NEURONS,
+    MOST_READ,
     MOST_TOKENS,
     MOST_TOP_K,
     files_of,
@@ -104,6 +105,7 @@ class Index:
     num_shared_experts: int | None = None
     has_gate_stats: bool | None = None
     has_responses: bool | None = None
+    response_texts: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"<index of {self.model}: {self.num_layers} layers × {self.num_feats} features × {self.hidden_size}>"
@@ -188,10 +190,18 @@ def parse_index(fields: Fields) -> Index:
         num_shared_experts=fields.optional_integer("num_shared_experts", 1, MOST_EXPERTS),
         has_gate_stats=fields.optional_flag("has_gate_stats"),
         has_responses=fields.optional_flag("has_responses"),
+        response_texts=_parse_texts(fields) if fields.has("response_texts") else None,
     )
     if not fields.problems:
         _check_layout(index, fields.problems)
     return index
+
+
+def _parse_texts(fields: Fields) -> tuple[int, int]:
+    texts, tokens = fields.integers("response_texts", 2)
+    if texts * tokens > MOST_READ:
+        fields.problems.append(f"response_texts: expected {MOST_READ:,} tokens or fewer, got {texts} × {tokens}")
+    return texts, tokens
 
 
 def _parse_layer(entry: Fields) -> LayerEntry:

@@ -57,6 +57,7 @@ class Layout:
     num_shared_experts = None
     has_gate_stats = None
     has_responses = None
+    response_texts = None
 
     def __getattr__(self, what: str) -> Any:
         if what.startswith("__"):

@@ -17,9 +17,12 @@ from vindex.format import (
     GATE_PEAKS,
     GATE_STATS,
     MEAN_EMBEDDING,
+    PLACES,
     RANDOM_POLES,
     RESPONSE_META,
+    RESPONSE_PLACES,
     RESPONSE_STATS,
+    RESPONSE_TEXTS,
     RESPONSES,
     SAMPLE,
 )
@@ -67,6 +70,8 @@ def responses(v: Vindex) -> Iterator[Check]:
     yield _response_stats(v)
     if v.index.projection.down_meta == EMBEDDED and v.index.has_embeddings:
         yield _response_tokens(v)
+    if v.index.response_texts is not None:
+        yield _response_places(v)
 
 
 def _response_stats(v: Vindex) -> Check:
@@ -107,6 +112,22 @@ def _response_tokens(v: Vindex) -> Check:
         gap = np.abs(np.stack([own["score"], found[own["token_id"]]]) - best).max()
         worst = float(np.maximum(worst, gap / max(found.std(), 1e-6)))  # max would drop a NaN
     return Check(what, worst <= 5 * TOLERANCE, f"{len(rows)} responses; largest difference {worst:.1e} deviations")
+
+
+def _response_places(v: Vindex) -> Check:
+    what, texts = RESPONSE_PLACES.name, v.array(RESPONSE_TEXTS)
+    if (texts >= v.index.vocab_size).any():
+        return Check(what, False, f"{RESPONSE_TEXTS.name}: expected token ids below {v.index.vocab_size}")
+    place, z = v.array(RESPONSE_PLACES).reshape(2, -1, 2, PLACES)
+    if not ((place >= -1) & (place < texts.size) & (place % 1 == 0)).all():
+        return Check(what, False, f"a place is none of the texts' {texts.size:,} tokens")
+    size = z * np.array([[1.0], [-1.0]])
+    if ((size > 0) != (place >= 0)).any() or (np.diff(size) > 0).any():
+        return Check(what, False, "a z is of the other sign, or not the strongest first")
+    ordered = np.sort(place.reshape(len(place), -1))
+    if ((np.diff(ordered) == 0) & (ordered[:, 1:] >= 0)).any():
+        return Check(what, False, "a place stands twice")
+    return Check(what, True, f"{(place >= 0).sum():,} places in {len(texts)} texts of {texts.shape[1]} tokens")
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

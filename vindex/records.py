@@ -53,6 +53,22 @@ class Response(NamedTuple):
         return self.r2 > max(self.null, self.random)
 
 
+class Snippet(NamedTuple):
+    """A place in a text at which a gate direction is read most; `pole`: "+" or "−", by the sign of z.
+
+    z: what is read there, less its mean over all texts, over its deviation. text: its name. position: of the token,
+    from 0. before, token, after: what stands there.
+    """
+
+    pole: str
+    z: float
+    text: str
+    position: int
+    before: str
+    token: str
+    after: str
+
+
 class Feature(NamedTuple):
     """Direction `feature` of one layer, on both sides, with the tokens at either pole (ten each, strongest first).
 

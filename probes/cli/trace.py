@@ -156,9 +156,18 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
     rows = [row for at in every for row in found.reads(at, 1 if layer is None else k)]
     assert found.directions is not None
     count, generic = found.directions.vindex.gate.shape[1], found.directions.generic
+    responses = found.directions.responses is not None
     print_table(
         "Reads: the strongest gate direction of each layer" if layer is None else f"Reads of layer {layer}",
-        [">layer", ">x inside", ">feature", ">READ", *([] if found.against else [">95%"]), "tokens"],
+        [
+            ">layer",
+            ">x inside",
+            ">feature",
+            ">READ",
+            *([] if found.against else [">95%"]),
+            *([">RESPONSE"] * responses),
+            "tokens",
+        ],
         [
             (
                 row["layer"],
@@ -166,12 +175,14 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
                 row["feature"],
                 number(row["z"], "+.1f"),
                 *([] if found.against else [number(shares[row["layer"]]["usual_z"], ".1f")]),
+                *([number(row["response"])] * responses),
                 _pole(row),
             )
             for row in rows
         ],
         f"READ: z of v·x{' of the difference' * bool(found.against)} against {generic.tokens} tokens of generic text"
         + ("; 95%: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
+        + "; RESPONSE: what usually goes with such a read, as it reaches the logit, by vindex respond" * responses
         + f". x inside: share of ‖x‖² in the {count} directions; by chance {found.chance:.0%}",
     )
 

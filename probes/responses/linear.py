@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vindex.format import PLACES
+
 PERMUTATIONS = 19
 FEWEST = 3
 """Tokens; a line goes through two of them, and R² is 1."""
@@ -62,6 +64,24 @@ def centred(a: Tensor, y: Tensor) -> Both:
     reads, writes = read.square().sum(0), written.square().sum()
     reads = reads.where(reads > CONSTANT * a.square().sum(0), torch.inf)
     return Both(read, written, reads, writes.where(writes > CONSTANT * y.square().sum(), torch.inf))
+
+
+def strongest(a: Tensor, places: Tensor) -> Tensor:
+    """(2, F, 2 · PLACES): where what F directions read is most above its mean, then where it is most below.
+
+    a: (n, F) what is read at `places` (n,). Row 0 has places, −1 where that side has no more, and row 1 z: what is read
+    less its mean, over its deviation.
+    """
+    none = a.new_tensor([-1.0, 0.0])[:, None, None].expand(2, a.shape[1], PLACES)
+    if len(a) < FEWEST:
+        return torch.cat([none, none], dim=2)
+    both, sides = centred(a, a), []
+    z = both.read / (both.reads / len(a)).sqrt()
+    for sign in (1, -1):
+        best = (sign * z).topk(PLACES, dim=0)
+        found = torch.stack([places[best.indices].float(), sign * best.values]).mT
+        sides.append(found.where(best.values.T > 0, none))
+    return torch.cat(sides, dim=2)
 
 
 def explained(a: Tensor, y: Tensor) -> Tensor:

@@ -8,7 +8,8 @@
    whole FFN writes there would mix in the other experts, to which the direction is foreign.)
 4. A second null: random directions that read the same x. y is a function of x, so that just any direction tells
    something of y; what the gate directions tell beyond that is the finding.
-5. The tokens that each response pushes up and down, by the logit lens (`probes.responses.lens`).
+5. Where in the texts each direction is read most: the places of largest and of lowest v · x.
+6. The tokens that each response pushes up and down, by the logit lens (`probes.responses.lens`).
 """
 
 from __future__ import annotations
@@ -63,12 +64,15 @@ def respond(
     digests = match.weights_sha256(model, progress)
     match.require_match(model, vindex, digests)
     observer = _Observer(vindex, found, progress("texts", len(found)))
-    ids = torch.tensor([text.token_ids for text in encoded], device=model.model.device)
+    texts_read = np.array([text.token_ids for text in encoded], np.uint32)
+    ids = torch.tensor(texts_read.astype(np.int64), device=model.model.device)
     with torch.inference_mode(), capture(model.model, _sites(model.model, found), observe=observer.see):
         model.model.get_decoder()(input_ids=ids, use_cache=False)
     direction, figures = (np.concatenate(each) for each in (observer.directions, observer.figures))
+    places = np.concatenate(observer.places, axis=1)
     tokens = _tokens(model, vindex, direction, progress)
-    return Responses(vindex, match.describe(model, digests), measured, direction, figures, tokens)
+    described = match.describe(model, digests)
+    return Responses(vindex, described, measured, direction, figures, tokens, texts_read, places)
 
 
 def _measured(model: Loaded, encoded: Sequence[ProbeText]) -> MeasuredResponses:
@@ -101,7 +105,7 @@ class _Observer:
     """Takes the responses of each layer as soon as its block is through.
 
     directions: (F, H) float16 of each expert of each layer, a dense one being one expert. figures: (F, 6) float32:
-    the five of response_stats.bin, and the mean R² of random directions.
+    the five of response_stats.bin, and the mean R² of random directions. places: (2, F, 2 · PLACES) each.
     """
 
     def __init__(self, vindex: Vindex, found: Sequence[Layer | Mixture], advance: Advance) -> None:
@@ -111,6 +115,7 @@ class _Observer:
         self.pending: dict[str, Tensor] = {}
         self.directions: list[np.ndarray] = []
         self.figures: list[np.ndarray] = []
+        self.places: list[np.ndarray] = []
 
     def see(self, site: Site, value: Tensor) -> None:
         self.pending[site.role] = value
@@ -118,35 +123,39 @@ class _Observer:
             return
         kept = ~torch.stack([sink_tokens(text.float(), site.layer) for text in value]).flatten()
         gates, width = self.vindex.layer(site.layer).gate, value.shape[-1]
-        read = {expert: (x.float(), y.float()) for expert, x, y in self.read(self.ffns[site.layer], kept)}
+        read = {expert: (at, x.float(), y.float()) for expert, at, x, y in self.read(self.ffns[site.layer], kept)}
         never = value.new_zeros(0, width, dtype=torch.float32)
         for expert, gate in enumerate(gates):
-            self.respond(gate, *read.get(expert, (never, never)))
+            self.respond(gate, *read.get(expert, (kept.new_zeros(0), never, never)))
         self.pending.clear()
         self.advance(1)
 
-    def read(self, ffn: Layer | Mixture, kept: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each expert that fires, what it reads and what it adds, (P, H) each, at the tokens that are kept (n,)."""
+    def read(self, ffn: Layer | Mixture, kept: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Each expert that fires, at which tokens (P,) of those that are kept (n,), and what it reads and adds there,
+        (P, H) each.
+        """
         y = self.pending["mlp_out"].flatten(0, 1)
         if isinstance(ffn, Layer):
-            yield 0, self.pending["mlp_in"].flatten(0, 1)[kept], y[kept]
+            yield 0, kept.nonzero()[:, 0], self.pending["mlp_in"].flatten(0, 1)[kept], y[kept]
             return
         routed, chosen, weight = (self.pending[role].reshape(len(y), -1) for role in EXPERT_ROLES)
         added = tuple(outputs(ffn, fire(ffn, routed, chosen, weight)))
         require_sum(ffn, added, y)
         for expert, token, output in added:
             own = kept[token]
-            yield expert, routed[token[own]], output[own]
+            yield expert, token[own], routed[token[own]], output[own]
 
-    def respond(self, gate: np.ndarray, x: Tensor, y: Tensor) -> None:
-        """Of the directions (F, H) of an expert."""
+    def respond(self, gate: np.ndarray, at: Tensor, x: Tensor, y: Tensor) -> None:
+        """Of the directions (F, H) of an expert, from x and y (P, H) at the tokens `at` (P,)."""
         own, random = (torch.from_numpy(rows).to(x) for rows in (gate.astype(np.float32), self.random))
-        found, control = linear.respond(x @ own.T, y, self.generator), linear.explained(x @ random.T, y)
+        a = x @ own.T
+        found, control = linear.respond(a, y, self.generator), linear.explained(x @ random.T, y)
         same = (control.quantile(USUAL), found.slope.new_tensor(len(x)), control.mean())  # of all F directions
         usual, tokens, mean = (figure.expand(len(gate)) for figure in same)
         figures = torch.stack([found.r2, found.null, usual, found.slope, tokens, mean], dim=1)
         self.directions.append(found.direction.cpu().numpy().astype(np.float16))
         self.figures.append(figures.cpu().numpy())
+        self.places.append(linear.strongest(a, at).cpu().numpy())
 
 
 def _tokens(model: Loaded, vindex: Vindex, direction: np.ndarray, progress: Progress) -> np.ndarray:

@@ -36,13 +36,19 @@ class Responses(Result):
     """(R, 6) float32: the five figures of response_stats.bin, and the mean R² of random directions."""
     tokens: np.ndarray
     """(R,) records of response_meta.bin."""
+    texts: np.ndarray
+    """(texts, tokens) ids of what was read."""
+    places: np.ndarray
+    """(2, R, 2 · PLACES) of response_places.bin: where in the texts each direction is read most, and z there."""
 
     def add(self) -> Vindex:
         """Add them to the vindex's directory, in the place of any it has; the vindex, opened anew.
 
         Raises TargetError where that is not to be changed, and then it is as it was.
         """
-        return adding.add_responses(self.vindex, self.direction, self.figures[:, :5].T, self.tokens, self.measured)
+        figures = self.figures[:, :5].T
+        files = (self.direction, figures, self.tokens, self.texts, self.places)
+        return adding.add_responses(self.vindex, *files, self.measured)
 
     def rows(self) -> list[dict[str, Any]]:
         """A layer each, over its directions with a response; None where it has none.

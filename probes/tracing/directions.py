@@ -7,6 +7,8 @@
 3. Of two prompts it is the same with the differences of x and of y, and z is the difference over √2 times the spread,
    which is that of two tokens of generic text.
 
+4. Where the vindex has responses, `responses`: what goes with such a read in text, as it reaches the target's logit.
+
 A gate and a down direction of the same rank have nothing to do with each other: the rows of the two never share a line.
 Looking at FFNs through their singular directions: Millidge & Black 2022; NaNA ("SVD as a Fast Interpretability Method
 for Transformers", ICML 2026) reads and writes of GPT-2 in the same way.
@@ -116,6 +118,19 @@ def along(
     adds = coefficient * _products(vindex.down, np.broadcast_to(u, y.shape))
     inside = np.stack([down.astype(np.float64).T @ row for down, row in zip(vindex.down, coefficient, strict=True)])
     return Along(read, excess, z, _share(read, x), coefficient, adds, (y - inside) @ u, _share(coefficient, y))
+
+
+def responses(vindex: Vindex, excess: np.ndarray, u: np.ndarray) -> np.ndarray | None:
+    """(L, F) what usually goes with reads of this `excess` (L, F), in units of the target's logit: u · (excess r).
+
+    NaN where a direction has no response r; None for a vindex without responses.
+    """
+    if not vindex.index.has_responses:
+        return None
+    slope = vindex.response_stats.slope
+    return np.where(slope > 0, excess * slope, np.nan) * _products(
+        vindex.responses, np.broadcast_to(u, (len(slope), len(u)))
+    )
 
 
 def largest(values: np.ndarray, k: int) -> Iterator[tuple[int, int]]:

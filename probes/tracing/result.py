@@ -43,6 +43,8 @@ class Directions(NamedTuple):
     generic: Generic
     along: Along
     tested: tuple[Tested, ...]
+    responses: np.ndarray | None
+    """(L, F) what usually goes with the reads, as it reaches the target's logit; None in a vindex without responses."""
 
 
 class Fate(NamedTuple):
@@ -91,14 +93,22 @@ class Trace(Result):
         ]
 
     def reads(self, layer: int | None = None, k: int = STRONGEST) -> list[dict[str, Any]]:
-        """The k gate directions of largest |z|, of one layer or of all."""
+        """The k gate directions of largest |z|, of one layer or of all.
+
+        response: what usually goes with such a read in text, as it reaches the target's logit; r2: how much of what the
+        FFN writes that explains. None in a vindex without responses.
+        """
         found = self._directions()
+        responses = found.responses
+        r2 = None if responses is None else found.vindex.response_stats.r2
         return [
             {
                 "layer": at,
                 "feature": feature,
                 "z": float(found.along.z[at, feature]),
                 "read": float(found.along.read[at, feature]),
+                "response": None if responses is None else float(responses[at, feature]),
+                "r2": None if r2 is None else float(r2[at, feature]),
                 "tokens": self._pole(at, feature, "reads", found.along.excess[at, feature]),
                 "causal": self._causal("reads", at, feature),
             }

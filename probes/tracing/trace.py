@@ -81,7 +81,7 @@ def trace(
         rows = np.concatenate([along.adds, along.outside[:, None]], axis=1)
         sums["writes"] = frozen.require_sum(rows, traced.grown @ frozen.u, "what the FFNs write")
         tested = causal.test(model.model, ids, main, frozen, vindex, along, check, progress)
-        found = Directions(vindex, about, along, tested)
+        found = Directions(vindex, about, along, tested, directions.responses(vindex, along.excess, frozen.u))
     other = beside or after
     return Trace(
         match.describe(model, digests), prompt, against, None if patch is None else Path(patch).name,

@@ -14,13 +14,15 @@ import vindex
 from tests.kills import die_at, fail_at, steps_of, tree
 from tests.probes.test_command import run
 from tests.responses import MEASURED, add_made_up
-from tests.vindex.test_verify import change, failures
+from tests.vindex.test_verify import agree, change, failures
 from vindex import targets
 from vindex.adding import add_responses, check_place
-from vindex.errors import QueryError, TargetError
-from vindex.format import RESPONSE_FILES
+from vindex.console import visible
+from vindex.errors import FormatError, QueryError, TargetError
+from vindex.format import RESPONSE_FILES, RESPONSE_PLACES, RESPONSE_TEXTS
 from vindex.places import begin
 
+OF_PLACES = {RESPONSE_TEXTS.name, RESPONSE_PLACES.name}
 NEW = {"index.json", "manifest.json", "README.md", "SHA256SUMS"}
 
 
@@ -58,6 +60,26 @@ def test_what_was_added_is_read_back_and_all_else_stays(built, answered):
     assert found.writes[0].token_id == scores.argmax() and found.writes_against[0].token_id == scores.argmin()
     assert found.writes[0].score == pytest.approx(scores.max(), rel=1e-4)
     assert not v.response(0, 0).beyond and v.response(0, 0).slope == 0
+    assert [(one.text, one.position, one.z) for one in v.snippets(1, 3)] == [
+        ("story", at, z) for at, z in ((200, 4), (5, 3), (3, 3), (7, -2), (255, -1))
+    ]
+    pieces = [v.vocabulary.piece((600 + at) % 36) for at in range(9)]
+    assert v.snippets(1, 3)[1][4:] == ("".join(pieces[:5]), pieces[5], "".join(pieces[6:])) and v.snippets(0, 0) == []
+
+
+def test_responses_of_before_there_were_places_are_read_and_what_is_missing_is_said(answered_copy):
+    for name in OF_PLACES:
+        (answered_copy / name).unlink()
+    index = json.loads((answered_copy / "index.json").read_text())
+    del index["response_texts"]
+    index["checksums"] = {name: of for name, of in index["checksums"].items() if name not in OF_PLACES}
+    (answered_copy / "index.json").write_text(json.dumps(index))
+    agree(answered_copy)
+    v = vindex.open(answered_copy)
+    assert v.response(1, 3).r2 == 0.5 and failures(answered_copy) == {}
+    with pytest.raises(QueryError, match=r"keeps no places in texts \(response_places.bin and another\): `vindex resp"):
+        v.snippets(1, 3)
+    assert add_made_up(v).snippets(1, 3) and failures(answered_copy) == {}
 
 
 def test_in_a_mixture_they_are_asked_by_expert(built_whole):
@@ -77,8 +99,6 @@ def test_a_vindex_without_them_opens_and_says_what_is_missing(built):
 
 
 def test_keys_that_we_do_not_know_stay_and_an_edited_card_is_left_alone(copy):
-    from tests.vindex.test_verify import agree
-
     index = json.loads((copy / "index.json").read_text()) | {"of_another_tool": [1]}
     (copy / "index.json").write_text(json.dumps(index))
     agree(copy)
@@ -160,7 +180,7 @@ def test_a_vindex_of_another_family_is_refused(tmp_path):
 def test_responses_of_another_shape_are_no_file_of_this_vindex(copy):
     v = vindex.open(copy)
     with pytest.raises(AssertionError, match=r"responses\.bin"):
-        add_responses(v, np.zeros((3, 16)), np.zeros((5, 3)), np.zeros(0), MEASURED)
+        add_responses(v, np.zeros((3, 16)), np.zeros((5, 3)), np.zeros(0), np.zeros((1, 256)), np.zeros(0), MEASURED)
     assert failures(copy) == {}
 
 
@@ -175,6 +195,19 @@ def test_responses_of_another_shape_are_no_file_of_this_vindex(copy):
         ("responses.bin", "<f2", 40, np.nan, "responses.bin finite", "row 2, column 8 is nan"),
         ("response_meta.bin", "<f4", 6, 9.0, "response_meta.bin tokens", "top_score is not the first score"),
         ("response_meta.bin", "<u4", 7, 36, "response_meta.bin recomputed", "expected token ids below 36"),
+        ("response_texts.bin", "<u4", 3, 40, "response_places.bin", "response_texts.bin: expected token ids below 40"),
+        ("response_places.bin", "<f4", 6, 256, "response_places.bin", "a place is none of the texts' 256 tokens"),
+        ("response_places.bin", "<f4", 6, 0.5, "response_places.bin", "a place is none of the texts' 256 tokens"),
+        ("response_places.bin", "<f4", 6, 5, "response_places.bin", "a place stands twice"),
+        (
+            "response_places.bin",
+            "<f4",
+            102,
+            -4,
+            "response_places.bin",
+            "a z is of the other sign, or not the strongest",
+        ),
+        ("response_places.bin", "<f4", 102, 2, "response_places.bin", "a z is of the other sign, or not the strongest"),
     ],
 )
 def test_damage_is_found_even_when_checksums_agree(answered_copy, name, dtype, place, value, what, said):
@@ -188,8 +221,6 @@ def test_tokens_of_other_responses_are_found(answered_copy):
 
 
 def test_a_manifest_that_does_not_know_of_them(answered_copy):
-    from tests.vindex.test_verify import agree
-
     manifest = json.loads((answered_copy / "manifest.json").read_text())
     del manifest["responses"]
     (answered_copy / "manifest.json").write_text(json.dumps(manifest))
@@ -202,6 +233,7 @@ def test_commands_say_what_is_written_then_and_the_down_direction_only_when_aske
     assert run(monkeypatch, "feature", answered, 1, 3) == 0
     shown = capsys.readouterr().out
     assert "writes +" in shown and "writes −" in shown and "down +" not in shown
+    assert "story 200" in shown and f"»{visible(vindex.open(answered).piece(800 % 36))}«" in shown
     assert "response R² 50.00% (95 % of random directions 20.00%, permuted 10.00%, n 100): more than chance" in shown
     assert run(monkeypatch, "feature", built, 1, 3) == 0
     shown = capsys.readouterr().out
@@ -221,9 +253,20 @@ def test_commands_say_what_is_written_then_and_the_down_direction_only_when_aske
     assert against["writes"] == [token.piece for token in response.writes_against[:4]]
 
 
-def test_a_manifest_of_responses_is_read_strictly(answered_copy):
-    from vindex.errors import FormatError
+def test_places_in_texts_that_are_not_there(answered_copy):
+    change(answered_copy, "response_places.bin", "<f4", lambda values: values.__setitem__(7, 256), resum=True)
+    with pytest.raises(FormatError, match=r"response_places.bin has places in none of its texts; run vindex verify"):
+        vindex.open(answered_copy).snippets(1, 3)
+    index = json.loads((answered_copy / "index.json").read_text())
+    (answered_copy / "index.json").write_text(json.dumps(index | {"response_texts": [2, 128]}))
+    agree(answered_copy)
+    assert "texts of responses are (2, 128) there and (1, 256) here" in failures(answered_copy)["manifest.json"]
+    (answered_copy / "index.json").write_text(json.dumps(index | {"response_texts": [2**20, 256]}))
+    with pytest.raises(FormatError, match=r"response_texts: expected 16,777,216 tokens or fewer, got 1048576 × 256"):
+        vindex.open(answered_copy)
 
+
+def test_a_manifest_of_responses_is_read_strictly(answered_copy):
     manifest = json.loads((answered_copy / "manifest.json").read_text())
     manifest["responses"]["tokens"] = 0
     (answered_copy / "manifest.json").write_text(json.dumps(manifest))

@@ -153,6 +153,10 @@ class Family:
         """What `vindex info` says, in plain values."""
         raise NotImplementedError
 
+    def more(self) -> dict[str, Any]:
+        """What only this family says."""
+        return {}
+
 
 class Foreign(Family):
     """A vindex that others made: no provenance that is certain, and no certificates."""
@@ -178,10 +182,6 @@ class Foreign(Family):
             **self.more(),
             "lacks": [lack._asdict() for lack in dict.fromkeys(self.lacks.values())],
         }
-
-    def more(self) -> dict[str, Any]:
-        """What only this family says."""
-        return {}
 
     def settle(self, names: frozenset[str], index: str, lacks: dict[FileSpec, Lack]) -> None:
         """Note checksums, size and what is missing. names: of all its files. index: of the one with the sizes."""

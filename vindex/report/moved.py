@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vindex import scoring
 from vindex.differences import by_layer, compare, orthonormal_basis
+from vindex.format import DOWN, GATE
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
 from vindex.records import TokenScore
@@ -23,14 +25,17 @@ LEAST = 1e-6  # radians: what is less is drawn there
 
 
 class Moved(NamedTuple):
-    """A direction of ours and the other's most like it. side: "reads" or "writes". angle, noise: radians."""
+    """A direction of ours and the other's most like it. side: "reads" or "writes". angle, noise: radians.
+
+    noise: None where one of the two has no certificates.
+    """
 
     side: str
     layer: int
     expert: int | None
     feature: int
     angle: float
-    noise: float
+    noise: float | None
     other: int
     cosine: float
     tokens: tuple[str, ...]
@@ -59,9 +64,9 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
             f"layer {one.layer}: {angle:.2g} rad" if angle else "" for one, angle in zip(layers, turned, strict=True)
         ]
         lines.append(Line(side, f"c{place}", at, turned, notes))
-        lines.append(
-            Line(f"{side}: two builds of the same weights", f"floor c{place}", at, [one.noise for one in sides])
-        )
+        noise = [one.noise for one in sides]
+        if any(noise):
+            lines.append(Line(f"{side}: two builds of the same weights", f"floor c{place}", at, noise))
     y = axis("rad", [value and max(value, LEAST) for line in lines for value in line.y], log=True)
     angles = chart("Largest principal angle by layer", layers_axis(v.index.num_layers), y, lines=lines)
     noises = {(one.layer, one.expert, side): getattr(one, side).noise for one in found for side in ("gate", "down")}
@@ -70,24 +75,24 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
 
 
 class _Turned(NamedTuple):
-    """A direction, and how far it turned; noise: what two builds of the same weights may differ by."""
+    """A direction, and how far it turned; noise: what two builds of the same weights may differ by, where known."""
 
     angle: float
-    noise: float
+    noise: float | None
     side: str
     layer: int
     expert: int | None
     feature: int
 
 
-def _most(v: Vindex, other: Vindex, noises: Mapping[tuple[int, int | None, str], float]) -> list[_Turned]:
+def _most(v: Vindex, other: Vindex, noises: Mapping[tuple[int, int | None, str], float | None]) -> list[_Turned]:
     """The MOST that turned by more than noise, furthest first."""
     turned = []
+    sides = [side for side, spec in (("gate", GATE), ("down", DOWN)) if v.has(spec) and other.has(spec)]
     for entry in v.index.layers:
-        ours, theirs = v.layer(entry.layer), other.layer(entry.layer)
         kept = min(entry.features, other.index.layers[entry.layer].features)
-        for side, group in ((side, group) for side in ("gate", "down") for group in range(entry.groups)):
-            rows, others = (getattr(of, side)[group, :kept].astype(np.float64) for of in (ours, theirs))
+        for side, group in ((side, group) for side in sides for group in range(entry.groups)):
+            rows, others = (of.side(entry.layer, side)[group, :kept].astype(np.float64) for of in (v, other))
             if not others.any():
                 continue
             basis = orthonormal_basis(others)
@@ -96,15 +101,15 @@ def _most(v: Vindex, other: Vindex, noises: Mapping[tuple[int, int | None, str],
             angles = np.arctan2(outside, np.linalg.norm(inside, axis=1))
             expert = group if entry.num_experts else None
             noise = noises[entry.layer, expert, side]
-            found = np.flatnonzero((angles > noise) & rows.any(axis=1)).tolist()
+            found = np.flatnonzero((angles > (noise or 0.0)) & rows.any(axis=1)).tolist()
             turned += [_Turned(float(angles[at]), noise, side, entry.layer, expert, at) for at in found]
     return sorted(turned, key=lambda one: -one.angle)[:MOST]
 
 
 def _named(v: Vindex, other: Vindex, one: _Turned) -> Moved:
     """With the other's direction most like it, and what both hold at the poles that face each other."""
-    ours, theirs = (getattr(of.layer(one.layer), one.side)[one.expert or 0].astype(np.float32) for of in (v, other))
-    cosines = theirs @ ours[one.feature]
+    ours, theirs = (of.side(one.layer, one.side)[one.expert or 0] for of in (v, other))
+    cosines = scoring.cosines(theirs, ours[one.feature].astype(np.float32))
     nearest = int(np.abs(cosines).argmax())
     name = {"gate": "reads", "down": "writes"}[one.side]
     mine = getattr(v.feature(one.layer, one.feature, expert=one.expert), name)
@@ -114,5 +119,5 @@ def _named(v: Vindex, other: Vindex, one: _Turned) -> Moved:
     return Moved(*place, nearest, abs(float(cosines[nearest])), _pieces(mine), _pieces(yours))
 
 
-def _pieces(tokens: list[TokenScore]) -> tuple[str, ...]:
-    return tuple(token.piece for token in tokens[:POLE])
+def _pieces(tokens: list[TokenScore] | None) -> tuple[str, ...]:
+    return tuple(token.piece for token in (tokens or ())[:POLE])

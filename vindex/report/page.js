@@ -6,10 +6,12 @@ const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
 const floats = text => new Float32Array(bytes(text)), whole = text => new Uint32Array(bytes(text));
 const sides = Object.fromEntries(Object.entries(data.sides).map(([name, side]) =>
   [name, {tokens: whole(side.tokens), scores: floats(side.scores)}]));
-const sigma = floats(data.sigma), rows = sigma.length / 2, pole = data.pole, per = 2 * pole;
+const sigma = data.sigma && floats(data.sigma), rows = data.rows, pole = data.pole, per = data.poles * pole;
+const unit = data.neurons ? "neuron" : "direction";
 const coherence = data.coherence && floats(data.coherence);
 const nearest = data.nearest && {rows: whole(data.nearest.rows), cosines: floats(data.nearest.cosines)};
 const response = data.response && {r2: floats(data.response.r2), null: floats(data.response.null)};
+const snippets = data.snippets && {...data.snippets, texts: whole(data.snippets.texts), place: new Int32Array(bytes(data.snippets.place)), z: floats(data.snippets.z)};
 
 function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -71,7 +73,7 @@ function search(query) {
   if (!query.trim()) { found.textContent = ""; hits.replaceChildren(); return; }
   const place = parse(query);
   if (place) {
-    found.textContent = place.row === undefined ? `A layer.` : "A direction.";
+    found.textContent = place.row === undefined ? "A layer." : `A ${unit}.`;
     hits.replaceChildren(el("li", {}, el("a", {href: "#" + (place.row === undefined ? `L${place.layer}` : nameOf(place))},
       el("b", {}, place.row === undefined ? `L${place.layer}` : nameOf(place)))));
     return;
@@ -88,7 +90,8 @@ function search(query) {
   found.textContent = exact
     ? `${exact} poles hold “${query.replace(/^ /, "")}”: ` + holders.names.map(side => `${count(side)} ${side}`).join(", ")
       + (list.length > exact ? `; then ${list.length - exact} with tokens like it.` : ".")
-    : list.length ? `No pole holds exactly that; ${list.length} hold tokens like it.` : "No pole of any direction holds that.";
+    : list.length ? `No pole holds exactly that; ${list.length} hold tokens like it.`
+    : per ? `No pole of any ${unit} holds that.` : "This vindex keeps no tokens to search; a direction is found as L2F7.";
   hits.replaceChildren(...list.slice(0, MOST).map(hit => el("li", {},
     el("a", {href: "#" + nameOf(placeOf(hit.row)) + (hit.side === "writes" ? "w" : "")},
       el("b", {}, nameOf(placeOf(hit.row))),
@@ -100,7 +103,7 @@ function search(query) {
 // Cards.
 function poleOf(side, row, against, title, z) {
   const from = row * per + (against ? pole : 0), {tokens, scores} = sides[side];
-  const items = [...Array(pole).keys()].map(i => [data.strings[tokens[from + i]], scores[from + i]]);
+  const items = [...Array(pole).keys()].map(i => [data.strings[tokens[from + i]], scores[from + i]]).filter(([token]) => token !== "");
   const most = Math.max(...items.map(([, score]) => Math.abs(score)), 1e-9);
   return el("div", {class: `pole${against ? " against" : ""} ${side}`},
     el("h4", {}, title, z === null ? null : el("span", {title: "how alike these tokens are, beside those of random directions"}, `coherence z ${signed(z, 1)}`)),
@@ -109,6 +112,20 @@ function poleOf(side, row, against, title, z) {
       bar.style.width = `${Math.max(2, 100 * Math.abs(score) / most)}%`;
       return el("li", {}, el("span", {class: "tok", title: token}, shown(token)), bar, el("b", {}, signed(score, 2)));
     })));
+}
+// Places in texts, each with some tokens before it and after it.
+const BEFORE = 8, AFTER = 3;
+function snippetsOf(row, against, title) {
+  const {names, tokens, texts, place, z} = snippets, kept = place.length / rows / 2, from = (2 * row + against) * kept;
+  const said = (text, first, end) => [...texts.subarray(text * tokens + Math.max(first, 0), text * tokens + Math.min(end, tokens))]
+    .map(token => data.strings[token]).join("").replaceAll("\n", "⏎");
+  const items = [...Array(kept).keys()].map(i => from + i).filter(i => place[i] >= 0).map(i => {
+    const text = Math.floor(place[i] / tokens), at = place[i] % tokens, token = said(text, at, at + 1), space = token.startsWith(" ") && token.trim() ? " " : "";
+    return el("li", {}, el("b", {}, signed(z[i], 1)), el("span", {}, said(text, at - BEFORE, at).trimStart() + space,
+      el("mark", {}, token.trim() ? token.slice(space.length) : "␣"), said(text, at + 1, at + 1 + AFTER), el("small", {}, `${names[text]}, token ${at}`)));
+  });
+  return el("div", {class: "snippets"}, el("h4", {}, title, el("span", {title: "less its mean over all texts, over its deviation"}, "z")),
+    items.length ? el("ol", {}, ...items) : el("p", {class: "note"}, "Nowhere."));
 }
 const figure = (name, value, hint = "") => el("div", {title: hint}, el("dt", {}, name), el("dd", {}, value));
 const clusterOf = (side, row) => data.clusters[side].find(([first, last]) => first <= row && row <= last);
@@ -126,48 +143,54 @@ function card(place) {
   const {row, layer, expert, feature} = place, z = at => coherence ? coherence[4 * row + at] : null, name = nameOf(place);
   const near = nearest ? [...Array(nearest.rows.length / rows).keys()].map(i => [nearest.rows[row * nearest.rows.length / rows + i], nearest.cosines[row * nearest.rows.length / rows + i]]) : [];
   const option = expert === null ? "" : ` --expert ${expert}`, keyword = expert === null ? "" : `, expert=${expert}`;
-  const writes = el("details", place.writes ? {open: ""} : {}, el("summary", {}, "The down direction of the same rank: another direction, which this one does not drive"),
-    el("div", {class: "poles"}, poleOf("writes", row, false, "Writes +", z(2)), poleOf("writes", row, true, "Writes −", z(3))));
-  const missing = name => data.missing[name] ? el("p", {class: "note"}, `No ${name}: ${data.missing[name]}.`) : null;
-  fill("card", 
-    el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}, direction ${feature}`),
+  const both = (side, title, [first, second]) => sides[side] ? el("div", {class: "poles"}, poleOf(side, row, false, `${title} +`.trim(), first),
+    data.poles > 1 ? poleOf(side, row, true, `${title} −`, second) : null) : null;
+  const writes = !sides.writes || data.neurons ? both("writes", "Writes", [null, null]) : el("details", place.writes ? {open: ""} : {},
+    el("summary", {}, "The down direction of the same rank: another direction, which this one does not drive"), both("writes", "Writes", [z(2), z(3)]));
+  const share = side => figure("share", (100 * shareOf(side, row)).toFixed(1) + " %", "of σ² of the directions kept of this weight");
+  fill("card",
+    el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}, ${unit} ${feature}`),
       el("span", {class: "ways"}, row ? el("a", {href: "#" + nameOf(placeOf(row - 1)), rel: "prev"}, "previous") : null,
         row < rows - 1 ? el("a", {href: "#" + nameOf(placeOf(row + 1)), rel: "next"}, "next") : null,
         el("a", {href: `#L${layer}`}, `layer ${layer}`), el("a", {href: "#" + name, title: "a permanent link to this card"}, "#" + name))),
-    el("dl", {class: "figures"},
-      figure("gate σ", sigma[row].toPrecision(4)), figure("share", (100 * shareOf(0, row)).toFixed(1) + " %", "of σ² of the directions kept of this weight"),
-      figure("gate cluster", clusterWords("gate", row), "directions of nearly equal σ: single ones are arbitrary"),
-      figure("down σ", sigma[rows + row].toPrecision(4)), figure("share", (100 * shareOf(1, row)).toFixed(1) + " %", "of σ² of the directions kept of this weight"),
-      figure("down cluster", clusterWords("down", row)),
+    sigma ? el("dl", {class: "figures"},
+      figure("gate σ", sigma[row].toPrecision(4)), share(0), figure("gate cluster", clusterWords("gate", row), "directions of nearly equal σ: single ones are arbitrary"),
+      figure("down σ", sigma[rows + row].toPrecision(4)), share(1), figure("down cluster", clusterWords("down", row)),
       response ? figure("response R²", response.r2[row].toFixed(3), "of the FFN's output on what this direction reads") : null,
-      response ? figure("R² by chance", response.null[row].toFixed(3), "the larger of two nulls: permuted readings, and random directions") : null),
-    el("div", {class: "poles"}, poleOf("reads", row, false, "Reads +", z(0)), poleOf("reads", row, true, "Reads −", z(1))),
+      response ? figure("R² by chance", response.null[row].toFixed(3), "the larger of two nulls: permuted readings, and random directions") : null) : null,
+    both("reads", "Reads", [z(0), z(1)]),
+    snippets ? el("div", {class: "poles"}, snippetsOf(row, 0, "Reads + most at"), snippetsOf(row, 1, "Reads − most at")) : null,
     response ? el("div", {class: "poles"}, poleOf("response", row, false, "Reading +, the FFN writes", null), poleOf("response", row, true, "Reading −, the FFN writes", null)) : null,
     response && response.r2[row] <= response.null[row] ? el("p", {class: "note"}, "Chance explains this response: its R² is no more than that of its nulls.") : null,
-    missing("response"), missing("coherence"), writes,
-    near.length ? el("p", {}, "Nearest gate directions: ", ...near.flatMap(([other, cosine]) => [link(placeOf(other)), ` ${signed(cosine, 2)}  `])) : null,
-    missing("nearest"),
+    writes,
+    near.length ? el("p", {}, data.neurons ? "Nearest neurons: " : "Nearest gate directions: ", ...near.flatMap(([other, cosine]) => [link(placeOf(other)), ` ${signed(cosine, 2)}  `])) : null,
+    ...Object.entries(data.missing).map(([name, why]) => el("p", {class: "note"}, `No ${name}: ${why}.`)),
     el("div", {class: "commands"}, el("code", {}, `vindex feature ${quoted(data.name)} ${layer} ${feature}${option}`),
       el("code", {}, `vindex.open(${JSON.stringify(data.name)}).feature(${layer}, ${feature}${keyword})`)));
 }
-const pieces = (row, against = 0, count = 5) => el("span", {class: "tokens"}, ...[...Array(Math.min(count, pole)).keys()].flatMap(i =>
-  [el("span", {class: "tok"}, shown(data.strings[sides.reads.tokens[row * per + against * pole + i]])), " "]));
+const pieces = (row, against = 0, count = 5, side = "reads") => el("span", {class: "tokens"}, ...[...Array(Math.min(count, pole)).keys()]
+  .map(i => data.strings[sides[side].tokens[row * per + against * pole + i]]).filter(token => token !== "").flatMap(token => [el("span", {class: "tok"}, shown(token)), " "]));
 function table(columns, lines) {
   return el("div", {class: "wide"}, el("table", {}, el("thead", {}, el("tr", {}, ...columns.map(([name, kind]) => el("th", {class: kind}, name)))),
     ...lines.map(cells => el("tr", {}, ...cells.map((cell, i) => el("td", {class: columns[i][1]}, cell))))));
 }
+const MOST_LINES = 500;
 function layerCard({layer, expert}) {
   const [first, groups, features] = data.layers[layer], from = first + (expert || 0) * features;
   const others = expert === null ? [] : [...Array(groups).keys()].map(e => el("a", {href: `#L${layer}E${e}`}, `E${e}`)).flatMap(a => [a, " "]);
-  const lines = [...Array(features).keys()].map(i => from + i).map(row => [link(placeOf(row)), sigma[row].toPrecision(3), pieces(row), pieces(row, 1),
-    coherence ? signed(Math.max(coherence[4 * row], coherence[4 * row + 1]), 1) : "–"]);
+  const columns = [[[unit, ""], row => link(placeOf(row))], sigma && [["σ", "n"], row => sigma[row].toPrecision(3)],
+    ...(sides.reads ? [[["reads +", ""], row => pieces(row)], [["reads −", ""], row => pieces(row, 1)]] : sides.writes ? [[["writes", ""], row => pieces(row, 0, 5, "writes")]] : []),
+    coherence && [["coherence z", "n"], row => signed(Math.max(coherence[4 * row], coherence[4 * row + 1]), 1)]].filter(Boolean);
+  const lines = [...Array(Math.min(features, MOST_LINES)).keys()].map(i => columns.map(([, cell]) => cell(from + i)));
   fill("card", el("header", {}, el("h3", {}, `Layer ${layer}${expert === null ? "" : `, expert ${expert}`}`), el("span", {class: "ways"},
     layer ? el("a", {href: `#L${layer - 1}`, rel: "prev"}, "previous") : null, layer < data.layers.length - 1 ? el("a", {href: `#L${layer + 1}`, rel: "next"}, "next") : null)),
-    el("p", {class: "note"}, ...others), table([["direction", ""], ["σ", "n"], ["reads +", ""], ["reads −", ""], ["coherence z", "n"]], lines));
+    el("p", {class: "note"}, ...others, features ? "" : "Not in this vindex."),
+    columns.length > 1 ? table(columns.map(([head]) => head), lines) : el("p", {}, ...lines.flatMap(([name]) => [name, " "])),
+    features > MOST_LINES ? el("p", {class: "note"}, `… and ${features - MOST_LINES} more: search for L${layer}F${MOST_LINES} and on.`) : null);
 }
 // What to look at first: the poles whose tokens are most alike.
 function welcome() {
-  if (!coherence) return;
+  if (!coherence) return layerCard(placeOf(0));
   const best = [];
   for (let row = 0; row < rows; row++) for (const at of [0, 1]) best.push([coherence[4 * row + at], row, at]);
   best.sort((a, b) => b[0] - a[0]);

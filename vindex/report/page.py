@@ -1,6 +1,7 @@
 """`vindex.write_report`: gather, render, write.
 
-1. Records are read and refused before any work; then the vindex is verified and its directions are gathered.
+1. Records are read and refused before any work; then the vindex is verified and its directions are gathered. One of
+   another family (docs/families.md) fills what it has data for.
 2. page.html is rendered: everything from a model or a record is text, escaped; the directions go in as JSON.
 3. page.css and page.js stand in the page. Its content security policy allows that one script and no request at all.
 """
@@ -20,7 +21,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vindex import targets
-from vindex.checks import verify
 from vindex.console import visible
 from vindex.distribution import version
 from vindex.errors import TargetError
@@ -29,6 +29,7 @@ from vindex.progress import Progress, silent
 from vindex.reader import Vindex
 from vindex.report import panels
 from vindex.report.directions import directions
+from vindex.report.masthead import masthead
 from vindex.report.moved import beside
 from vindex.report.strip import strip
 
@@ -80,7 +81,7 @@ def check_target(path: Path, *, force: bool) -> None:
 
 def render(v: Vindex, found: dict[str, Any], progress: Progress = silent) -> str:
     """The page. found: the panels by name, None where there is no record."""
-    verified = verify(v, progress)
+    head = masthead(v, progress)
     data = directions(v, progress)
     norms = found["constants"].norms if found["constants"] else None
     script, style = (resources.files("vindex.report").joinpath(name).read_text() for name in ("page.js", "page.css"))
@@ -90,9 +91,8 @@ def render(v: Vindex, found: dict[str, Any], progress: Progress = silent) -> str
     environment.filters |= {"visible": visible, "number": number}
     return environment.get_template("page.html").render(
         v=v,
-        source=v.manifest.source,
+        head=head,
         vindex_name=quote(v.path.name),
-        verified=verified,
         created=datetime.now(UTC),
         version=version(),
         strip=strip(v, data["clusters"], norms),

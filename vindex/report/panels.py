@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vindex.errors import FormatError
+from vindex.errors import FormatError, LackingError
+from vindex.format import MANIFEST
+from vindex.manifest import Source
 from vindex.measured import Constant, Gate3, GatesEvaluation, Probe, read_gate3, read_gates, read_probe, require_record
 from vindex.reader import Vindex
 from vindex.report.svg import Axis, Chart, Line, Mark, axis, chart
@@ -106,6 +108,16 @@ class Traced(NamedTuple):
     own: bool
 
 
+def _source(path: Path, v: Vindex) -> Source:
+    """What v was built from, which a record has to be of. Raises LackingError where v does not say."""
+    if not v.has(MANIFEST):
+        raise LackingError(
+            f"{path}: is of weights by their SHA-256, and {v.name} does not say of which weights it is; leave the "
+            "record out, or build a vindex of the model with `vindex build`"
+        )
+    return v.manifest.source
+
+
 @contextmanager
 def _whole(path: Path, kind: str) -> Iterator[None]:
     try:
@@ -117,8 +129,8 @@ def _whole(path: Path, kind: str) -> Iterator[None]:
 
 def constants(path: Path, v: Vindex) -> Constants:
     """C1–C5. Raises FormatError and QueryError as `read_probe`."""
-    probe = read_probe(path, v.manifest.source)
-    record = require_record(path, "vindex-probe/1", "vindex probe MODEL -o FILE", v.manifest.source)
+    probe = read_probe(path, _source(path, v))
+    record = require_record(path, "vindex-probe/1", "vindex probe MODEL -o FILE", _source(path, v))
     with _whole(path, "vindex-probe"):
         every = record["constants"]
         rows = tuple(
@@ -148,8 +160,8 @@ def _measured(one: Constant, by_layer: list[float | None], layers: int) -> Measu
 
 def deletion(path: Path, v: Vindex) -> Deletion:
     """Gate 3 of one fact, by the record's headline method."""
-    gate3 = read_gate3(path, v.manifest.source)
-    record = require_record(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", v.manifest.source)
+    gate3 = read_gate3(path, _source(path, v))
+    record = require_record(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", _source(path, v))
     if gate3.method is None:
         return Deletion(gate3, None, {}, None)
     with _whole(path, "vindex-gate3"):
@@ -192,9 +204,9 @@ def _dots(sets: Mapping[str, list[Mapping[str, Any]]]) -> Chart:
 
 def gates(path: Path, v: Vindex) -> Gates:
     """Knowledge against reasoning retained, one curve for each family of masks and seed."""
-    found = read_gates(path, v.manifest.source)
+    found = read_gates(path, _source(path, v))
     command = "vindex gates eval MODEL DIR -o FILE"
-    record = require_record(path, "vindex-gates-evaluation/1", command, v.manifest.source)
+    record = require_record(path, "vindex-gates-evaluation/1", command, _source(path, v))
     with _whole(path, "vindex-gates-evaluation"):
         met = {str(one["family"]) for one in record["entries"]}
         families = {
@@ -226,7 +238,7 @@ def _curve(family: str, entries: list[Mapping[str, Any]]) -> Line:
 def trace(path: Path, v: Vindex) -> Traced:
     """One prompt's way through the model, and what each FFN read and wrote where a vindex was traced with."""
     command = "vindex trace MODEL PROMPT --vindex VINDEX -o FILE.json"
-    record = require_record(path, "vindex-trace/1", command, v.manifest.source)
+    record = require_record(path, "vindex-trace/1", command, _source(path, v))
     with _whole(path, "vindex-trace"):
         rows = record["trajectory"]
         names = [row["after"] if row["layer"] is None else f"{row['layer']} {row['after']}" for row in rows]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vindex.floor import floor_of
+from vindex.format import SIGMA
 from vindex.layout import Rows
 from vindex.reader import Vindex
 
@@ -25,7 +26,7 @@ class Small(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """Every layer on one scale. floor: of which random matrix it is, in words."""
+    """Every layer on one scale. floor: of which random matrix it is, in words. missing: why there are no spectra."""
 
     width: int
     height: int
@@ -33,10 +34,14 @@ class Strip(NamedTuple):
     low: float
     high: float
     floor: str
+    missing: str = ""
 
 
 def strip(v: Vindex, clusters: Mapping[str, list[list[int]]], norms: Mapping[str, Sequence[float]] | None) -> Strip:
     """The strip of a vindex. norms: ‖W‖²_F of each layer's weight by side, where a probe measured it."""
+    if lacking := v.family.lacking(SIGMA):
+        bare = [Small(entry.layer, [], [], ()) for entry in v.index.layers]
+        return Strip(WIDTH, 1, bare, 1.0, 1.0, "", str(lacking))
     spectra = [_spectra(v, entry, norms) for entry in v.index.layers]
     shown = np.concatenate([curve for curves in spectra for curve in curves.values()])
     low, high = (float(f(shown[shown > 0], initial=1.0)) for f in (np.min, np.max))

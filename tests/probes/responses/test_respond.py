@@ -73,6 +73,26 @@ def test_a_planted_response_is_found_exactly_and_the_others_get_the_null(live, v
     assert random[0] > mean_random[0] > 5 / (N - 1)
 
 
+def test_a_planted_place_is_found_with_its_z_and_its_words(live, copy):
+    """Layer 1 reads noise, but 30 v at token 100 of the story and −20 v at token 7 of the factual text."""
+    x, v = noise(1), vindex.open(copy)
+    planted = torch.tensor(v.gate[1, 5].astype(np.float32))
+    x[1, 100], x[0, 7] = 30 * planted, -20 * planted
+    x[:, 0] = 99 * planted  # where sinks are left out
+    with edited(live.model, {("mlp_in", 1): lambda _: x, ("mlp_out", 1): lambda _: noise(3)}):
+        v = probes.respond(live, vindex=v, texts=TEXTS).add()
+    read = (x[:, 1:].reshape(-1, 32).double() @ planted.double()).numpy()
+    best, *_, last = sorted((read - read.mean()) / read.std())[::-1]
+    first, against = v.snippets(1, 5)[0], v.snippets(1, 5)[3]
+    assert (first.pole, first.text, first.position) == ("+", "story", 100) and first.z == pytest.approx(best, rel=1e-5)
+    assert (against.pole, against.text, against.position) == ("−", "factual", 7)
+    assert against.z == pytest.approx(last, rel=1e-5)
+    words = [v.piece(token) for token in encode(live.tokenizer, texts.read("story")).ids[92:104]]
+    assert (first.before, first.token, first.after) == ("".join(words[:8]), words[8], "".join(words[9:]))
+    assert [one.pole for one in v.snippets(1, 5)] == ["+"] * 3 + ["−"] * 3 and vindex.verify(v).holds
+    assert first.z > 10 and all(abs(one.z) < 5 for f in (4, 6) for one in v.snippets(1, f)), "at right angles to it"
+
+
 def test_where_nothing_depends_on_what_is_read_every_direction_gets_the_null(live, v):
     y = noise(3)
     with edited(live.model, {("mlp_out", 2): lambda _: y}):
@@ -133,6 +153,11 @@ def test_what_is_constant_and_what_fires_at_two_tokens_have_no_response():
     assert some.r2[1] == some.null[1] == some.slope[1] == 0 and not some.direction[1].any() and some.r2[0] > 0
     for none in (linear.respond(a[:2], y[:2], generator), linear.respond(a, torch.ones(50, 4), generator)):
         assert not any(part.any() for part in none[:4])
+    at = torch.arange(50) + 7
+    found = linear.strongest(a, at)
+    assert found[0, 0, 0] == 7 + a[:, 0].argmax() and found[0, 0, 3] == 7 + a[:, 0].argmin()
+    assert (found[0, 1] == -1).all() and not found[1, 1].any(), "what is constant is read most nowhere"
+    assert (linear.strongest(a[:2], at[:2])[0] == -1).all()
     assert not linear.explained(a[:2], y[:2]).any()
 
 
@@ -159,6 +184,7 @@ def test_an_expert_responds_at_the_tokens_at_which_it_fires(kind, tmp_path):
         row = v.row(0, 1, expert)
         assert r.figures[row, 4] == len(x) and r.figures[row, 3] == pytest.approx(np.linalg.norm(slope), rel=1e-3)
         np.testing.assert_allclose(r.direction[row], slope / np.linalg.norm(slope), atol=2e-3)
+        assert int(r.places[0, row, 0]) == added[expert].token[own][a.argmax()]
     again = r.add()
     assert vindex.verify(again).holds and again.response(0, 1, expert=2).tokens == r.figures[v.row(0, 1, 2), 4]
     assert {"expert" in row for row in r.strongest(1000)} == ({True, False} if kind == "mixed" else {True})

@@ -1,5 +1,6 @@
 """A trace adds up, says what the model does, and leaves the model as it was."""
 
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 
@@ -18,8 +19,27 @@ from tests.probes.deletion.test_hybrids import OTHERS
 from tests.probes.deletion.test_hybrids import make as make_other
 from tests.probes.mixtures import make as make_mixture
 from tests.probes.tracing.conftest import OTHER, PROMPT, F, ids_of, logits_of, seen_at
+from tests.responses import add_made_up
 from vindex.errors import PatchError, ProbeError, QueryError
 from vindex.reader import open_vindex
+
+
+def test_what_goes_with_a_read_is_its_response_as_it_reaches_the_logit(loaded, v, t, tmp_path):
+    """Responses planted along the down directions, 2 for each unit read: what those add is known from the writes."""
+    copy = open_vindex(shutil.copytree(v.path, tmp_path / "v.vindex"))
+    found = probes.trace(loaded, PROMPT, vindex=add_made_up(copy, directions=copy.down.reshape(-1, 128)))
+    for layer in range(4):
+        writes = {row["feature"]: row["adds"] / row["coefficient"] for row in found.writes(layer, F)[:F]}  # u · d
+        for row in found.reads(layer, F):
+            excess = found.directions.along.excess[layer, row["feature"]]
+            if (layer, row["feature"]) == (0, 0):  # which has none
+                assert np.isnan(row["response"]) and row["r2"] == 0
+            else:
+                assert row["response"] == pytest.approx(2 * excess * writes[row["feature"]], rel=2e-3, abs=1e-4)
+                assert row["r2"] == 0.5
+    assert {row["response"] for row in t.reads()} == {row["r2"] for row in t.reads()} == {None}
+    record = found.record()["reads"]
+    assert record[0][0].keys() >= {"response", "r2"} and None in [row["response"] for row in record[0]]
 
 
 def test_the_last_row_is_the_models_own_logits_bit_for_bit(loaded, t):

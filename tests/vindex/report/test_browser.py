@@ -92,6 +92,10 @@ def test_search_finds_paris_and_a_hit_opens_its_card(page, report):
     assert f"Layer {place[1]}, direction {place[2]}" in card and "␣Paris" in card
     assert all(token.piece.strip() in card for token in feature.reads if token.piece.isascii() and token.piece.strip())
     assert "Reading +, the FFN writes" in card and "response R²" in card
+    best = v.snippets(int(place[1]), int(place[2]))[0]
+    shown = page.locator(".snippets li").first
+    assert shown.locator("mark").inner_text() == best.token.strip()
+    assert "".join((best.before, best.token, best.after)).strip() in shown.inner_text()
     assert f"vindex feature atlas.vindex {place[1]} {place[2]}" in card
 
 
@@ -134,7 +138,7 @@ def test_links_that_lead_nowhere_open_no_card(page, report):
 def test_everything_is_within_reach_of_the_keyboard(page):
     page.keyboard.press("/")
     page.keyboard.type(" Paris")
-    page.wait_for_selector("#hits a")
+    page.wait_for_selector('#hits[data-query=" Paris"] a')
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     second = page.locator("#hits a b").nth(1).inner_text()

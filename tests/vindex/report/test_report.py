@@ -118,7 +118,15 @@ def test_responses_are_in_the_cards_where_the_vindex_has_them(built, tmp_path):
     stats = v.response_stats
     assert numbers(data["response"]["r2"]) == pytest.approx(stats.r2.reshape(-1))
     assert numbers(data["response"]["null"]) == pytest.approx(np.maximum(stats.null, stats.random).reshape(-1))
+    assert "vindex respond MODEL tiny.vindex" in data_of.directions(vindex.open(built))["missing"]["snippets"]
+    found, kept = data["snippets"], 3
+    place, z = numbers(found["place"], "<i4").reshape(-1, 2 * kept), numbers(found["z"]).reshape(-1, 2 * kept)
+    said = [data["strings"][token] for token in numbers(found["texts"], "<u4")]
+    assert (found["names"], found["tokens"], len(said)) == (["story"], 256, 256)
     for layer, rank in ((0, 1), (1, 3)):
+        row = v.row(layer, rank, None)
+        there = [(said[at], score) for at, score in zip(place[row], z[row], strict=True) if at >= 0]
+        assert there == [(one.token, one.z) for one in v.snippets(layer, rank)]
         found = v.response(layer, rank)
         shown = [data["strings"][token] for token in tokens[v.row(layer, rank, None)]]
         assert shown == [token.piece for token in (*found.writes, *found.writes_against)]
