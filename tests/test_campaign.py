@@ -12,7 +12,7 @@ from tests.campaign.cases import Case
 from tests.campaign.judge import Ended, broken_promise, snapshot
 
 ROOT = Path(__file__).parent.parent
-CASES = 420
+CASES = 300
 
 
 def test_every_command_keeps_its_promises_whatever_it_is_given():
