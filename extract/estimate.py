@@ -199,7 +199,7 @@ def seconds_of(work: Work, threads: int) -> float:
     """Seconds of one block of this kind on idle cores of this machine, without reading.
 
     It is the CPU time of each thread, the least of three, so that other work on the machine matters little. The weight
-    is random, with a spectrum that falls as a real one does.
+    is random, of bfloat16 numbers as most are stored, with a spectrum that falls as a real one does.
     """
     torch.set_num_threads(threads)
     random = torch.Generator().manual_seed(0)
@@ -210,7 +210,7 @@ def seconds_of(work: Work, threads: int) -> float:
         part = 2.0 * few * step * columns * work.blocks / work.flop
         return _cpu_seconds(lambda: _meet(work.kind == "gate tokens", directions, vocabulary)) / part / threads
     neurons, hidden = (rows, columns) if work.kind == "gate_proj" else (columns, rows)
-    weight = torch.randn(neurons, hidden, generator=random) * torch.logspace(0, -1, hidden)
+    weight = (torch.randn(neurons, hidden, generator=random) * torch.logspace(0, -1, hidden)).bfloat16().float()
     if work.kind == "down_proj":
         weight = weight.T.contiguous().T  # as it lies in the file
     return _cpu_seconds(lambda: top_directions(weight, work.features, 1e-4, work.kind)) / threads
