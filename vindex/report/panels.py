@@ -262,7 +262,7 @@ def trace(path: Path, v: Vindex) -> Traced:
         layers = record["layers"] or ()
         return Traced(
             record["prompt"],
-            f"{beside} {record[{'patched': 'patch'}.get(beside, beside)]}" if beside else "",
+            f"against “{record['against']}”" if beside == "against" else beside and f"patched {record['patch']}",
             record["target"]["piece"],
             f"{record['model']['name']}, {record['model']['dtype']}",
             tuple((one["piece"], one["position"] == record["position"], bool(one["sink"])) for one in record["tokens"]),
