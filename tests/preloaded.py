@@ -6,7 +6,9 @@ import os
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before the libraries that look at them
 
-import transformers.models.qwen3.modeling_qwen3  # noqa: F401
+import numpy  # noqa: F401
+import orjson  # noqa: F401
+import torch  # noqa: F401
 import typer.main
 
 from vindex.__main__ import app

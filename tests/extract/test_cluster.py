@@ -27,9 +27,9 @@ from extract.layouts import find_layout
 from extract.planning import direction_blocks, plan_index
 from extract.provenance import library_versions
 from tests.checkpoints import write_checkpoint
+from tests.commands import start
 from tests.conftest import build_quietly
 from tests.extract.test_build import contents, poison
-from tests.vindex.test_commands import start
 from vindex.__main__ import app
 from vindex.claims import Claim
 from vindex.errors import CheckpointError, EngineError, NumericError, QueryError, TargetError
