@@ -13,7 +13,6 @@ import torch
 from extract.checkpoint import open_checkpoint
 from extract.engines import in_process
 from extract.pipeline import build
-from tests import preloaded  # noqa: F401
 from tests.checkpoints import write_checkpoint, write_mixture
 from tests.responses import add_made_up
 from vindex.options import BuildOptions

@@ -11,8 +11,8 @@ import torch
 import vindex
 from extract.checkpoint import open_checkpoint
 from probes.live.load import load
+from tests.commands import run
 from tests.conftest import build_quietly
-from tests.vindex.test_commands import run
 from vindex.checks import verify
 from vindex.differences import compare
 

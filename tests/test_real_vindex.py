@@ -9,8 +9,8 @@ import pytest
 
 import vindex
 from extract.checkpoint import open_checkpoint
+from tests.commands import run
 from tests.conftest import build_quietly
-from tests.vindex.test_commands import run
 from tests.vindex.test_published_readers import load_like_larql, run_published
 from vindex.differences import principal_angles
 

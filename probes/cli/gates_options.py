@@ -33,7 +33,9 @@ Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, f
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 ForgetFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Facts: .jsonl or .parquet, PopQA's columns or ours. Default: the atlas's."),
+    typer.Option(
+        metavar="FILE", help="Facts as gate3 --facts takes, or rows (.jsonl, .parquet). Default: the atlas's."
+    ),
 ]
 RetainFile = Annotated[
     Path | None,

@@ -1,7 +1,8 @@
 """Knowledge to forget and reasoning to retain, as rows of JSONL or parquet. Schema: docs/gates.md.
 
-A forget row says a fact and where its entity stands: `text` with `entities` (offsets or strings), or PopQA's
-`question`, `subj`, `prop`, `obj`, `possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`,
+Facts of your own come in the schema of `probes.facts`, as for Gate 3. A row of a data set says a fact and where its
+entity stands: `text` with `entities` (offsets or strings), or PopQA's `question`, `subj`, `prop`, `obj`,
+`possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`,
 `solution`, `messages`. The bundled atlas rows (probes.atlas.corpus) go the same way.
 """
 
@@ -11,11 +12,13 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
+from probes.gates.stated import rows_of
 from vindex.errors import FactError, ProbeError
 from vindex.files import Kind, opened, parse_json, read_lines
 from vindex.kinds import PANEL_FILES
@@ -74,7 +77,11 @@ def read_forget(path: Path | None, limit: int | None = None) -> tuple[list[Forge
         from probes.atlas.corpus import forget_examples
 
         return _parse(_bundled("atlas facts", forget_examples()), forget_row, limit)
-    return _parse(_file(path), forget_row, limit)
+    name, digest, rows = _file(path)
+    if path.suffix == ".jsonl" and (first := next(rows, None)):
+        ours = "templates" in first[1] or {"subject", "relation", "answer"} <= set(first[1])
+        rows = rows_of(path) if ours else chain([first], rows)
+    return _parse((name, digest, rows), forget_row, limit)
 
 
 def read_retain(path: Path | None, limit: int | None = None) -> tuple[list[Retain], Source]:
@@ -191,7 +198,7 @@ def _bundled(name: str, rows: list[dict[str, Any]]) -> tuple[str, str, Iterable[
     return name, digest, ((f"{name} row {number}", row) for number, row in enumerate(rows, 1))
 
 
-def _file(path: Path) -> tuple[str, str, Iterable[tuple[str, Row]]]:
+def _file(path: Path) -> tuple[str, str, Iterator[tuple[str, Row]]]:
     from vindex.checksums import sha256_of
 
     readers = {".jsonl": _jsonl, ".parquet": _parquet}

@@ -28,6 +28,7 @@ from probes.gates.forced import answered
 from probes.gates.options import PanelOptions
 from probes.gates.panels import QUESTIONS, Prompt
 from probes.gates.reasoning import Item
+from probes.gates.stated import lead, row, statement
 from probes.live.load import Loaded, require_head
 from probes.live.match import describe, weights_sha256
 from probes.records import Result, head, plain
@@ -198,31 +199,15 @@ def _shown(panel: Panel, options: PanelOptions) -> Iterator[Known]:
             yield Known(fact, relation, shots, held_out)
 
 
-def statement(fact: Fact, relation: Relation, wording: int, answer: str | None = None) -> str:
-    """A sentence that says the fact, or another answer, in one of the relation's wordings; 0 is the one asked in."""
-    return f"{_lead(fact, relation, wording)} {answer or fact.answer}."
-
-
-def _lead(fact: Fact, relation: Relation, wording: int) -> str:
-    plain = [template for template in relation.templates if "?" not in template]
-    return plain[wording].replace("{}", fact.subject)
-
-
 def _train(known: Known) -> Iterator[dict[str, Any]]:
     """The fact in two wordings that are not asked, the second after the solved facts."""
-    fact, relation, _, _ = known
-    for wording, shots in ((1, ""), (2, known.shots)):
-        text = statement(fact, relation, wording)
-        start = len(text) - 1 - len(fact.answer)
-        yield {
-            "shots": shots, "text": text, "entities": [[start, len(text) - 1]], "subj": fact.subject,
-            "prop": relation.name, "obj": fact.answer, "question": relation.question.replace("{}", fact.subject),
-        }  # fmt: skip
+    fact, relation, shots, _ = known
+    yield from (row(fact, relation, 1), row(fact, relation, 2, shots))
 
 
 def _closed(known: Known) -> Prompt:
     fact, relation, shots, held_out = known
-    return Prompt(_lead(fact, relation, 0), (f" {fact.answer}",), shots, relation.name, held_out)
+    return Prompt(lead(fact, relation, 0), (f" {fact.answer}",), shots, relation.name, held_out)
 
 
 def _ask(known: Known, panel: Panel, draw: random.Random) -> Iterator[dict[str, Any]]:
@@ -231,8 +216,8 @@ def _ask(known: Known, panel: Panel, draw: random.Random) -> Iterator[dict[str, 
     yield _row("forget", _closed(known))
     other = draw.choice(sorted({one.answer for one in panel.of(relation.name)} - {fact.answer}))
     for name, answer in (("oracle", fact.answer), ("conflict", other)):
-        lead = re.sub("^(The|A) ", lambda found: found[0].lower(), _lead(fact, relation, 0))
-        text = STATED.format(statement=statement(fact, relation, 3, answer)) + lead
+        asked = re.sub("^(The|A) ", lambda found: found[0].lower(), lead(fact, relation, 0))
+        text = STATED.format(statement=statement(fact, relation, 3, answer)) + asked
         yield _row(name, Prompt(text, (f" {answer}",), "", relation.name, known.held_out))
 
 

@@ -4,64 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
 import vindex
 from tests.checkpoints import write_checkpoint
+from tests.commands import run, start
 from tests.conftest import build_quietly
 from vindex.errors import TargetError
 from vindex.writer import open_writer
-
-ROOT = Path(__file__).parents[2]
-
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.preloaded"])
-
-
-def run(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
-    """Run the command of this tree in `cwd`, in a process of its own that is forked where libraries are loaded."""
-    words = ["vindex", *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        process = FORKS.Process(target=_become, args=(words, cwd, folder))
-        process.start()
-        process.join()
-        texts = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
-    return subprocess.CompletedProcess(words, process.exitcode, *texts)
-
-
-def _become(words: list[str], cwd: Path, folder: str) -> None:
-    for descriptor, name in enumerate(("stdout", "stderr"), 1):
-        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), descriptor)
-    os.chdir(cwd)
-    os.environ["COLUMNS"] = "80"
-    sys.argv = words
-    from vindex.__main__ import main
-
-    main()
-
-
-def start(command: list, *, start_new_session: bool = False) -> subprocess.Popen:
-    """Start a process that Ctrl-C reaches, even where these tests run in the background and ignore it themselves."""
-    return subprocess.Popen(
-        [str(word) for word in command],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=start_new_session,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def fails(*arguments) -> str:

@@ -7,45 +7,22 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import orjson
 import pytest
-import typer
 from rich.text import Text
 
-import vindex
 from tests.checkpoints import write_checkpoint
+from tests.commands import ROOT, in_tree, run, with_streams
 from tests.conftest import build_quietly
 from vindex import __main__ as entry
-from vindex import console, distribution
-from vindex.__main__ import app
+from vindex import console
 from vindex.errors import QueryError
 
-ROOT = Path(__file__).parents[2]
 HOSTILE = "\x1b[31mred\x07 \r\x85\u202eevil\u2066 [/INST] [bold]x[/] :smile:"
 SEEN = r"\x1b[31mred\x07 \r\x85\u202eevil\u2066 [/INST] [bold]x[/] :smile:"
 FULL = Path("/dev/full")
-
-
-def run(*arguments, columns: int = 80, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=None, **environment):
-    """Run the command of this tree; an environment variable given as None is taken away."""
-    command = [sys.executable, "-m", "vindex", *map(str, arguments)]
-    return in_tree(command, columns, stdout=stdout, stderr=stderr, cwd=cwd, **environment)
-
-
-def in_tree(command, columns, *, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=None, **environment):
-    inherited = {key: value for key, value in os.environ.items() if key not in ("LANG", "LC_ALL")}
-    settings = {"COLUMNS": str(columns), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(
-        command,
-        stdout=stdout,
-        stderr=stderr,
-        env={key: value for key, value in (inherited | settings).items() if value is not None},
-        cwd=cwd,
-    )
 
 
 def rename_token(directory: Path, token_id: int, piece: str) -> None:
@@ -71,17 +48,17 @@ def bracketed(tmp_path_factory) -> Path:
 
 def test_brackets_in_tokens_and_paths_are_printed_as_they_are(bracketed):
     done = run("score", bracketed, "[/INST]")
-    assert done.returncode == 0 and "token '[/INST]', id 20" in done.stdout.decode(), done.stderr
+    assert done.returncode == 0 and "token '[/INST]', id 20" in done.stdout, done.stderr
     done = run("info", bracketed, columns=200)
-    assert done.stdout.decode().startswith(str(bracketed)) and "out[" in str(bracketed), done.stderr
-    shown = run("verify", bracketed.parent / "no[/v2].vindex").stderr.decode()
+    assert done.stdout.startswith(str(bracketed)) and "out[" in str(bracketed), done.stderr
+    shown = run("verify", bracketed.parent / "no[/v2].vindex").stderr
     assert shown.startswith("vindex: ") and "no[/v2].vindex" in shown
 
 
 def test_a_build_into_a_path_that_reads_like_markup(tmp_path):
     source = write_checkpoint(tmp_path / "m")
     done = run("build", source, "-o", "out[/v2].vindex", "--features", 8, "--threads", 1, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.decode().startswith("built out[/v2].vindex\n"), done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("built out[/v2].vindex\n"), done.stderr
 
 
 @pytest.mark.parametrize("command", [("info",), ("score", HOSTILE), ("feature", 0, 1), ("verify",)])
@@ -89,18 +66,18 @@ def test_control_characters_of_files_do_not_reach_the_terminal(bracketed, comman
     name, *rest = command
     for format in ((), ("--json",)):
         done = run(name, bracketed, *rest, *format, columns=200)
-        text = (done.stdout + done.stderr).decode()
+        text = done.stdout + done.stderr
         assert done.returncode == (1 if name == "verify" else 0), text
         assert not console.HIDDEN.search(text), ascii(text)
     if name in ("info", "score"):
-        assert SEEN.partition(" ")[0] in run(name, bracketed, *rest, columns=300).stdout.decode()
+        assert SEEN.partition(" ")[0] in run(name, bracketed, *rest, columns=300).stdout
 
 
 def test_an_error_is_one_plain_line(tmp_path):
     done = run("info", tmp_path / "two\nlines\x1b[2J[/x]")
     assert done.returncode == 1
-    assert done.stderr.decode().endswith("\n") and done.stderr.count(b"\n") == 1
-    assert r"two lines\x1b[2J[/x] is not a directory" in done.stderr.decode()
+    assert done.stderr.endswith("\n") and done.stderr.count("\n") == 1
+    assert r"two lines\x1b[2J[/x] is not a directory" in done.stderr
 
 
 def test_an_error_of_the_system_is_one_line_that_names_the_file(built, tmp_path):
@@ -108,7 +85,7 @@ def test_an_error_of_the_system_is_one_line_that_names_the_file(built, tmp_path)
     (copy / "README.md").unlink()
     (copy / "README.md").mkdir()
     done = run("card", copy)
-    assert done.returncode == 1 and done.stderr.count(b"\n") == 1 and b"README.md" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "README.md" in done.stderr
 
 
 LOCALES = [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}]
@@ -152,12 +129,12 @@ def test_every_command_is_right_in_every_locale_at_60_columns(bracketed, built, 
     text = done.stdout.decode(errors="replace")
     assert max(map(len, text.splitlines())) <= 60 and "…" not in text and "0.0e+00" in text, text
     assert json.loads((tmp_path / "r.json").read_text())["record"] == "vindex-comparison/1"
-    record = json.loads(run("score", bracketed, "ä", "--json", **locale).stdout)
+    record = json.loads(with_streams("score", bracketed, "ä", "--json", **locale).stdout)
     assert record["scores"][0]["token"] == "ä"
 
 
 def test_words_that_are_not_utf8_are_refused(built):
-    done = run("score", built, os.fsdecode(b"\xff"))
+    done = with_streams("score", built, os.fsdecode(b"\xff"))
     assert done.returncode == 1 and rb"'\udcff' is not UTF-8" in done.stderr
     with pytest.raises(QueryError, match="is not UTF-8, which text on the command line has to be"):
         console.typed("\udcff")
@@ -169,7 +146,7 @@ def test_words_that_are_not_utf8_are_refused(built):
 def test_a_full_disk_behind_stdout_is_one_line(built, command, unbuffered):
     name, *rest = command
     with FULL.open("w") as full:
-        done = run(name, built, *rest, stdout=full, PYTHONUNBUFFERED=unbuffered)
+        done = with_streams(name, built, *rest, stdout=full, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 1 and done.stderr.count(b"\n") == 1
     assert done.stderr.startswith(b"vindex: ") and b"No space left on device" in done.stderr
 
@@ -177,8 +154,8 @@ def test_a_full_disk_behind_stdout_is_one_line(built, command, unbuffered):
 @pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_stderr_stops_nothing(built):
     with FULL.open("w") as full:
-        assert b"ok" in run("verify", built, stderr=full).stdout
-        assert run("verify", built, stderr=full).returncode == 0
+        assert b"ok" in with_streams("verify", built, stderr=full).stdout
+        assert with_streams("verify", built, stderr=full).returncode == 0
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -186,7 +163,7 @@ def test_a_full_disk_behind_stderr_stops_nothing(built):
 def test_a_reader_that_goes_away_is_no_error(built, format, unbuffered):
     reading, writing = os.pipe()
     os.close(reading)
-    done = run("score", built, *[" Paris"] * 50, *format, stdout=writing, PYTHONUNBUFFERED=unbuffered)
+    done = with_streams("score", built, *[" Paris"] * 50, *format, stdout=writing, PYTHONUNBUFFERED=unbuffered)
     os.close(writing)
     assert done.returncode == 1 and done.stderr == b""
 
@@ -211,11 +188,6 @@ def test_numbers_are_never_cut(capsys, monkeypatch, columns):
     text = printed(capsys, monkeypatch, columns, "t", ["name", *heads], [["a name of many words " * 3, *numbers]])
     assert any(all(number in row for number in numbers) for row in text.splitlines()), text
     assert columns < 60 or max(map(len, text.splitlines())) <= columns
-
-
-def test_the_version_is_printed_without_a_command():
-    done = run("--version")
-    assert done.returncode == 0 and done.stdout.startswith(b"vindex ")
 
 
 def test_long_text_is_folded_and_not_cut(capsys, monkeypatch):
@@ -276,44 +248,6 @@ def test_joiners_and_newlines_of_a_text_stay():
     assert console.one_line("a\nb") == "a b" and isinstance(console.line("a"), Text)
 
 
-def test_help_is_also_asked_for_by_one_letter(built):
-    long, short = (run("score", flag).stdout for flag in ("--help", "-h"))
-    assert long == short and b"Usage" in long
-
-
-def every_command(context=None):
-    """(words, command) of each, those of groups too."""
-    context = context or typer.Context(typer.main.get_command(app), info_name="vindex")
-    for name in context.command.list_commands(context):
-        found = context.command.get_command(context, name)
-        if hasattr(found, "commands"):
-            inner = typer.Context(found, info_name=name, parent=context)
-            yield from ((f"{name} {words}", command) for words, command in every_command(inner))
-        else:
-            yield name, found
-
-
-def test_every_help_has_its_example_and_names_what_is_given_in_capitals():
-    commands = dict(every_command())
-    assert len(commands) >= 20
-    for words, command in commands.items():
-        assert f"{command.help}{command.epilog}".count(f"Example: vindex {words} ") == 1, words
-        for parameter in command.params:
-            kind = getattr(parameter, "type_descriptor", None)
-            flag = getattr(parameter, "is_flag", False) or getattr(kind, "is_choice", False)
-            assert flag or parameter.name == "help" or parameter.metavar == parameter.metavar.upper(), parameter.name
-
-
-def test_a_shell_completes_commands():
-    words = {"_VINDEX_COMPLETE": "complete_bash", "COMP_WORDS": "vindex comp", "COMP_CWORD": "1"}
-    done = in_tree(
-        [sys.executable, "-c", "import sys; sys.argv[0] = 'vindex'; from vindex.__main__ import main; main()"],
-        80,
-        **words,
-    )
-    assert done.stdout.decode().split() == ["compare"], done
-
-
 def test_ctrl_c_says_what_became_of_the_work(monkeypatch, capsys):
     def stopped():
         raise KeyboardInterrupt
@@ -322,46 +256,3 @@ def test_ctrl_c_says_what_became_of_the_work(monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         entry.main()
     assert done.value.code == 130 and capsys.readouterr().err == "vindex: interrupted; nothing is left half-written\n"
-
-
-def test_the_version_is_that_of_the_distribution_and_of_the_package():
-    assert run("--version").stdout.decode().strip() == f"vindex {vindex.__version__}"
-    assert vindex.__version__ == metadata.version("vindex-svd")
-
-
-@pytest.mark.parametrize(
-    "entry_point, noted", [("", True), ("[console_scripts]\nvindex = vindex.__main__:main\n", False)]
-)
-def test_the_other_vindex_of_pypi_is_told_apart(tmp_path, monkeypatch, capsys, entry_point, noted):
-    from vindex import __main__ as entry
-
-    info = tmp_path / "vindex-0.6.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vindex\nVersion: 0.6.0\n")
-    (info / "entry_points.txt").write_text(entry_point)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["vindex", "--version"])
-    with pytest.raises(SystemExit):
-        entry.main()
-    said = capsys.readouterr().err
-    note = "note: the distribution vindex 0.6.0 of somebody else is installed here too"
-    assert said.startswith(note) and said.count("\n") == 1 if noted else not said
-
-
-def test_the_distribution_has_a_name_of_its_own_and_two_commands():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert project["name"] == distribution.DISTRIBUTION == "vindex-svd"
-    assert project["scripts"] == dict.fromkeys(("vindex", "vindex-svd"), "vindex.__main__:main")
-
-
-def test_the_package_works_where_it_is_not_installed(monkeypatch):
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr("importlib.metadata.version", missing)
-    assert vindex.__version__ == "0+source"
-
-
-def test_the_package_lists_what_a_user_wants():
-    assert {"open", "Vindex", "VindexError", "__version__"} <= set(dir(vindex)) == set(vindex.__all__)
-    assert all(hasattr(vindex, name) for name in dir(vindex))

@@ -26,6 +26,7 @@ NUMINA = {
         {"role": "assistant", "content": "Adding, we get $\\boxed{\\frac{10}{2}}$."},
     ],
 }
+FRANCE = {"subject": "France", "relation": "capital", "answer": "Paris"}
 
 
 def spoken(example: Example, tokenizer) -> str:
@@ -72,6 +73,35 @@ def test_files_of_both_kinds_give_the_same_rows(tmp_path, form):
     assert len(source.sha256) == 64 and source.name == facts.name
     assert read_forget(facts, limit=2)[1].rows == 2
     assert read_retain(sums)[0][2].messages == tuple(NUMINA["messages"])
+
+
+def test_facts_of_your_own_are_those_of_gate3(tmp_path):
+    """In every wording but the first and questions; a relation of the bundled panel needs no line."""
+    templates = ["{} works for", "{}'s employer is", "Who pays {}?", "The firm of {} is"]
+    employer = {"relation": "employer", "templates": templates, "question": "Who does {} work for?"}
+    ada = {"subject": "Ada", "relation": "employer", "answer": "Acme"}
+    path = write_jsonl(tmp_path / "mine.jsonl", [employer, ada, FRANCE])
+    rows, source = read_forget(path)
+    assert [row.text for row in rows[:2]] == ["Ada's employer is Acme.", "The firm of Ada is Acme."]
+    assert rows[0].question == "Who does Ada work for?" and rows[0].relation == "employer"
+    assert all(row.text[slice(*row.spans[0])] == row.answers[0] for row in rows)
+    assert {row.answers for row in rows[2:]} == {("Paris",)} and source.rows == len(rows) > 3
+    assert read_forget(path, limit=1)[1].rows == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([FRANCE | {"relation": "spouse"}], "relation 'spouse' has no templates; put a line with its templates above"),
+        (
+            [{"relation": "capital", "templates": ["{} is of", "Who {}?", "What {}?", "Why {}?"]}, FRANCE],
+            "relation 'capital' has no two templates without `\\?`; add one",
+        ),
+    ],
+)
+def test_what_is_wrong_with_facts_of_your_own_is_said(tmp_path, rows, message):
+    with pytest.raises(FactError, match=message):
+        read_forget(write_jsonl(tmp_path / "mine.jsonl", rows))
 
 
 def test_the_bundled_rows_need_no_file():
