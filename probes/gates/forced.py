@@ -77,11 +77,10 @@ def _best(loaded: Loaded, batch: Sequence[Asked]) -> Iterator[list[int]]:
     for row, asked in enumerate(batch):
         ids[row, : asked.length], real[row, : asked.length] = torch.tensor(asked.head + asked.tail), 1
     hidden = _hidden(loaded, ids, real, begun)
-    sizes = [len(asked.tail) + 1 for asked in batch]
-    rows = torch.arange(len(batch)).repeat_interleave(torch.tensor(sizes))
-    places = torch.cat([torch.arange(asked.length - size, asked.length) for asked, size in zip(batch, sizes)]) - begun
-    best = loaded.model.get_output_embeddings()(hidden[rows.to(hidden.device), places.to(hidden.device)]).argmax(-1)
-    for tokens in best.cpu().split(sizes):
+    spans = [slice(len(asked.head) - 1 - begun, asked.length - begun) for asked in batch]
+    wanted = torch.cat([row[span] for row, span in zip(hidden, spans, strict=True)])
+    best = loaded.model.get_output_embeddings()(wanted).argmax(-1).cpu()
+    for tokens in best.split([span.stop - span.start for span in spans]):
         yield tokens.tolist()
 
 
