@@ -80,8 +80,8 @@ def measure(model_name: str, what: str) -> None:
         batch = collate(data.forget, 0)
         for _ in range(2):
             inputs = model.get_input_embeddings()(batch.ids).requires_grad_()
-            base = base_logits(model, batch)
-            logits = model(inputs_embeds=inputs, use_cache=False).logits
+            base = base_logits(model, batch, batch.predicted)
+            logits = model(inputs_embeds=inputs, use_cache=False).logits[:, :-1][batch.predicted]
             (logits.float().log_softmax(-1) - base.float().log_softmax(-1)).square().mean().backward()
     if what == "train":
         train(loaded, data, TrainOptions(batch_size=4, retain_ratio=1, micro_batch=4, max_steps=2, epochs=2))

@@ -88,6 +88,12 @@ def masks(gates: Gates, threshold: float, magnitudes: Magnitudes | None) -> Iter
         yield FAMILIES[name], None, lowest_keep(-magnitudes.scores(name), keep)  # type: ignore[union-attr]
 
 
+def ranked(scores: Tensor) -> Tensor:
+    """(L, I) logits of λ: the share of a layer's neurons whose scores are higher, so that they are off before it."""
+    last_off = scores.argsort(1).argsort(1)  # 0 where the score is lowest
+    return torch.logit(1 - (last_off + 0.5) / scores.shape[1])
+
+
 def mask_gates(
     model: Loaded,
     by: str = "ratio",
@@ -123,10 +129,8 @@ def mask_gates(
         facts, sums = read_forget(files[0]), read_retain(files[1])
         scores = magnitudes(model, facts[0], sums[0], chat=chat, seed=seed, progress=progress).scores(by)
         about["data"] = {"forget": facts[1]._asdict(), "retain": sums[1]._asdict()}
-    last_off = scores.argsort(1).argsort(1)  # (L, I): 0 where the score is lowest
-    values = 1 - (last_off + 0.5) / scores.shape[1]
     made = {**head("vindex-gates-mask/1"), "model": describe(model, weights_sha256(model, progress)), **about}
-    gates = Gates(torch.logit(values), target.name if target else f"{by} mask", made)
+    gates = Gates(ranked(scores), target.name if target else f"{by} mask", made)
     if target:
         gates.save(target, force=force)
     return gates

@@ -42,9 +42,14 @@ class Batch(NamedTuple):
         return self.real[:, 1:]
 
     @property
+    def entities(self) -> Tensor:
+        """(B, T - 1) bool: the next token is an entity's; the first token of a text is predicted nowhere."""
+        return self.entity[:, 1:]
+
+    @property
     def others(self) -> Tensor:
         """(B, T - 1) bool: the next token is of the text, and no entity's."""
-        return self.predicted & ~self.entity[:, 1:] & ~self.shown[:, 1:]
+        return self.predicted & ~self.entities & ~self.shown[:, 1:]
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(tensor.to(device) for tensor in self))

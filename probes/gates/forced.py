@@ -25,9 +25,10 @@ class Asked(NamedTuple):
     """One answer of the prompt of this number, in tokens."""
 
     number: int
-    shots: str
     head: list[int]
     tail: list[int]
+    shared: int = 0
+    """With how many tokens every prompt of the same shots begins."""
 
     @property
     def length(self) -> int:
@@ -38,7 +39,7 @@ def answered(loaded: Loaded, prompts: Sequence[Prompt], batch_size: int, advance
     """Whether one of each prompt's answers is what the model, as it is now, writes. `advance` hears of answers."""
     right = [False] * len(prompts)
     with torch.no_grad():
-        for batch in _batches(loaded, prompts, batch_size):
+        for batch in batches(loaded, prompts, batch_size):
             for asked, best in zip(batch, _best(loaded, batch), strict=True):
                 *said, after = best
                 number = prompts[asked.number].answers[0][-1:].isdigit()
@@ -48,48 +49,49 @@ def answered(loaded: Loaded, prompts: Sequence[Prompt], batch_size: int, advance
     return right
 
 
-def _batches(loaded: Loaded, prompts: Sequence[Prompt], size: int) -> Iterator[tuple[Asked, ...]]:
-    """Answers with the same shots, of similar length."""
+def batches(loaded: Loaded, prompts: Sequence[Prompt], size: int) -> list[list[Asked]]:
+    """Answers whose shots are equally long, at most `size` to a batch, of similar length."""
     everything = []
-    for number, prompt in enumerate(prompts):
-        head = list(prompt_ids(loaded.tokenizer, prompt.whole))
-        tails = (loaded.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in prompt.answers)
-        everything += [Asked(number, prompt.shots, head, tail) for tail in tails]
-    everything.sort(key=lambda asked: (asked.shots, asked.length))
-    for _, alike in groupby(everything, key=lambda asked: asked.shots):
-        same = tuple(alike)
-        yield from (same[start : start + size] for start in range(0, len(same), size))
+    order = sorted(range(len(prompts)), key=lambda number: prompts[number].shots)
+    for shots, numbers in groupby(order, key=lambda number: prompts[number].shots):
+        heads = {number: list(prompt_ids(loaded.tokenizer, prompts[number].whole)) for number in numbers}
+        shared = _same(list(heads.values())) if shots else 0
+        for number, head in heads.items():
+            tails = (loaded.tokenizer(a, add_special_tokens=False)["input_ids"] for a in prompts[number].answers)
+            everything += [Asked(number, head, tail, shared) for tail in tails]
+    everything.sort(key=lambda asked: (asked.shared, asked.length))
+    alike = (list(same) for _, same in groupby(everything, key=lambda asked: asked.shared))
+    return [same[start : start + size] for same in alike for start in range(0, len(same), size)]
+
+
+def _same(heads: Sequence[list[int]]) -> int:
+    """How many tokens all of them begin with, short of the last token of each."""
+    return sum(1 for _ in takewhile(lambda same: len(set(same)) == 1, zip(*(h[:-1] for h in heads), strict=False)))
 
 
 def _best(loaded: Loaded, batch: Sequence[Asked]) -> Iterator[list[int]]:
     """For each answer, the most probable tokens in its place, and the one after it."""
-    shared = _beginning([asked.head for asked in batch]) if batch[0].shots else []
-    width = max(asked.length for asked in batch)
+    width, begun = max(asked.length for asked in batch), batch[0].shared
     ids = torch.full((len(batch), width), pad_token(loaded.tokenizer))
     real = torch.zeros(ids.shape, dtype=torch.long)
     for row, asked in enumerate(batch):
         ids[row, : asked.length], real[row, : asked.length] = torch.tensor(asked.head + asked.tail), 1
-    first = min(len(asked.head) for asked in batch) - 1  # the first place whose prediction counts
-    best = _logits(loaded, ids, real, shared, width - first).argmax(-1).cpu()
-    for row, asked in enumerate(batch):
-        yield best[row, len(asked.head) - 1 - first : asked.length - first].tolist()
+    hidden = _hidden(loaded, ids, real, begun)
+    spans = [slice(len(asked.head) - 1 - begun, asked.length - begun) for asked in batch]
+    wanted = torch.cat([row[span] for row, span in zip(hidden, spans, strict=True)])
+    best = loaded.model.get_output_embeddings()(wanted).argmax(-1).cpu()
+    for tokens in best.split([span.stop - span.start for span in spans]):
+        yield tokens.tolist()
 
 
-def _beginning(heads: Sequence[list[int]]) -> list[int]:
-    """What all of them begin with, short of the last token of each."""
-    alike = takewhile(lambda same: len(set(same)) == 1, zip(*(head[:-1] for head in heads), strict=False))
-    return [same[0] for same in alike]
-
-
-def _logits(loaded: Loaded, ids: Tensor, real: Tensor, shared: Sequence[int], keep: int) -> Tensor:
-    """(B, keep, V) at the last places of each row; every row begins with the tokens `shared`, which run once."""
-    model, device = loaded.model, loaded.model.device
-    ids, cache = ids.to(device), None
-    if shared:
-        cache = DynamicCache(config=model.config)
-        model(ids[:1, : len(shared)], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(ids))
-    return model(
-        ids[:, len(shared) :], attention_mask=real.to(device), past_key_values=cache, use_cache=bool(shared),
-        logits_to_keep=keep,
-    ).logits  # fmt: skip
+def _hidden(loaded: Loaded, ids: Tensor, real: Tensor, begun: int) -> Tensor:
+    """(B, T - begun, H) after the last layer; the different beginnings of `begun` tokens run once."""
+    decoder, device, cache = loaded.model.get_decoder(), loaded.model.device, None
+    if begun:
+        beginnings, row = ids[:, :begun].unique(dim=0, return_inverse=True)
+        cache = DynamicCache(config=loaded.model.config)
+        decoder(beginnings.to(device), past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(row.to(device))
+    return decoder(
+        ids[:, begun:].to(device), attention_mask=real.to(device), past_key_values=cache, use_cache=bool(begun)
+    ).last_hidden_state

@@ -229,7 +229,8 @@ def gradient(
         (options.lambda_r * term / predicted).backward()
         sums[1] += term.detach() / predicted
     for batch in _share(context, options.micro_batch, accelerator, pad):
-        term = losses.context_sum(base_logits(model, batch), _gated_logits(model, logits, batch, options), batch)
+        places = model, batch, batch.entities
+        term = losses.context_sum(base_logits(*places), _gated_logits(*places, logits, options), batch)
         (options.context_weight * term / read).backward()
         sums[3] += term.detach() / read
     logits.grad = accelerator.reduce(logits.grad, "sum")
@@ -240,27 +241,37 @@ def gradient(
 
 def _forget_terms(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> tuple[Tensor, Tensor]:
     """The sums of the forget term and of NKE; NKE is 0 and costs nothing when its weight is 0."""
-    student = _gated_logits(model, logits, batch, options)
+    places = batch.entities | batch.others if options.unmasked_retain_weight else batch.entities
+    student, said = _gated_logits(model, batch, places, logits, options), batch.entities[places]
     nke = torch.zeros((), device=logits.device)
     if options.unmasked_retain_weight:
-        nke = losses.kl_sum(base_logits(model, batch), student, batch.others)
-    return losses.forget_sum(student, batch, options.beta), nke
+        nke = losses.kl_sum(base_logits(model, batch, batch.others), student[~said])
+    return losses.forget_sum(student[said], batch, options.beta), nke
 
 
 def _retain_term(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> Tensor:
-    base = base_logits(model, batch)
-    return losses.kl_sum(base, _gated_logits(model, logits, batch, options), batch.predicted, options.temperature)
+    places = model, batch, batch.predicted
+    return losses.kl_sum(base_logits(*places), _gated_logits(*places, logits, options), options.temperature)
 
 
-def base_logits(model: Any, batch: Batch) -> Tensor:
-    """(B, T, V) of the ungated model, without gradient."""
+def base_logits(model: Any, batch: Batch, wanted: Tensor) -> Tensor:
+    """(N, V) of the ungated model at the places `wanted` (B, T - 1), without gradient."""
     with torch.no_grad():
-        return model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits
+        return _logits(model, batch, wanted)
 
 
-def _gated_logits(model: Any, logits: Tensor, batch: Batch, options: TrainOptions) -> Tensor:
+def _gated_logits(model: Any, batch: Batch, wanted: Tensor, logits: Tensor, options: TrainOptions) -> Tensor:
     with gated(model, rescaled(torch.sigmoid(logits), options.scale_mode)):
-        return model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False).logits
+        return _logits(model, batch, wanted)
+
+
+def _logits(model: Any, batch: Batch, wanted: Tensor) -> Tensor:
+    """(N, V) at the places `wanted`; the head runs only on columns that have one."""
+    columns = wanted.any(0).nonzero()[:, 0]
+    found = model(
+        input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False, logits_to_keep=columns
+    ).logits  # fmt: skip
+    return found[wanted[:, columns]]
 
 
 def _share(examples: Sequence[Example], size: int, accelerator: Any, pad: int) -> Iterator[Batch]:
