@@ -137,6 +137,7 @@ def pointed_at(server: HubServer, monkeypatch) -> Iterator[None]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: HubServer
+    body: bytes
 
     def log_message(self, *_) -> None:
         pass
@@ -157,7 +158,10 @@ class _Handler(BaseHTTPRequestHandler):
             if trouble == "cut":
                 self.close_connection = True
                 self.connection.close()
-            elif trouble == "500":
+                return
+            # whatever the answer: what is left unread would be taken for the connection's next request
+            self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if trouble == "500":
                 self._answer(500, b"busy")
             elif trouble == "too many":
                 self._answer(429, b"", {"RateLimit": '"resolvers";r=0;t=41'})
@@ -197,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(record).encode(), {"Content-Type": "application/json"})
 
     def _post(self, path: str, trouble: str | None) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.body
         if path.startswith("/upload/"):
             self.hub.uploaded[path.removeprefix("/upload/")] = body
             return self._answer(200, b"")
