@@ -135,7 +135,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "chat_mean": {"chat": True, "scale_mode": "mean"},
     OWN: {
         "scale_mode": "energy", "init_mean": 3.0, "init_std": 0.0, "init_ratio": 0.5, "weight_decay": 0.0,
-        "lambda_f": 1.0, "lambda_r": 1.0, "temperature": 1.0, "context_weight": 1.0, "unmasked_retain_weight": 0.5,
+        "lambda_f": 1.0, "lambda_r": 4.0, "temperature": 1.0, "context_weight": 3.0, "unmasked_retain_weight": 0.5,
         "retain_ratio": 1, "learning_rate": 0.15, "batch_size": 8, "epochs": 2,
     },
 }  # fmt: skip
