@@ -1,15 +1,17 @@
-"""Attention as config.json describes it, with the family's default where it says nothing.
+"""The families that are read: what sets each apart, and attention as config.json describes it.
 
+Where config.json says nothing of attention, the family's default holds.
 The defaults are those of transformers' configuration classes, which the model that runs would have; a test compares
 them with the installed version.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from vindex.errors import CheckpointError
+from vindex.model_config import positive
+from vindex.schema import is_number
 
 
 class Attention(NamedTuple):
@@ -25,14 +27,14 @@ class Attention(NamedTuple):
     experts_per_token: int | None = None
 
 
-DEFAULTS = {
+FAMILIES = {
+    "qwen3": Attention(32, 32, 128),
+    "qwen2": Attention(32, 32, None),
     "llama": Attention(32, None, None),
     "mistral": Attention(32, 8, None),
-    "qwen2": Attention(32, 32, None),
     "qwen2_vl": Attention(64, 8, None, 1_000_000.0),
     "qwen2_5_vl": Attention(64, 8, None, 1_000_000.0),
     "qwen2_5_omni": Attention(28, 4, None, 1_000_000.0),
-    "qwen3": Attention(32, 32, 128),
     "qwen3_vl": Attention(32, 32, 128, 500_000.0),
     "qwen3_5": Attention(16, 4, 256),
     "qwen2_moe": Attention(16, 16, None, 10_000.0, 4),
@@ -42,6 +44,9 @@ DEFAULTS = {
     "qwen3_next": Attention(16, 2, 256, 10_000.0, 10),
     "qwen3_5_moe": Attention(16, 2, 256, 10_000.0, 8),
 }
+MIXTURES = tuple(family for family, attention in FAMILIES.items() if attention.experts_per_token)
+ZERO_CENTRED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")  # norms of scale 1 + weight; layers with linear attention
+QK_NORMED = tuple(family for family in FAMILIES if family.startswith("qwen3"))  # every layer but linear
 
 
 def find_attention(model: str, family: str, config: dict[str, Any], hidden_size: int) -> Attention:
@@ -49,13 +54,11 @@ def find_attention(model: str, family: str, config: dict[str, Any], hidden_size:
 
     Raises CheckpointError naming `model`, the key and what was found where a value is no positive number.
     """
-    default = DEFAULTS[family]
+    default = FAMILIES[family]
 
     def number(key: str, otherwise: int | None) -> int | None:
-        value = config.get(key, otherwise)
-        if value is not None and (type(value) is not int or value < 1):
-            raise CheckpointError(f"{model}: config.json {key}: expected a positive integer, got {value!r}")
-        return value
+        given = config.get(key, otherwise)  # null is given, and follows from another
+        return positive(config, model, key) if key in config and given is not None else given
 
     heads = number("num_attention_heads", default.heads) or default.heads
     return Attention(
@@ -72,7 +75,7 @@ def _rope_base(model: str, config: dict[str, Any], otherwise: float) -> float:
     for where in (config.get("rope_scaling"), config.get("rope_parameters"), config):
         value = where.get("rope_theta") if isinstance(where, dict) else None
         if value is not None:
-            if type(value) not in (int, float) or not 0 < value < math.inf:
+            if not is_number(value) or value <= 0:
                 raise CheckpointError(f"{model}: config.json rope_theta: expected a positive number, got {value!r}")
             return value
     return otherwise

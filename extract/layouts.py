@@ -18,24 +18,13 @@ from typing import Any, NamedTuple
 import torch
 
 from extract.checkpoint import Checkpoint
+from extract.families import FAMILIES, MIXTURES, QK_NORMED, ZERO_CENTRED
 from extract.ffn import Ffn, dense_ffn, mixture_ffn, require_shape
 from vindex.errors import CheckpointError
 from vindex.model_config import Mixture, mixture_of, positive, towers
 from vindex.tower import TOWERS, text_prefix
 
-ZERO_CENTRED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-MIXTURES = ("qwen2_moe", "qwen3_moe", "qwen3_vl_moe", "qwen3_omni_moe", "qwen3_next", "qwen3_5_moe")
-DENSE = ("qwen3", "qwen2", "llama", "mistral", "qwen3_vl", "qwen3_5", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni")
-FAMILIES = DENSE + MIXTURES
 SUFFIXES = ("_text", "_thinker")  # of the model_type of a tower that was saved by itself
-QK_NORMED = (
-    "qwen3",
-    "qwen3_moe",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_omni_moe",
-    *ZERO_CENTRED,
-)  # every layer but linear
 BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")  # of every layer of every family, as long as H
 LAYER_NORMS = {
     **{name: name for name in BLOCK_NORMS},

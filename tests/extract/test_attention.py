@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING
 
-from extract.families import DEFAULTS, find_attention
-from extract.layouts import FAMILIES
+from extract.families import FAMILIES, find_attention
 from vindex.errors import CheckpointError
 
 HEADS = {"num_attention_heads": 8, "hidden_size": 512}
@@ -26,10 +25,6 @@ def text_config(family: str, settings: dict):
     """transformers' own class of the text tower, made of `settings`."""
     whole = CONFIG_MAPPING[family]()
     return type(getattr(whole, "thinker_config", whole).get_text_config())(**settings)
-
-
-def test_every_family_has_its_defaults():
-    assert sorted(DEFAULTS) == sorted(FAMILIES)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: "-".join(settings))

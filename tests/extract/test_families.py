@@ -9,8 +9,9 @@ import torch
 
 import vindex
 from extract.checkpoint import open_checkpoint
+from extract.families import FAMILIES
 from extract.ffn import Weight
-from extract.layouts import FAMILIES, find_layout
+from extract.layouts import find_layout
 from extract.rederive import rederive, sample_blocks
 from tests.checkpoints import tokenizer_json
 from tests.conftest import build_quietly

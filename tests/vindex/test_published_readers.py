@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import vindex
-from extract.layouts import FAMILIES, MIXTURES
+from extract.families import FAMILIES, MIXTURES
 from tests.checkpoints import write_checkpoint, write_mixture
 from tests.conftest import build_quietly
 
