@@ -19,6 +19,7 @@ from vindex.errors import QueryError
 from vindex.format import GATE, META_TOP_K, PLACES, RESPONSE_META, RESPONSE_TEXTS, SIGMA
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
+from vindex.responses import AFTER, BEFORE
 
 MOST_TOKENS = 2_000_000  # in the page; with more directions than that allows, poles are shortened
 MOST_PLACES = 500_000  # of either sign
@@ -113,6 +114,7 @@ def _snippets(v: Vindex) -> dict[str, Any]:
     return {
         "names": [Path(name).stem for name in found.names],
         "tokens": found.texts.shape[1],
+        "window": [BEFORE, AFTER],
         "place": _base64(found.place[:, shown].astype("<i4")),
         "z": _base64(found.z[:, shown].astype("<f4")),
     }

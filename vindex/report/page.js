@@ -114,15 +114,14 @@ function poleOf(side, row, against, title, z) {
     })));
 }
 // Places in texts, each with some tokens before it and after it.
-const BEFORE = 8, AFTER = 3;
 function snippetsOf(row, against, title) {
-  const {names, tokens, texts, place, z} = snippets, kept = place.length / rows / 2, from = (2 * row + against) * kept;
+  const {names, tokens, texts, place, z, window: [before, after]} = snippets, kept = place.length / rows / 2, from = (2 * row + against) * kept;
   const said = (text, first, end) => [...texts.subarray(text * tokens + Math.max(first, 0), text * tokens + Math.min(end, tokens))]
     .map(token => data.strings[token]).join("").replaceAll("\n", "⏎");
   const items = [...Array(kept).keys()].map(i => from + i).filter(i => place[i] >= 0).map(i => {
     const text = Math.floor(place[i] / tokens), at = place[i] % tokens, token = said(text, at, at + 1), space = token.startsWith(" ") && token.trim() ? " " : "";
-    return el("li", {}, el("b", {}, signed(z[i], 1)), el("span", {}, said(text, at - BEFORE, at).trimStart() + space,
-      el("mark", {}, token.trim() ? token.slice(space.length) : "␣"), said(text, at + 1, at + 1 + AFTER), el("small", {}, `${names[text]}, token ${at}`)));
+    return el("li", {}, el("b", {}, signed(z[i], 1)), el("span", {}, said(text, at - before, at).trimStart() + space,
+      el("mark", {}, token.trim() ? token.slice(space.length) : "␣"), said(text, at + 1, at + 1 + after), el("small", {}, `${names[text]}, token ${at}`)));
   });
   return el("div", {class: "snippets"}, el("h4", {}, title, el("span", {title: "less its mean over all texts, over its deviation"}, "z")),
     items.length ? el("ol", {}, ...items) : el("p", {class: "note"}, "Nowhere."));
@@ -216,7 +215,10 @@ document.addEventListener("keydown", event => {
   else if (event.key === "Escape" && at >= 0) search.focus();
   else if (event.key === "ArrowDown" && (document.activeElement === search || at >= 0)) { links()[at + 1]?.focus(); event.preventDefault(); }
   else if (event.key === "ArrowUp" && at >= 0) { (links()[at - 1] ?? search).focus(); event.preventDefault(); }
-  else if ((event.key === "j" || event.key === "k") && !typing) document.querySelector(`#card a[rel=${event.key === "j" ? "next" : "prev"}]`)?.click();
+  else if ((event.key === "j" || event.key === "k") && !typing) {
+    const way = document.querySelector(`#card a[rel=${event.key === "j" ? "next" : "prev"}]`);
+    if (way) { location.hash = way.hash; follow(true); }  // at once: the next key may come before the event
+  }
 });
 let waiting = 0;
 $("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => search($("search").value), 60); });
