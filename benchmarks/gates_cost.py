@@ -3,7 +3,8 @@
     python -m benchmarks.gates_cost MODEL PANEL [DTYPE] [COUNT]
 
 The passes needed: the plain model over every token that is not padding, what prompts begin with alike once, and its
-head where an answer or a neutral token is. Limit: a mask costs at most 1.3 times that.
+head where an answer or a neutral token is. Limit: a mask costs at most 1.3 times that. Rounds are interleaved, and the
+fastest of each counts: on a busy machine one round alone says nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from probes.gates.apply import gate_shape
 from probes.gates.panels import neutral_texts, read_asked
 from probes.gates.score import score
 
-LIMIT = 1.3
+LIMIT, ROUNDS = 1.3, 3
 
 
 class Inside:
@@ -62,16 +63,19 @@ def main() -> None:
     panels = read_asked(Path(panel) / "asked.jsonl", neutral_texts(None), count=int(count))
     masks = {"plain": None, "gated": torch.full(gate_shape(loaded.model), 0.99)}
     list(score(loaded, panels, [None]))  # what only a first pass pays
-    found: dict[str, float] = {}
-    for label, factors in masks.items():
-        with Inside(loaded.model) as inside:
-            began = time.process_time()
-            list(score(loaded, panels, [factors]))
-            found[label], found[f"{label} inside"] = time.process_time() - began, inside.seconds
-        print(f"{label}: {found[label]:.1f} s, {inside.seconds:.1f} s of it in the model; "
-              f"{inside.tokens:,} tokens, {inside.tokens - inside.real:,} of them padding")  # fmt: skip
-    needed = found["plain inside"] * inside.real / inside.tokens
-    ratio = found["gated"] / needed
+    needed: list[float] = []
+    whole: dict[str, list[float]] = {label: [] for label in masks}
+    for _ in range(ROUNDS):
+        for label, factors in masks.items():
+            with Inside(loaded.model) as inside:
+                began = time.process_time()
+                list(score(loaded, panels, [factors]))
+                whole[label].append(time.process_time() - began)
+            if factors is None:
+                needed.append(inside.seconds * inside.real / inside.tokens)
+            print(f"{label}: {whole[label][-1]:.1f} s, {inside.seconds:.1f} s of it in the model; "
+                  f"{inside.tokens:,} tokens, {inside.tokens - inside.real:,} of them padding")  # fmt: skip
+    ratio = min(whole["gated"]) / min(needed)
     print(f"a mask costs {ratio:.2f} × the passes it needs (limit {LIMIT}: {'holds' if ratio <= LIMIT else 'MISSED'})")
 
 

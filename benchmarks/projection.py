@@ -16,19 +16,19 @@ import argparse
 import hashlib
 import json
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import extract
+from benchmarks.synthetic import QWEN3_8B, qwen3_config
 from extract.cast import to_half
+from extract.estimate import cpu_seconds
 
 CORES = (2, 8, 64)
 PIECE = 1 << 24
-VOCABULARY = 151936
+VOCABULARY = QWEN3_8B.vocabulary
 
 
 class Model(NamedTuple):
@@ -43,10 +43,8 @@ class Model(NamedTuple):
     experts: int = 0
 
     def config(self) -> dict[str, Any]:
-        dense = {"model_type": "qwen3", "intermediate_size": self.neurons}
         mixture = {
             "model_type": "qwen3_moe",
-            "intermediate_size": 4 * self.neurons,
             "moe_intermediate_size": self.neurons,
             "num_experts": self.experts,
             "num_experts_per_tok": 8,
@@ -54,15 +52,12 @@ class Model(NamedTuple):
             "mlp_only_layers": [],
         }
         return {
-            **(mixture if self.experts else dense),
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.hidden,
+            **qwen3_config(self.layers, self.hidden, self.neurons, VOCABULARY),
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.key_value_heads,
-            "head_dim": 128,
-            "vocab_size": VOCABULARY,
             "tie_word_embeddings": self.tied,
             "dtype": "bfloat16",
+            **(mixture if self.experts else {}),
         }
 
     @property
@@ -92,25 +87,15 @@ class Rates(NamedTuple):
     cast: float
 
 
-def processor_seconds(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(3):
-        started = time.process_time()
-        work()
-        times.append(time.process_time() - started)
-    return min(times)
-
-
 def measured_rates(place: Path) -> Rates:
     stored = torch.randn(PIECE).bfloat16()
     file, content = place / "piece", stored.view(torch.uint8).numpy().tobytes()
     file.write_bytes(content)
     wide = stored.float()
     return Rates(
-        hash=processor_seconds(lambda: hashlib.sha256(content).digest()) / len(content),
-        read=processor_seconds(lambda: torch.from_file(str(file), size=PIECE, dtype=torch.bfloat16).float())
-        / len(content),
-        cast=processor_seconds(lambda: to_half(wide, "piece")) / PIECE,
+        hash=cpu_seconds(lambda: hashlib.sha256(content).digest()) / len(content),
+        read=cpu_seconds(lambda: torch.from_file(str(file), size=PIECE, dtype=torch.bfloat16).float()) / len(content),
+        cast=cpu_seconds(lambda: to_half(wide, "piece")) / PIECE,
     )
 
 

@@ -32,7 +32,7 @@ from vindex.weights import CONFIG, TEXT, adapter_note, read_checkpoint, read_sma
 ROWS_BYTES = 30 << 20
 """Bytes of float32 of the pieces in which large matrices are read.
 
-What is larger than 32 MiB glibc maps anew each time, and the system hands it out page by page, which cost a fifth of a
+What is larger than 32 MiB glibc maps anew each time, and the system hands it out page by page, which cost a tenth of a
 build's processor time."""
 TOKENIZER, CARD = "tokenizer.json", "README.md"
 

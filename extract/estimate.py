@@ -208,12 +208,12 @@ def seconds_of(work: Work, threads: int) -> float:
         few, step = min(rows, MEASURED_ROWS), min(work.features, STEP)
         vocabulary, directions = (torch.randn(count, columns, generator=random) for count in (few, step))
         part = 2.0 * few * step * columns * work.blocks / work.flop
-        return _cpu_seconds(lambda: _meet(work.kind == "gate tokens", directions, vocabulary)) / part / threads
+        return cpu_seconds(lambda: _meet(work.kind == "gate tokens", directions, vocabulary)) / part / threads
     neurons, hidden = (rows, columns) if work.kind == "gate_proj" else (columns, rows)
     weight = (torch.randn(neurons, hidden, generator=random) * torch.logspace(0, -1, hidden)).bfloat16().float()
     if work.kind == "down_proj":
         weight = weight.T.contiguous().T  # as it lies in the file
-    return _cpu_seconds(lambda: top_directions(weight, work.features, 1e-4, work.kind)) / threads
+    return cpu_seconds(lambda: top_directions(weight, work.features, 1e-4, work.kind)) / threads
 
 
 def _meet(gate: bool, directions: torch.Tensor, rows: torch.Tensor) -> None:
@@ -224,7 +224,8 @@ def _meet(gate: bool, directions: torch.Tensor, rows: torch.Tensor) -> None:
         Spread(len(directions)).update(0, scores)
 
 
-def _cpu_seconds(compute: Callable[[], object]) -> float:
+def cpu_seconds(compute: Callable[[], object]) -> float:
+    """Of this process, the least of three."""
     times = []
     for _ in range(3):
         started = time.process_time()

@@ -2,8 +2,8 @@
 
 Facts of your own come in the schema of `probes.facts`, as for Gate 3. A row of a data set says a fact and where its
 entity stands: `text` with `entities` (offsets or strings), or PopQA's `question`, `subj`, `prop`, `obj`,
-`possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`,
-`solution`, `messages`. The bundled atlas rows (probes.atlas.corpus) go the same way.
+`possible_answers`. A retain row is `text`, or NuminaMath-CoT's `problem`, `solution`, `messages`. The bundled atlas
+rows (probes.atlas.corpus) go the same way.
 """
 
 from __future__ import annotations
