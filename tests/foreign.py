@@ -13,6 +13,8 @@ import numpy as np
 
 ATLAS_TOKENIZER = Path(__file__).parent.parent / "vindex" / "demo" / "atlas" / "tokenizer.json"
 TOP_K = 3
+LAYERS, FEATURES, HIDDEN, TOKENS, NEURONS, EXPERTS = 3, 6, 16, 2000, 24, 4
+"""Sizes of the directories that tests/vindex/conftest.py makes."""
 
 
 def weights(*shape: int, seed: int = 0) -> np.ndarray:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,100 +15,8 @@ import torch
 
 from tests.campaign import damage, others
 from tests.campaign.bases import copy
-from vindex import targets
-
-Command = tuple[str, ...]
-ON = "--threshold 0.5"
-BUILD = "-o OUT --features 4 --threads 1"
-MAKING = f"""
-    build tiny {BUILD} FORCE
-    build tiny {BUILD} --resume
-    gates bake tiny gates -o OUT {ON} FORCE
-    patch apply tiny p.safetensors -o OUT
-    gates convert gates -o OUT
-    probe missing -o OUT
-    probe missing --plot OUT
-    gate3 missing --save-patch OUT -o OUT
-    gates train missing -o OUT FORCE
-    demo -o OUT"""
-ODD_OPTIONS = """
-    info NAME
-    info NAME --json
-    score NAME a
-    score NAME é \udcff
-    verify NAME
-    feature NAME N N
-    feature NAME 0 0 --expert N --json
-    score NAME a --top N
-    verify NAME --source NAME --layers N
-    verify tiny.vindex --source tiny --experts N --layers N
-    build tiny -o out --features 4 --threads N
-    build tiny -o out --features N
-    build tiny -o out --tolerance N
-    build tiny -o out --device N
-    plan tiny --features N --threads N
-    gate3 missing --seed N --layer N
-    gates train tiny -o out --seed N --max-steps 1 --forget-limit 2 --retain-limit 2
-    gates train missing -o out --batch-size N --max-tokens N --beta N
-    gates apply tiny gates --prompt Hi --threshold N --tokens 1
-    gates bake tiny gates -o out --off N
-    probe tiny --batch-size N --dtype N
-    patch show p.safetensors
-    gates stats gates
-    --help
-    N"""
-TEMPLATES = [
-    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{{ 'x' * 10**10 }}", "{{ 10**(10**8) }}", "{{ 'x'|center(10**10) }}",
-    "{{ messages[0].content.__class__.__mro__ }}",
-    "{% set ns = namespace(s='xxxx') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",
-    "{% set ns = namespace(n=3) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
-    "{{ raise_exception('\x1b[31mno\\n\\nno') }}", "{% for", "{{ messages[0]['content'][:3] }}", "",
-    "{{ nothing.at.all }}",
-    "{{ cycler.__init__.__globals__.os.system('touch ../outside/made') }}", "{% include '/etc/passwd' %}",
-    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ '%10000000000d'|format(1) }}", "{{ 'a'.ljust(10**10) }}",
-    "\x1b[31m{% for m in messages %}{{ m.content }}{% endfor %}", "{{ range(10**10)|list }}",
-    "{{ messages|tojson }}" * 2000,
-]  # fmt: skip
-PAYLOADS: list[Callable[[], Any]] = [
-    lambda: torch.eye(3).to_sparse(), lambda: torch.empty(3, 9, device="meta")[0],
-    lambda: torch.zeros(1).expand(1 << 40),
-    lambda: torch.quantize_per_tensor(torch.ones(48), 0.1, 0, torch.qint8), lambda: torch.full((48,), float("nan")),
-    lambda: torch.ones(48, dtype=torch.complex64), lambda: torch.ones(48, dtype=torch.int64), lambda: torch.ones(0),
-    lambda: torch.ones(4, 12), lambda: [1, 2], lambda: {"a": {}}, lambda: "x" * 99, lambda: None, lambda: _Payload(),
-    lambda: torch.nn.Linear(2, 2), lambda: torch.ones(48)[::2], lambda: torch.ones((), dtype=torch.float64),
-]  # fmt: skip
-
-
-def commands_of(text: str, **words: str) -> list[Command]:
-    """A command from each line; a word in capitals stands for one that may hold anything, or for none."""
-    lines = [line.split() for line in text.strip().split("\n")]
-    return [tuple(words.get(word, word) for word in line if words.get(word) != "(none)") for line in lines]
-
-
-class _Payload:
-    """What no loading may run."""
-
-    def __reduce__(self):
-        return os.system, ("touch ../outside/made",)
-
-
-@dataclass
-class Case:
-    """Commands to run in a directory that is made already.
-
-    makes: the places where a command may put something new, whole. changes: what it may change of what was there.
-    before: called in the command's process. environment: of a new process, instead of one that is forked.
-    stdout: "closed", "full" or "gone" where it is no file. encoding: of the streams.
-    """
-
-    commands: list[Command]
-    makes: list[str] = field(default_factory=list)
-    changes: list[str] = field(default_factory=list)
-    before: Callable[[], None] | None = None
-    environment: dict[str, str] | None = None
-    stdout: str = ""
-    encoding: str = "utf-8"
+from tests.campaign.commands import BUILD, MAKING, ODD_OPTIONS, ON, Case, commands_of
+from tests.campaign.hostile import PAYLOADS, TEMPLATES, fail_at_step, read_badly
 
 
 def vindexes(random: Random, base: Path, place: Path) -> Case:
@@ -423,37 +329,11 @@ def faults(random: Random, base: Path, place: Path) -> Case:
     changes = ["tiny.vindex/README.md", "tiny.vindex/SHA256SUMS", "patched/model.safetensors", "patched/vindex_patches"]
     case = Case([random.choice(commands[:8])], makes=["out", "tiny.vindex"], changes=changes)
     if random.random() < 0.6:
-        case.before = lambda: _fail_at_step(number, code)
+        case.before = lambda: fail_at_step(number, code)
     else:
         case.commands = [random.choice(commands)]
-        case.before = lambda: _read_badly(few, number if random.random() < 0.5 else 1 << 30, code)
+        case.before = lambda: read_badly(few, number if random.random() < 0.5 else 1 << 30, code)
     return case
-
-
-def _fail_at_step(number: int, code: int) -> None:
-    left = iter(range(number + 1))
-
-    def step(what: str) -> None:
-        if next(left, None) == number:
-            raise OSError(code, os.strerror(code))
-
-    targets.step = step
-
-
-def _read_badly(few: int, number: int, code: int) -> None:
-    """Files that are opened for reading give a few bytes at a time, and an error at the `number`-th read of all."""
-    plain, reads = os.fdopen, iter(range(1 << 40))
-
-    class Bad(io.FileIO):
-        def readinto(self, buffer: Any) -> int:
-            if next(reads) == number:
-                raise OSError(code, os.strerror(code))
-            return super().readinto(memoryview(buffer)[: max(few, len(buffer) // 50)])
-
-    def fdopen(descriptor: int, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        return io.BufferedReader(Bad(descriptor, "rb")) if mode == "rb" else plain(descriptor, mode, *rest, **options)
-
-    os.fdopen = fdopen
 
 
 CATEGORIES: dict[str, Callable[[Random, Path, Path], Case]] = {

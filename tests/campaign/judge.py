@@ -27,7 +27,8 @@ from random import Random
 from typing import NamedTuple
 
 from probes.live import chat
-from tests.campaign.cases import CATEGORIES, Case, Command
+from tests.campaign.cases import CATEGORIES
+from tests.campaign.commands import Case, Command
 from vindex.console import HIDDEN
 from vindex.directory import LocalFiles
 from vindex.files import ANY, read_json

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -15,57 +14,28 @@ import pytest
 from typer.testing import CliRunner
 
 import vindex
-from tests.foreign import ATLAS_TOKENIZER, leading, weights, write_browse, write_published, write_summary
-from tests.vindex.report.records import written
-from tests.vindex.report.test_report import Seen, data_in, numbers
+from tests.foreign import (
+    ATLAS_TOKENIZER,
+    EXPERTS,
+    FEATURES,
+    HIDDEN,
+    LAYERS,
+    NEURONS,
+    TOKENS,
+    weights,
+    write_browse,
+    write_published,
+)
+from tests.vindex.damaged import change, cut, shift
 from vindex.__main__ import app
 from vindex.console import visible
 from vindex.errors import FormatError, LackingError, QueryError, VindexError
-from vindex.report.directions import directions
-from vindex.report.moved import beside
 
 PUBLISHED_CODE = Path(__file__).with_name("published_how_to_use.txt").read_text()
-LAYERS, FEATURES, HIDDEN, TOKENS, NEURONS, EXPERTS = 3, 6, 16, 2000, 24, 4
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-@pytest.fixture(scope="module")
-def embeddings() -> np.ndarray:
-    return weights(TOKENS, HIDDEN, seed=1)
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory, embeddings) -> Path:
-    gate = np.stack([leading(weights(NEURONS, HIDDEN, seed=10 + layer), FEATURES) for layer in range(LAYERS)])
-    down = np.stack([leading(weights(NEURONS, HIDDEN, seed=20 + layer), FEATURES) for layer in range(LAYERS)])
-    return write_published(tmp_path_factory.mktemp("a") / "published", gate, down, embeddings, model="Qwen/Qwen3-8B")
-
-
-@pytest.fixture(scope="module")
-def experts() -> dict[int, np.ndarray]:
-    """Layers 1 and 2 of a model: its layer 0 is dense and not in the summary."""
-    return {
-        layer: np.stack([leading(weights(NEURONS, HIDDEN, seed=100 * layer + e), FEATURES) for e in range(EXPERTS)])
-        for layer in (1, 2)
-    }
-
-
-@pytest.fixture(scope="module")
-def summary(tmp_path_factory, experts) -> Path:
-    return write_summary(tmp_path_factory.mktemp("b") / "summary", experts)
-
-
-@pytest.fixture(scope="module")
-def neurons() -> list[np.ndarray]:
-    return [weights(NEURONS, HIDDEN, seed=30 + layer) for layer in range(LAYERS)]
-
-
-@pytest.fixture(scope="module")
-def browse(tmp_path_factory, neurons, embeddings) -> Path:
-    return write_browse(tmp_path_factory.mktemp("c") / "browse", neurons, embeddings)
 
 
 def run(*words: object) -> str:
@@ -347,269 +317,3 @@ def test_comparing_without_certificates_says_that_noise_is_unknown(published, tm
     same = vindex.compare(vindex.open(published), vindex.open(published))
     assert max(one.down.largest_angle for one in same) < 1e-6 and not same.same_weights
     found.plot(tmp_path / "angles.html")
-
-
-# Reports
-
-
-@pytest.mark.parametrize("family", ["published", "summary", "browse"])
-def test_a_report_has_what_the_family_has_and_says_what_it_lacks(request, family, tmp_path):
-    v = vindex.open(request.getfixturevalue(family))
-    page = vindex.write_report(v, tmp_path / "r.html").read_text()
-    seen, data = Seen(page), data_in(page)
-    text = " ".join(seen.text.split())
-    assert v.family.title in text and all(lack.what in text and lack.way_out in text for lack in v.lacks)
-    assert "No spectra: " in text and "vindex build MODEL" in text and "probe.json" not in text
-    assert data["sigma"] is data["coherence"] is data["response"] is data["snippets"] is None
-    assert data["rows"] == v.index.num_rows and seen.text.count("singular values, which") == 1
-    near = numbers(data["nearest"]["rows"], "<u4").reshape(v.index.num_rows, -1)
-    best = v.hit(int(near[7, 0]), 0.0)
-    place = v.hit(7, 0.0)
-    expected = v.nearest_features(place.layer, place.feature, k=1, expert=place.expert)[0]
-    assert (best.layer, best.expert, best.feature) == (expected.layer, expected.expert, expected.feature)
-
-
-def test_a_report_of_a_browse_vindex_has_the_tokens_that_neurons_write(browse):
-    v, data = vindex.open(browse), directions(vindex.open(browse))
-    assert data["neurons"] and data["poles"] == 1 and list(data["sides"]) == ["writes"]
-    tokens = numbers(data["sides"]["writes"]["tokens"], "<u4").reshape(v.index.num_rows, data["pole"])
-    for layer, neuron in ((0, 3), (2, NEURONS - 1)):  # the last is a free place
-        shown = [data["strings"][token] for token in tokens[v.row(layer, neuron, None)]]
-        assert [piece for piece in shown if piece] == [token.piece for token in v.feature(layer, neuron).writes]
-
-
-def test_a_report_sets_two_published_vindexes_side_by_side_without_noise(published, built, tmp_path):
-    gate = np.stack([leading(weights(NEURONS, HIDDEN, seed=50 + layer), FEATURES) for layer in range(LAYERS)])
-    other = write_published(tmp_path / "other", 3 * gate, gate, weights(9, HIDDEN))
-    v = vindex.open(published)
-    found = beside(v, vindex.open(other))
-    assert len(found.moved) == 20 and {one.noise for one in found.moved} == {None} and found.moved[0].angle > 0.5
-    assert 0 < found.moved[0].cosine < 1
-    text = Seen(vindex.write_report(v, tmp_path / "r.html", against=vindex.open(other)).read_text()).text
-    assert "nobody can say how much of it is noise" in text and "The 20 directions that moved most" in text
-    record = written(vindex.open(built), tmp_path)["trace"]
-    with pytest.raises(LackingError, match=r"trace.json: is of weights by their SHA-256, and published does not say"):
-        vindex.write_report(v, tmp_path / "r.html", trace=record)
-
-
-def test_numbers_that_are_not_finite_have_no_neighbours(published, tmp_path):
-    directory = shutil.copytree(published, tmp_path / "v")
-    numbers = np.memmap(directory / "gate_vectors.bin", np.float16, "r+")
-    numbers[7] = np.nan
-    numbers.flush()
-    assert directions(vindex.open(directory))["nearest"] is None
-
-
-# What is damaged
-
-
-def change(directory: Path, name: str, edit) -> None:
-    value = json.loads((directory / name).read_text())
-    edit(value)
-    (directory / name).write_text(json.dumps(value))
-
-
-def cut(path: Path, by: int = -1) -> None:
-    os.truncate(path, path.stat().st_size + by)
-
-
-def repeat(directory: Path, *names: str) -> None:
-    """As many numbers again."""
-    for name in names:
-        (directory / name).write_bytes(2 * (directory / name).read_bytes())
-
-
-def shift(index: dict, by: int) -> None:
-    for entry in index["layers"]:
-        entry["offset"] += by
-
-
-def link(directory: Path, name: str, to: str) -> None:
-    (directory / name).unlink()
-    (directory / name).symlink_to(to)
-
-
-SUMMARY = "gate_vectors_index.json"
-DAMAGE = [
-    ("published", lambda d: cut(d / "gate_vectors.bin"), r"gate_vectors.bin: expected 576 bytes \(float16\) or 1,152"),
-    ("published", lambda d: cut(d / "embeddings.bin"), "embeddings.bin: expected 64,000 bytes"),
-    (
-        "published",
-        lambda d: change(d, "index.json", lambda i: i.update(num_layers=2**14)),
-        "gate_vectors.bin: expected ",
-    ),
-    (
-        "published",
-        lambda d: change(d, "index.json", lambda i: i.update(num_layers=2**62)),
-        "num_layers: expected an int",
-    ),
-    (
-        "published",
-        lambda d: change(d, "index.json", lambda i: i.update(hidden_size=-16)),
-        "hidden_size: expected an in",
-    ),
-    (
-        "published",
-        lambda d: change(d, "index.json", lambda i: i.update(vocab_size="9")),
-        "vocab_size: expected an integ",
-    ),
-    ("published", lambda d: change(d, "index.json", lambda i: i.pop("num_layers")), "num_layers: missing"),
-    ("published", lambda d: (d / "index.json").write_text("{"), "index.json: not valid JSON"),
-    ("published", lambda d: link(d, "gate_vectors.bin", "/dev/zero"), "gate_vectors.bin: cannot be read: it is a dev"),
-    (
-        "published",
-        lambda d: link(d, "gate_vectors.bin", "gone"),
-        "gate_vectors.bin: cannot be read: it is a link to go",
-    ),
-    (
-        "published",
-        lambda d: repeat(d, "gate_vectors.bin"),
-        "by their sizes gate_vectors.bin is float32 and down_features.bin float16, so that one of them is not",
-    ),
-    (
-        "published",
-        lambda d: repeat(d, "gate_vectors.bin", "down_features.bin"),
-        "by their sizes gate_vectors.bin is float32 and embeddings.bin float16",
-    ),
-    (
-        "published",
-        lambda d: (repeat(d, "gate_vectors.bin", "down_features.bin"), (d / "embeddings.bin").unlink()),
-        "gate_vectors.bin is float32, or float16 of twice the layers, and no other file tells which; put its emb",
-    ),
-    (
-        "published",
-        lambda d: change(d, "index.json", lambda i: i.update(num_experts=3)),
-        "num_experts: expected none, since nothing says which rows are whose",
-    ),
-    ("published", lambda d: (d / "gate_vectors.bin").unlink(), "gate_vectors.bin: cannot be read"),
-    ("published", lambda d: (d / "SHA256SUMS").write_text("evil\n"), "SHA256SUMS line 1: expected"),
-    ("published", lambda d: (d / "SHA256SUMS").write_text(f"{'0' * 64}  ../x\n"), "names '../x', which is not a plain"),
-    ("summary", lambda d: cut(d / "gate_vectors.bin", -4), "gate_vectors.bin: expected 1,536 bytes"),
-    ("summary", lambda d: cut(d / "gate_vectors.bin", 4), "gate_vectors.bin: expected 1,536 bytes"),
-    (
-        "summary",
-        lambda d: change(d, SUMMARY, lambda i: i["layers"].update(x={})),
-        "layers.x: expected the number of a l",
-    ),
-    ("summary", lambda d: change(d, SUMMARY, lambda i: i["layers"].clear()), "layers: expected one or more, got none"),
-    (
-        "summary",
-        lambda d: change(d, SUMMARY, lambda i: i["layers"]["2"].update(shape=[4, 6, 99])),
-        r"layers.2.shape: expected 4 experts × 64 × hidden size, the same in each, got \[4, 6, 99\]",
-    ),
-    (
-        "summary",
-        lambda d: change(d, SUMMARY, lambda i: i["layers"]["2"].update(shape=[4, 6])),
-        "layers.2.shape: expected a list of 3 positive integers",
-    ),
-    (
-        "summary",
-        lambda d: change(d, SUMMARY, lambda i: i["layers"]["2"].update(file_offset=4)),
-        "layers.2.file_offset: expected 1536, right after the layer before it, got 4",
-    ),
-    ("summary", lambda d: change(d, SUMMARY, lambda i: i["layers"].update({"2": 7})), "layers.2: expected an object"),
-    (
-        "summary",
-        lambda d: change(d, SUMMARY, lambda i: i["model_config"].pop("moe")),
-        "model_config.moe: missing",
-    ),
-    (
-        "summary",
-        lambda d: (change(d, SUMMARY, lambda i: i["layers"].pop("2")), cut(d / "gate_vectors.bin", -2304)),
-        "layers: of one layer expected 1,536 bytes, float32, in gate_vectors.bin, got 768, which half of it has too",
-    ),
-    (
-        "summary",
-        lambda d: cut(d / "gate_vectors.bin", -1536),
-        "layers.2.file_offset: expected 768, right after the layer before it, got 1536",
-    ),
-    (
-        "summary",
-        lambda d: change(d, SUMMARY, lambda i: i["layers"].update({"3": i["layers"]["2"], "4": i["layers"]["2"]})),
-        "layers.2.file_offset: expected 768",
-    ),
-    (
-        "browse",
-        lambda d: change(d, "index.json", lambda i: i["layers"][0].update(num_features_per_expert=6)),
-        "num_features_per_expert: 6, and no num_experts says of how many",
-    ),
-    (
-        "browse",
-        lambda d: (change(d, "index.json", lambda i: i.pop("dtype")), repeat(d, "gate_vectors.bin")),
-        "gate_vectors.bin: expected 2,304 bytes",
-    ),
-    (
-        "browse",
-        lambda d: (change(d, "index.json", lambda i: i.pop("dtype")), cut(d / "gate_vectors.bin", -2304)),
-        r"layers\[0\].length: expected 768, got 1536",
-    ),
-    ("browse", lambda d: cut(d / "gate_vectors.bin"), "gate_vectors.bin: expected 2,304 bytes"),
-    ("browse", lambda d: cut(d / "down_meta.bin"), "down_meta.bin: expected 2,332 bytes, 3 tokens for each of 72 rows"),
-    ("browse", lambda d: cut(d / "down_meta.bin", -2330), "down_meta.bin: expected a header of 16 bytes"),
-    ("browse", lambda d: (d / "down_meta.bin").write_bytes(bytes(2332)), "down_meta.bin: expected header"),
-    (
-        "browse",
-        lambda d: change(d, "index.json", lambda i: i.update(dtype="f16")),
-        "dtype: gate_vectors.bin holds float32 by its size, and it says 'f16'",
-    ),
-    (
-        "browse",
-        lambda d: change(d, "index.json", lambda i: i["layers"][1].update(offset=0)),
-        r"layers\[1\].offset: expected 1536, got 0",
-    ),
-    (
-        "browse",
-        lambda d: change(d, "index.json", lambda i: i["layers"][1].update(layer=0)),
-        "layers: expected each layer once and in order, and rows in one of them",
-    ),
-    (
-        "browse",
-        lambda d: change(d, "index.json", lambda i: i["layers"][1].update(num_experts=5)),
-        "layers of 5 experts: expected as many rows for each, got 24 in all",
-    ),
-]
-
-
-@pytest.mark.parametrize("family, damage, message", DAMAGE, ids=range(len(DAMAGE)))
-def test_what_is_damaged_is_refused_in_one_line(request, tmp_path, family, damage, message):
-    directory = shutil.copytree(request.getfixturevalue(family), tmp_path / family)
-    damage(directory)
-    with pytest.raises(FormatError, match=message) as caught:
-        vindex.open(directory)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("family", ["published", "browse", "built"])
-def test_a_clone_without_lfs_is_told_as_such(request, tmp_path, family):
-    directory = shutil.copytree(request.getfixturevalue(family), tmp_path / "clone")
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 576\n"
-    (directory / "gate_vectors.bin").write_text(pointer)
-    with pytest.raises(
-        FormatError, match="gate_vectors.bin: is a git-lfs pointer, not the file; run `git lfs pull` there"
-    ):
-        vindex.open(directory)
-
-
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_give_no_score(published, tmp_path, number):
-    for name in ("gate_vectors.bin", "embeddings.bin"):
-        directory = shutil.copytree(published, tmp_path / name)
-        numbers = np.memmap(directory / name, np.float16, "r+")
-        numbers[7] = number
-        numbers.flush()
-        with pytest.raises(FormatError, match=f"{name} holds a number that is not finite, or too large"):
-            vindex.open(directory).cosines(0)
-    with pytest.raises(FormatError, match=r"compared: gate_vectors.bin holds a number that is not finite, in layer 0"):
-        v = vindex.open((tmp_path / "gate_vectors.bin").rename(tmp_path / "compared"))
-        vindex.compare(v, v)
-
-
-def test_a_damaged_vindex_of_ours_is_taken_for_no_other(built, tmp_path):
-    for name, edit in (("index.json", lambda index: index.pop("format")), ("index.json", lambda index: index.clear())):
-        directory = shutil.copytree(built, tmp_path / str(id(edit)))
-        change(directory, name, edit)
-        with pytest.raises(FormatError, match="index.json: format"):
-            vindex.open(directory)
-    (directory / "singular_values.bin").unlink()
-    with pytest.raises(FormatError):
-        vindex.open(directory)

@@ -169,7 +169,7 @@ def test_what_is_in_the_way_is_told_in_one_line(copy, built_mixture, tmp_path, m
 
 
 def test_a_vindex_of_another_family_is_refused(tmp_path):
-    from tests.vindex.test_families import leading, weights, write_published
+    from tests.foreign import leading, weights, write_published
 
     rows = np.stack([leading(weights(24, 16, seed=layer), 4) for layer in range(2)])
     other = write_published(tmp_path / "published", rows, rows, weights(40, 16, seed=9), model="Qwen/Qwen3-8B")
