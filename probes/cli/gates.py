@@ -81,12 +81,15 @@ def convert(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write, with every file of the layout.")
     ],
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Write gates again in the published layout, as .pt and as .safetensors."""
     from probes.gates.gates import Gates
 
-    Gates.read(source).save(output, force=force, reads=source)
-    say(f"wrote {output}; next: vindex gates stats {output}")
+    gates = Gates.read(source)
+    gates.save(output, force=force, reads=source)
+    if not put(gates.record() | {"directory": str(output)}, json, None):
+        say(f"wrote {output}; next: vindex gates stats {output}")
 
 
 @app.command()
@@ -141,6 +144,7 @@ def bake(
     indices: Indices = False,
     revision: Revision = None,
     force: Force = False,
+    json: Json = False,
 ) -> None:
     """Write an ordinary checkpoint in which the masked neurons are zero."""
     from probes.gates.gates import Gates
@@ -150,6 +154,8 @@ def bake(
     mask = mask_of(Gates.read(directory), directory, threshold, off, indices)
     with progress() as stages:
         mask.bake(model, output, revision=revision, force=force, reads=directory, progress=stages)
+    if put(mask.record() | {"model": model, "checkpoint": str(output)}, json, None):
+        return
     count = f"{mask.neurons_off:,} of {mask.keep.numel():,} neurons off"
     say(f"wrote {output}: {count} ({mask.what}); gate_proj and up_proj rows are zero")
     say(f"next: load it as any checkpoint, or vindex probe {output}")

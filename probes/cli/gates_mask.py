@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from probes.cli.gates_options import Device, Dtype, Force, ForgetFile, Model, PanelDirectory, RetainFile, Revision
+from probes.cli.gates_options import Device, Dtype, Force, ForgetFile, Json, Model, PanelDirectory, RetainFile, Revision
 from probes.cli.model import load_model
-from vindex.console import progress, say
+from vindex.console import progress, put, say
 
 
 def mask(
@@ -25,6 +25,7 @@ def mask(
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,
+    json: Json = False,
 ) -> None:
     """Make gates without training: first off are neurons that fire where a name is about to be said.
 
@@ -38,6 +39,8 @@ def mask(
             loaded, by, panel=panel, forget=forget, retain=retain, seed=seed, chat=chat, output=output, force=force,
             progress=stages,
         )  # fmt: skip
+    if put(gates.record() | {"directory": str(output)}, json, None):
+        return
     layers, neurons = gates.logits.shape
     say(f"wrote {output}: {layers} × {neurons} neurons by {by}, the same share of every layer off")
     say(f"next: vindex gates eval {model} {output}" + (f" --panel {panel}" if panel else ""))

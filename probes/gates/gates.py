@@ -84,11 +84,14 @@ class Mask(Factors):
         may not be. Raises CheckpointError, PatchError or TargetError as `probes.weights.bake.bake` does.
         """
         source = find(model, revision)
-        note = {"checkpoint": source.name, "gates": self.gates, "mask": self.what, "neurons_off": self.neurons_off}
+        note = {"checkpoint": source.name, **self.record()}
         return bake(
             source.directory, self.keep, Path(output), note=note, force=force, reads=[reads] if reads else [],
             advance=progress("copying", sum(source.sizes.values())),
         )  # fmt: skip
+
+    def record(self) -> dict[str, Any]:
+        return {"gates": self.gates, "mask": self.what, "neurons_off": self.neurons_off}
 
     def __repr__(self) -> str:
         return f"<mask of {self.gates}: {self.what}, {self.neurons_off:,} of {self.keep.numel():,} neurons off>"

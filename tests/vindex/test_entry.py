@@ -32,11 +32,12 @@ def every_command(context=None):
             yield name, found
 
 
-def test_every_help_has_its_example_and_names_what_is_given_in_capitals():
+def test_every_help_has_its_example_and_names_what_is_given_in_capitals_and_has_a_record():
     commands = dict(every_command())
     assert len(commands) >= 20
     for words, command in commands.items():
         assert f"{command.help}{command.epilog}".count(f"Example: vindex {words} ") == 1, words
+        assert any(parameter.name == "json" and parameter.is_flag for parameter in command.params), words
         for parameter in command.params:
             kind = getattr(parameter, "type_descriptor", None)
             flag = getattr(parameter, "is_flag", False) or getattr(kind, "is_choice", False)

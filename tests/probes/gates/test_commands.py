@@ -29,10 +29,10 @@ LAYOUT = {"lambda_logits.pt", "lambda_logits.safetensors", "neuron_indices.json"
 
 
 def run(*arguments) -> str:
-    """What a command that succeeds prints, in 80 columns."""
+    """What a command that succeeds prints, tables in 80 columns."""
     done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["gates", *map(str, arguments)])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert max(map(len, done.stdout.splitlines()), default=0) <= 80
+    assert "--json" in arguments or max(map(len, done.stdout.splitlines()), default=0) <= 80
     return done.stdout
 
 
@@ -76,6 +76,8 @@ def test_stats_prints_the_cards_tables_and_fails_on_a_wrong_one(directory, tmp_p
     assert "1 stated figure(s) do not hold, first mean in gate_stats.json: stated 0.9" in fails("stats", copy)
     assert "already exists; choose another place, or replace it with --force" in fails("convert", directory, "-o", copy)
     assert "vindex gates stats" in run("convert", directory, "-o", copy, "--force")
+    record = json.loads(run("convert", directory, "-o", copy, "--force", "--json"))
+    assert (record["directory"], record["name"], record["total_gates"]) == (str(copy), "mine", 4 * 384)
     assert all(claim["holds"] for claim in json.loads(run("stats", copy, "--json", "-o", tmp_path / "s"))["claims"])
     assert json.loads((tmp_path / "s").read_text())["name"] == "copy"
     (copy / "gate_stats.json").write_text("{}")
@@ -113,6 +115,14 @@ def test_bake_writes_a_checkpoint_that_loads(directory, tmp_path):
     assert bool((weight[off] == 0).all()) and bool((weight[~off] != 0).any())
     note = json.loads((tmp_path / "baked" / "baked_gates.json").read_text())
     assert note["gates"] == "mine" and note["neurons_off"] == 384
+    again = run("bake", "atlas", directory, "--off", "25%", "-o", tmp_path / "baked", "--force", "--json")
+    assert json.loads(again) == note | {"model": "atlas", "checkpoint": str(tmp_path / "baked")}
+
+
+def test_mask_prints_the_record_of_what_it_made(tmp_path):
+    record = json.loads(run("mask", "atlas", "--by", "random", "-o", tmp_path / "made", "--json"))
+    made = Gates.read(tmp_path / "made").record()
+    assert record == json.loads(json.dumps(made)) | {"directory": str(tmp_path / "made")}
 
 
 def test_train_eval_and_compare_from_files(rows, tmp_path):
