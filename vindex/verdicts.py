@@ -2,8 +2,8 @@
 
 The directions v (unit rows) that a vindex claims for a weight W are measured against W itself, beside what rounding
 alone would do: the true directions, rounded as the claimed ones are stored, leave residuals, and `Limits.rounding`
-times those are allowed. Float32 stores more than arithmetic in it gets right, which is what `Limits.bits` is for. So a rotation among nearly equal singular values, which is legitimate, passes by itself: its
-residual is no larger.
+times those are allowed. Float32 stores more than arithmetic in it gets right, which is what `Limits.bits` is for. So a
+rotation among nearly equal singular values, which is legitimate, passes by itself: its residual is no larger.
 """
 
 from __future__ import annotations
