@@ -16,7 +16,7 @@ from extract.rederive import evenly
 from extract.vocab import POLE, TopTokens, scores_of, unit_rows
 from vindex import format as form
 from vindex.errors import LackingError
-from vindex.progress import Progress
+from vindex.progress import Progress, unseen
 from vindex.reader import Vindex
 from vindex.verification import Check
 
@@ -41,17 +41,20 @@ def is_ours(v: Vindex) -> bool:
 def compare_contents(v: Vindex, checkpoint: Checkpoint, layout: Layout, progress: Progress) -> Iterator[Check]:
     """A check of each part that v has; what it lacks is left out.
 
-    The vocabulary is read once for each side, a block of rows at a time. Raises CheckpointError or NumericError.
+    The vocabulary is read once for each side that something is said of, a block of rows at a time. Raises
+    CheckpointError or NumericError.
     """
-    advance = progress("vocabulary", 2 * layout.vocab_size)
     stored = unless_lacking(lambda: v.embeddings)
+    sides = {"gate": layout.embeddings, "down": layout.unembedding}
+    wanted = [side for side in sides if is_ours(v) or (side == "gate" and stored is not None)]
+    advance = progress("vocabulary", len(wanted) * layout.vocab_size) if wanted else unseen
     tokens = min(layout.vocab_size, unless_lacking(lambda: len(v.vocabulary)) or layout.vocab_size)
     scale = layout.final_norm.scale(checkpoint)
-    for side, tensor in (("gate", layout.embeddings), ("down", layout.unembedding)):
+    for side in wanted:
         poles, other = _Poles(v, side, scale) if is_ours(v) else None, []
-        for first, rows in checkpoint.row_blocks(tensor):
+        for first, rows in checkpoint.row_blocks(sides[side]):
             if side == "gate" and stored is not None:
-                other += _other_rows(stored, first, rows, tensor)
+                other += _other_rows(stored, first, rows, sides[side])
             if poles:
                 poles.update(first, rows[: max(0, tokens - first)].float())
             advance(len(rows))

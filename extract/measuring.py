@@ -2,7 +2,8 @@
 
 1. The weight's leading directions are found anew, with a certificate (extract/svd.py).
 2. The claimed rows v meet the weight: ‖WᵀWv − σ²v‖/σ², and how much of it lies outside their span.
-3. So do the true directions, rounded as the claimed ones are stored, which shows what rounding alone does.
+3. So do the true directions, rounded as the claimed ones are stored, and as far as arithmetic in float32 rounds, which
+   shows what rounding alone does.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def measure(rows: np.ndarray, sigma: np.ndarray | None, weight: torch.Tensor, na
     rank = truth.rank if len(raw) <= most else 0  # of more rows than there are directions, none is compared
     best, square = truth.rows[:rank], max(float(weight.square().sum(dtype=torch.float64)), TINY)
     unit = unit_rows(raw[:rank].float())
-    claimed, rounded = _Image(unit, weight), _Image(unit_rows(best.to(raw.dtype).float()), weight)
+    claimed, rounded = _Image(unit, weight), _Image(unit_rows(_rounded(best).to(raw.dtype).float()), weight)
     cosines = (unit @ best.T).abs()
     match = cosines.argmax(dim=1) if rank else torch.zeros(0, dtype=torch.int64)
     turn = _orthonormalising(unit)
@@ -69,6 +70,12 @@ def measure(rows: np.ndarray, sigma: np.ndarray | None, weight: torch.Tensor, na
     if found.true.any() or not raw.any():
         return found
     return replace(found, neuron=_nearest_neuron(unit_rows(raw.float()), weight))
+
+
+def _rounded(rows: torch.Tensor) -> torch.Tensor:
+    """Rows with as many bits in each number as a decomposition in float32 gets right."""
+    mantissa, exponent = torch.frexp(rows)
+    return torch.ldexp((mantissa * 2.0**LIMITS.bits).round() * 2.0**-LIMITS.bits, exponent)
 
 
 class _Image:

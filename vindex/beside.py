@@ -67,16 +67,16 @@ class BesideChance(Questions):
         """Directions that hold a token at a pole: the text with a leading space and without, as far as each is a token.
 
         Reads before writes, each by |score|, largest first, as far as the vindex keeps the tokens of both. Raises
-        QueryError when neither is a token.
+        LackingError when it keeps those of neither, QueryError when neither is a token.
         """
-        word = text.removeprefix(" ")
-        ids = [found for found in map(self.vocabulary.find, (f" {word}", word)) if found is not None]
-        if not ids:
-            raise QueryError(f"neither {' ' + word!r} nor {word!r} is a single token of this model; try a shorter word")
         wanted = [side for side, asked in zip(SIDES, (reads, writes), strict=True) if asked]
         sides = [side for side in wanted if self.has(SIDES[side])]
         if wanted and not sides:
             self.family.require(SIDES[wanted[0]])
+        word = text.removeprefix(" ")
+        ids = [found for found in map(self.vocabulary.find, (f" {word}", word)) if found is not None]
+        if not ids:
+            raise QueryError(f"neither {' ' + word!r} nor {word!r} is a single token of this model; try a shorter word")
         return [found for side in sides for found in sorted(self._holding(side, ids), key=lambda one: -abs(one.score))]
 
     def _holding(self, side: str, ids: list[int]) -> list[Found]:

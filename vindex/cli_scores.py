@@ -115,7 +115,8 @@ def search(
         more = f"; {len(found) - len(shown)} more in --json or with -k" if len(found) > len(shown) else ""
         print_table("", columns, rows, f"pole: its sign and the token's place there; ␣ is a space{more}")
     else:
-        say(f"no direction holds {text!r}, with or without a leading space, among the ten tokens of a pole")
+        pole = v.index.down_top_k // (1 if v.family.one_pole else 2)
+        say(f"no direction holds {text!r}, with or without a leading space, among the {pole} tokens of a pole")
 
 
 def feature(

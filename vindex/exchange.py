@@ -33,7 +33,8 @@ from vindex.verification import Verification
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-OF_A_REPOSITORY = frozenset({".gitattributes", *(spec.name for spec in FILES)})
+ATTRIBUTES = ".gitattributes"  # says which files are large
+OF_A_REPOSITORY = frozenset({ATTRIBUTES, *(spec.name for spec in FILES)})
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,6 +75,8 @@ def push(
     Raises FormatError where it does not hold, QueryError on a name that is none, CheckpointError when the Hub cannot be
     reached, does not let us, or holds something else under that name.
     """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
     v = open_vindex(directory)
     if not is_hub_id(repo):
         raise QueryError(f"{repo}: expected OWNER/NAME, such as someone/{v.path.name}")
@@ -85,18 +88,17 @@ def push(
     write_card(v, repo=repo)
     v = open_vindex(directory)
     names = sorted(spec.name for spec in files_of(v.index))
+    gone = sorted((there or set()) - set(names) - {ATTRIBUTES})
     with _uploading(repo, revision), _bars(shown=progress is not silent and sys.stderr.isatty()):
         if there is None:
             api.create_repo(repo, private=private, exist_ok=True)
         if revision:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo,
-            folder_path=str(v.path),
-            revision=revision,
-            allow_patterns=names,
-            delete_patterns=sorted((there or set()) - set(names)) or None,
+        done = api.create_commit(  # upload_folder commits in parts where it takes long, or where a commit fails
+            repo,
+            [*(CommitOperationAdd(name, str(v.path / name)) for name in names), *map(CommitOperationDelete, gone)],
             commit_message=f"vindex {v.id} of {v.index.model}",
+            revision=revision,
         )
     _require_same(v, repo, done.oid)
     return Pushed(v.id, repo, done.oid, f"{api.endpoint}/{repo}", len(names), v.size_bytes)

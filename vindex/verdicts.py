@@ -2,8 +2,8 @@
 
 The directions v (unit rows) that a vindex claims for a weight W are measured against W itself, beside what rounding
 alone would do: the true directions, rounded as the claimed ones are stored, leave residuals, and `Limits.rounding`
-times those are allowed. So a rotation among nearly equal singular values, which is legitimate, passes by itself: its
-residual is no larger.
+times those are allowed. Float32 stores more than arithmetic in it gets right, which is what `Limits.bits` is for. So a
+rotation among nearly equal singular values, which is legitimate, passes by itself: its residual is no larger.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Limits:
     rounding: float = _limit(
         3.0, "How many times the residual of the true direction, rounded as stored, a residual may be."
     )
+    bits: int = _limit(17, "Bits of each number that the true direction keeps at most, as after arithmetic in float32.")
     place: float = _limit(1e-3, "How far ‖Wv‖ may be from the singular value of that rank, relative to it.")
     sigma: float = _limit(1e-4, "How far a stated σ may be from the true one, relative to it.")
     orthonormal: float = _limit(1e-3, "How far a dot product of two rows may be from 0, and of one with itself from 1.")

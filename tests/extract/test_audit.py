@@ -124,6 +124,18 @@ def test_a_rotation_among_equal_singular_values_is_no_fault():
     assert verdict(mixed).word == "same subspace, rotated", "where they are further apart it is one"
 
 
+@pytest.mark.parametrize("fall", [0.95, 0.7])
+def test_what_others_decompose_and_keep_in_float32_is_right(fall):
+    """Float32 stores more digits than a decomposition in float32 gets right, the fewer the more the spectrum falls."""
+    weight = weight_of(10 * fall ** torch.arange(HIDDEN, dtype=torch.float64))
+    by_svd = np.linalg.svd(weight.numpy())[2][:KEPT]
+    by_gram = np.linalg.eigh(weight.numpy().T @ weight.numpy())[1][:, ::-1].T[:KEPT]
+    for rows in (by_svd, by_gram):
+        assert judge(measure(rows, None, weight, "w")).word in ("correct", "signs only")
+    slightly = (turned(KEPT, 2e-5).float() @ torch.from_numpy(by_svd)).numpy()
+    assert judge(measure(slightly, None, weight, "w")).word == "same subspace, rotated"
+
+
 def test_figures_are_those_of_numpy():
     rows = iterated(2).to(torch.float16).numpy()
     found = measure(rows, None, WEIGHT, "w")

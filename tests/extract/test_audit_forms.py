@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,13 @@ def power_iterated(weight: np.ndarray) -> np.ndarray:
     """(8, H) after one power iteration of a random block."""
     block = np.linalg.qr(np.random.default_rng(3).standard_normal((weight.shape[1], 8)))[0]
     return np.linalg.qr(weight.T @ (weight @ block))[0].T
+
+
+class Seen(Counter):
+    """A `Progress` that counts the steps of each stage."""
+
+    def __call__(self, stage: str, total: int | None):
+        return lambda count, note="": self.update({stage: count})
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,9 @@ def stack(source, side: str, make) -> np.ndarray:
 def test_a_published_directory_is_audited_without_what_it_lacks(source, checkpoint, tmp_path, make, words):
     gate, down = (stack(source, side, make) for side in ("gate", "down"))
     write_published(tmp_path / "p", gate, down, source["model.embed_tokens.weight"])
-    found = extract.audit(tmp_path / "p", checkpoint)
+    seen = Seen()
+    found = extract.audit(tmp_path / "p", checkpoint, progress=seen)
+    assert seen["vocabulary"] == len(source["model.embed_tokens.weight"]), "read once, for the embeddings"
     assert {one.verdict.word for one in found} <= words and found.holds == ("correct" in words)
     assert found.record()["signs"] == "free" and found.record()["sigma"] == "‖Wv‖" and len(found.weights) == 4
     assert [(check.what, check.holds) for check in found.contents] == [("embeddings", True)]
@@ -50,7 +61,9 @@ def test_a_summary_of_a_mixture_is_audited_by_expert(mixture, tmp_path):
     opened = open_checkpoint(str(mixture))
     experts = [opened.tensor(f"model.layers.1.mlp.experts.{e}.gate_proj.weight").float().numpy() for e in range(3)]
     right = np.stack([leading(weight, 4) for weight in experts])
-    found = extract.audit(write_summary(tmp_path / "s", {1: right}), mixture)
+    seen = Seen()
+    found = extract.audit(write_summary(tmp_path / "s", {1: right}), mixture, progress=seen)
+    assert seen == {"audit": 3}, "nothing is said of the vocabulary, so it is not read"
     assert found.holds and found.contents == () and [one.expert for one in found] == [0, 1, 2]
     found = extract.audit(write_summary(tmp_path / "other", {1: right[[0, 2, 1]]}), mixture)
     assert {one.expert: one.verdict.word for one in found if one.verdict.word == "not of these weights"}.keys() == {

@@ -130,6 +130,20 @@ def test_uploads_that_fail(hub, copy, action, where, message):
     assert "index.json" in hub.repositories[REPO]
 
 
+def test_an_upload_that_was_cut_goes_on_with_the_large_files_that_are_missing(hub, copy):
+    cut = f"/upload/{vindex.open(copy).digests['norms.bin']}"
+    hub.trouble = lambda path, nth: "cut" if path == cut else None
+    message = refused(lambda: vindex.push(copy, REPO))
+    arrived, there = set(hub.uploaded), set(hub.repositories[REPO])
+    assert message.startswith(f"{REPO}: upload failed (") and arrived and there == {".gitattributes"}
+    hub.trouble = lambda path, nth: None
+    hub.requests.clear()
+    vindex.push(copy, REPO)
+    asked = [request.path for request in hub.requests]
+    assert cut in asked and not {path.removeprefix("/upload/") for path in asked} & arrived
+    assert sum("/commit/" in path for path in asked) == 1, "a revision is a whole vindex or another one"
+
+
 def test_what_arrived_otherwise_is_told(hub, copy, monkeypatch):
     class Other(Bytes):
         def __init__(self, content: bytes, large: bool) -> None:

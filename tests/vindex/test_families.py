@@ -22,6 +22,7 @@ from tests.foreign import (
     LAYERS,
     NEURONS,
     TOKENS,
+    TOP_K,
     weights,
     write_browse,
     write_published,
@@ -145,6 +146,8 @@ def test_searching_a_browse_vindex_finds_the_neurons_that_write_a_token(browse):
     with pytest.raises(LackingError, match=r"browse has no gate_meta.bin, which LARQL's browse form does not keep"):
         v.search(word, writes=False)
     assert not [one for one in v.search(v.vocabulary.piece(0)) if one.feature == NEURONS - 1], "a free place"
+    unheld = v.vocabulary.piece(NEURONS + 9)
+    assert f"among the {TOP_K} tokens of a pole" in " ".join(run("search", browse, unheld).split())
 
 
 def test_layers_that_larqls_index_leaves_out_have_no_rows(browse, tmp_path):
@@ -301,7 +304,8 @@ def test_what_a_command_needs_and_does_not_find_is_named(summary, published):
     for words, message in (
         (("score", summary, "--id", 3), "summary has no embeddings: pass a vector of 16 numbers"),
         (("score", published, " Paris"), "published has no tokenizer.json: ask by --id"),
-        (("search", summary, "Paris"), "summary has no tokenizer.json: build a vindex"),
+        (("search", published, "Paris"), "published has no gate_meta.bin, which .*: build a vindex of the model"),
+        (("search", summary, "Paris"), "summary has no gate_meta.bin, which .*: build a vindex of the model"),
     ):
         with pytest.raises(LackingError, match=message):
             CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
