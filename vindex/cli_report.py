@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vindex.cli import Json, VindexPath
+from vindex.cli import Json, VindexPath, opened
+from vindex.cli_scores import Tokenizer
 from vindex.console import bytes_of, print_json, progress, say
 
 
@@ -31,6 +32,7 @@ def report(
     against: Annotated[
         Path | None, typer.Option(metavar="VINDEX", help="Another vindex: what differs from it, and what moved most.")
     ] = None,
+    tokenizer: Tokenizer = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is no report.")] = False,
     json: Json = False,
 ) -> None:
@@ -44,9 +46,11 @@ def report(
     from vindex.report.page import check_target
 
     check_target(output, force=force)
-    v, other = vindex.open(path), vindex.open(against) if against else None
     records = {"probe": probe, "gate3": gate3, "gates": gates, "trace": trace}
-    with progress(not json) as stage:
+    other = vindex.open(against) if against else None
+    if other and tokenizer and not other.family.can_spell:
+        other = vindex.open(other.path, tokenizer)
+    with opened(path, tokenizer) as v, progress(not json) as stage:
         vindex.write_report(v, output, **records, against=other, force=force, progress=stage)
     size = output.stat().st_size
     if json:

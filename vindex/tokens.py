@@ -20,6 +20,7 @@ from vindex.format import MOST_TOKENS, TOKENIZER
 from vindex.hub import is_hub_id, one_file
 from vindex.pieces import CannotTakeApart, take_apart
 
+NEVER_UTF8 = (0xC0, 0xC1, *range(0xF5, 0x100))
 OF_TOKENS = Kind(FormatError, "download it again, or give another with --tokenizer")
 
 
@@ -51,6 +52,14 @@ class Vocabulary:
     def trained(self) -> int:
         """One past the last id of a piece that is no added token."""
         return 1 + max(self._ids.values(), default=-1)
+
+    def in_no_text(self, rows: int) -> list[int]:
+        """Ids below `rows` that no text has: those without a piece, and the bytes that UTF-8 never uses."""
+        spelled = (self._encode.get(byte, f"<0x{byte:02X}>") for byte in NEVER_UTF8)
+        known = self._inside.keys() | self._special_text.keys()
+        return [found for found in map(self._ids.get, spelled) if found is not None] + [
+            token_id for token_id in range(rows) if token_id not in known
+        ]
 
     def find(self, text: str) -> int | None:
         """The id of `text` as one token, or None."""

@@ -108,7 +108,7 @@ def print_trace(found: Trace, layer: int | None, k: int) -> None:
         if found.directions.tested:
             _print_checks(found)
     if found.fate is not None:
-        _print_fate(found)
+        say(found.fate_in_words())
 
 
 def _print_tokens(found: Trace) -> None:
@@ -149,8 +149,6 @@ def _print_trajectory(found: Trace) -> None:
 
 
 def _print_reads(found: Trace, layer: int | None, k: int) -> None:
-    from probes.tracing.page import number
-
     shares = found.layers()
     every = range(len(shares)) if layer is None else (layer,)
     rows = [row for at in every for row in found.reads(at, 1 if layer is None else k)]
@@ -171,11 +169,11 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
         [
             (
                 row["layer"],
-                number(shares[row["layer"]]["read_share"], ".0%"),
+                _number(shares[row["layer"]]["read_share"], ".0%"),
                 row["feature"],
-                number(row["z"], "+.1f"),
-                *([] if found.against else [number(shares[row["layer"]]["usual_z"], ".1f")]),
-                *([number(row["response"])] * responses),
+                _number(row["z"], "+.1f"),
+                *([] if found.against else [_number(shares[row["layer"]]["usual_z"], ".1f")]),
+                *([_number(row["response"])] * responses),
                 _pole(row),
             )
             for row in rows
@@ -188,15 +186,13 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
 
 
 def _print_writes(found: Trace, layer: int | None, k: int) -> None:
-    from probes.tracing.page import number
-
     rows = found.writes(layer, k)
     cells = [
         (
             "" if row["layer"] is None else row["layer"],
             row["what"] if row["feature"] is None else f"feature {row['feature']}",
             f"{row['adds']:+.3f}",
-            number(row["causal"]),
+            _number(row["causal"]),
             _pole(row),
         )
         for row in rows
@@ -211,8 +207,6 @@ def _print_writes(found: Trace, layer: int | None, k: int) -> None:
 
 
 def _print_checks(found: Trace) -> None:
-    from probes.tracing.page import number
-
     print_table(
         "Taken out of the live model, one by one",
         ["side", ">layer", ">feature", ">READ", ">WRITTEN", ">CAUSAL", ">log p", "tokens"],
@@ -221,8 +215,8 @@ def _print_checks(found: Trace) -> None:
                 row["side"],
                 row["layer"],
                 row["feature"],
-                number(row["read"], "+.1f"),
-                *(number(row[name]) for name in ("written", "causal", "log_prob")),
+                _number(row["read"], "+.1f"),
+                *(_number(row[name]) for name in ("written", "causal", "log_prob")),
                 _pole(row, 1),
             )
             for row in found.checks()
@@ -230,21 +224,6 @@ def _print_checks(found: Trace) -> None:
         "CAUSAL: the target's logit with the direction less that without, measured; log p: the same of its "
         "log-probability. A down direction reads nothing: –",
     )
-
-
-def _print_fate(found: Trace) -> None:
-    from probes.tracing.page import stage
-    from probes.tracing.result import SHOWN
-
-    rows, fate = found.rows(), found.fate
-    assert fate is not None
-    if fate.dies is None:
-        say(f"the patch hides the target nowhere: where the lens had it among {SHOWN} tokens, it still has")
-    else:
-        later = ", ".join(stage(rows[at]) for at in fate.later) or "nowhere"
-        say(f"the answer dies at {stage(rows[fate.dies])}: the lens had it among {SHOWN} tokens there, no longer")
-        say(f"later the lens still shows it at: {later}")
-    say(f"in the end its rank is {rows[-1]['rank']:,} before and {rows[-1]['rank_patched']:,} after the patch")
 
 
 def _next(found: Trace, model: str, vindex: str | None, output: Path | None) -> str:
@@ -265,3 +244,8 @@ def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:
 def _piece(piece: str) -> str:
     found = visible(piece)
     return found if len(found) <= LONGEST_PIECE else f"{found[: LONGEST_PIECE - 1]}…"
+
+
+def _number(value: float | None, form: str = "+.3f") -> str:
+    """A number; – for what was not measured."""
+    return "–" if value is None or value != value else format(value, form)

@@ -177,6 +177,22 @@ class Trace(Result):
         dies = int(gone[0]) if len(gone) else None
         return Fate(dies, () if dies is None else tuple(int(each) for each in np.flatnonzero(after) if each > dies))
 
+    def fate_in_words(self) -> str:
+        """The same as sentences. Raises ProbeError without a patch."""
+        if self.fate is None:
+            raise ProbeError("no patch was given; trace with one to see what it did")
+        rows, (dies, later) = self.rows(), self.fate
+        end = f"In the end its rank is {rows[-1]['rank']:,} before and {rows[-1]['rank_patched']:,} after the patch."
+        if dies is None:
+            return (
+                f"The patch hides the target nowhere: where the lens had it among {SHOWN} tokens, it still has. {end}"
+            )
+        names = [f"{row['layer']} {row['after']}" if row["layer"] is not None else "the start" for row in rows]
+        return (
+            f"The answer dies at {names[dies]}: the lens had it among {SHOWN} tokens there, no longer. "
+            f"Later the lens still shows it at: {', '.join(names[at] for at in later) or 'nowhere'}. {end}"
+        )
+
     def record(self) -> dict[str, Any]:
         """Everything, with the STRONGEST directions of each layer."""
         found, every = self.directions, range(self.model["num_layers"])
@@ -194,7 +210,7 @@ class Trace(Result):
                 "target": {"id": self.target, "piece": self.vocabulary.piece(self.target)},
                 "sums": self.sums,
                 "trajectory": self.rows(),
-                "fate": self.fate and self.fate._asdict(),
+                "fate": self.fate and self.fate._asdict() | {"words": self.fate_in_words()},
                 "generic": generic,
                 "chance": found and self.chance,
                 "layers": found and self.layers(),
@@ -208,9 +224,9 @@ class Trace(Result):
         """Write the page (.html) or the record (.json). Raises TargetError where it cannot be written."""
         check_target(Path(path))
         if Path(path).suffix == ".html":
-            from probes.tracing.page import page
+            from vindex.report.page import trace_page
 
-            targets.write_bytes(Path(path), page(self.record()).encode())
+            targets.write_bytes(Path(path), trace_page(self.record()).encode())
         else:
             super().save(path)
 

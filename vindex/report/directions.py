@@ -20,6 +20,7 @@ from vindex.format import GATE, META_TOP_K, PLACES, RESPONSE_META, RESPONSE_TEXT
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
 from vindex.responses import AFTER, BEFORE
+from vindex.untrained import untrained
 
 MOST_TOKENS = 2_000_000  # in the page; with more directions than that allows, poles are shortened
 MOST_PLACES = 500_000  # of either sign
@@ -61,6 +62,7 @@ def directions(v: Vindex, progress: Progress = silent) -> dict[str, Any]:
         "pole": max((of.shape[1] // poles for of in scores.values()), default=0),
         "sigma": _base64(v.singular_values.astype("<f4")) if v.has(SIGMA) else None,
         "coherence": coherence,
+        "untrained": _untrained(v, known) if coherence else [],
         "response": response,
         "snippets": snippets and {**snippets, "texts": tokens["texts"]},
         "clusters": _clusters(v) if v.has(SIGMA) else {side: [] for side in ("gate", "down")},
@@ -97,6 +99,14 @@ def _coherence(v: Vindex, advance: Callable[[int], object]) -> str:
         found.append(v.coherences(layer)[1].T)
         advance(1)
     return _base64(np.concatenate(found).astype("<f4"))
+
+
+def _untrained(v: Vindex, known: np.ndarray) -> list[int]:
+    """The places among the known tokens of those that training never met."""
+    at = np.flatnonzero(known < len(v.embeddings))
+    never = v.vocabulary.in_no_text(len(v.embeddings))
+    found = untrained(known[at], v.embeddings, v.statistics.centre, never)
+    return [int(place) for place in at[found]]
 
 
 def _responses(v: Vindex) -> dict[str, str]:

@@ -68,7 +68,12 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
         if any(noise):
             lines.append(Line(f"{side}: two builds of the same weights", f"floor c{place}", at, noise))
     y = axis("rad", [value and max(value, LEAST) for line in lines for value in line.y], log=True)
-    angles = chart("Largest principal angle by layer", layers_axis(v.index.num_layers), y, lines=lines)
+    angles = chart(
+        f"Largest principal angle by layer; what is below {LEAST:.0e} is drawn there",
+        layers_axis(v.index.num_layers),
+        y,
+        lines=lines,
+    )
     noises = {(one.layer, one.expert, side): getattr(one, side).noise for one in found for side in ("gate", "down")}
     moved = tuple(_named(v, other, one) for one in _most(v, other, noises))
     return Beside(found.names, found.ids, found.summary, found.kept, angles, moved)

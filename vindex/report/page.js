@@ -9,6 +9,7 @@ const sides = Object.fromEntries(Object.entries(data.sides).map(([name, side]) =
 const sigma = data.sigma && floats(data.sigma), rows = data.rows, pole = data.pole, per = data.poles * pole;
 const unit = data.neurons ? "neuron" : "direction";
 const coherence = data.coherence && floats(data.coherence);
+const untrained = new Set(data.untrained);
 const nearest = data.nearest && {rows: whole(data.nearest.rows), cosines: floats(data.nearest.cosines)};
 const response = data.response && {r2: floats(data.response.r2), null: floats(data.response.null)};
 const snippets = data.snippets && {...data.snippets, texts: whole(data.snippets.texts), place: new Int32Array(bytes(data.snippets.place)), z: floats(data.snippets.z)};
@@ -40,8 +41,15 @@ function parse(text) {
   if (found[3] === undefined) return {layer, expert};
   return +found[3] < features ? {row: first + (expert || 0) * features + +found[3], layer, expert, feature: +found[3], writes} : null;
 }
-const fill = (id, ...children) => $(id).replaceChildren(...children.filter(child => child !== null));
+function fill(id, ...children) {
+  $(id).replaceChildren(...children.filter(child => child !== null));
+  if ($(id).querySelector(".never")) $(id).append(el("p", {class: "note"}, "In italics: tokens that training never met, told by their embeddings."));
+}
 const link = (place, end = "") => el("a", {href: "#" + nameOf(place) + end}, nameOf(place));
+
+// A token as text; what training never met is marked.
+const tok = (at, title = data.strings[at]) => untrained.has(at)
+  ? el("span", {class: "tok never", title: `${title}: training never met this token`}, shown(data.strings[at])) : el("span", {class: "tok", title}, shown(data.strings[at]));
 
 // Search: from a token to the places that hold it, made when it is first needed.
 let holders = null;
@@ -96,21 +104,21 @@ function search(query) {
     el("a", {href: "#" + nameOf(placeOf(hit.row)) + (hit.side === "writes" ? "w" : "")},
       el("b", {}, nameOf(placeOf(hit.row))),
       el("span", {class: "note"}, `${hit.side} ${hit.place < pole ? "+" : "−"}${hit.place % pole + 1}`),
-      el("span", {class: "tok"}, shown(data.strings[hit.token])), el("span", {class: "note"}, signed(hit.score, 2))))),
+      tok(hit.token), el("span", {class: "note"}, signed(hit.score, 2))))),
     ...(list.length > MOST ? [el("li", {class: "note"}, `… and ${list.length - MOST} more: write more of the token.`)] : []));
 }
 
 // Cards.
 function poleOf(side, row, against, title, z) {
   const from = row * per + (against ? pole : 0), {tokens, scores} = sides[side];
-  const items = [...Array(pole).keys()].map(i => [data.strings[tokens[from + i]], scores[from + i]]).filter(([token]) => token !== "");
+  const items = [...Array(pole).keys()].map(i => [tokens[from + i], scores[from + i]]).filter(([token]) => data.strings[token] !== "");
   const most = Math.max(...items.map(([, score]) => Math.abs(score)), 1e-9);
   return el("div", {class: `pole${against ? " against" : ""} ${side}`},
     el("h4", {}, title, z === null ? null : el("span", {title: "how alike these tokens are, beside those of random directions"}, `coherence z ${signed(z, 1)}`)),
     el("ol", {}, ...items.map(([token, score]) => {
       const bar = el("i");
       bar.style.width = `${Math.max(2, 100 * Math.abs(score) / most)}%`;
-      return el("li", {}, el("span", {class: "tok", title: token}, shown(token)), bar, el("b", {}, signed(score, 2)));
+      return el("li", {}, tok(token), bar, el("b", {}, signed(score, 2)));
     })));
 }
 // Places in texts, each with some tokens before it and after it.
@@ -123,7 +131,7 @@ function snippetsOf(row, against, title) {
     return el("li", {}, el("b", {}, signed(z[i], 1)), el("span", {}, said(text, at - before, at).trimStart() + space,
       el("mark", {}, token.trim() ? token.slice(space.length) : "␣"), said(text, at + 1, at + 1 + after), el("small", {}, `${names[text]}, token ${at}`)));
   });
-  return el("div", {class: "snippets"}, el("h4", {}, title, el("span", {title: "less its mean over all texts, over its deviation"}, "z")),
+  return el("div", {class: "snippets"}, el("h4", {}, title, el("span", {title: "less its mean over all texts, over its deviation"}, "z of what is read there")),
     items.length ? el("ol", {}, ...items) : el("p", {class: "note"}, "Nowhere."));
 }
 const figure = (name, value, hint = "") => el("div", {title: hint}, el("dt", {}, name), el("dd", {}, value));
@@ -168,9 +176,9 @@ function card(place) {
       el("code", {}, `vindex.open(${JSON.stringify(data.name)}).feature(${layer}, ${feature}${keyword})`)));
 }
 const pieces = (row, against = 0, count = 5, side = "reads") => el("span", {class: "tokens"}, ...[...Array(Math.min(count, pole)).keys()]
-  .map(i => data.strings[sides[side].tokens[row * per + against * pole + i]]).filter(token => token !== "").flatMap(token => [el("span", {class: "tok"}, shown(token)), " "]));
-function table(columns, lines) {
-  return el("div", {class: "wide"}, el("table", {}, el("thead", {}, el("tr", {}, ...columns.map(([name, kind]) => el("th", {class: kind}, name)))),
+  .map(i => sides[side].tokens[row * per + against * pole + i]).filter(token => data.strings[token] !== "").flatMap(token => [tok(token), " "]));
+function table(columns, lines, kind = "") {
+  return el("div", {class: "wide"}, el("table", {class: kind, style: `--figures: ${columns.length - 1}`}, el("thead", {}, el("tr", {}, ...columns.map(([name, kind]) => el("th", {class: kind}, name)))),
     ...lines.map(cells => el("tr", {}, ...cells.map((cell, i) => el("td", {class: columns[i][1]}, cell))))));
 }
 const MOST_LINES = 500;
@@ -187,14 +195,15 @@ function layerCard({layer, expert}) {
     columns.length > 1 ? table(columns.map(([head]) => head), lines) : el("p", {}, ...lines.flatMap(([name]) => [name, " "])),
     features > MOST_LINES ? el("p", {class: "note"}, `… and ${features - MOST_LINES} more: search for L${layer}F${MOST_LINES} and on.`) : null);
 }
-// What to look at first: the poles whose tokens are most alike.
+// What to look at first: the poles whose tokens are most alike, but for those of tokens that are alike because training met none of them.
 function welcome() {
   if (!coherence) return layerCard(placeOf(0));
-  const best = [];
+  const best = [], met = (row, at) => 2 * sides.reads.tokens.subarray(row * per + at * pole, row * per + (at + 1) * pole).filter(token => untrained.has(token)).length < pole;
   for (let row = 0; row < rows; row++) for (const at of [0, 1]) best.push([coherence[4 * row + at], row, at]);
-  best.sort((a, b) => b[0] - a[0]);
-  fill("card", el("h3", {}, "Most coherent directions"), el("p", {class: "note"}, "What is read at one pole, by how alike its tokens are beside those of random directions."),
-    table([["direction", ""], ["z", "n"], ["reads", ""]], best.slice(0, 12).map(([z, row, at]) => [link(placeOf(row)), signed(z, 1), pieces(row, at, 8)])));
+  const shown = best.filter(([, row, at]) => met(row, at)).sort((a, b) => b[0] - a[0]), left = best.length - shown.length;
+  fill("card", el("h3", {}, "Most coherent directions"), el("p", {class: "note"}, "What is read at one pole, by how alike its tokens are beside those of random directions."
+    + (left ? ` Left out: ${left} poles of which half the tokens or more were never met in training, told by their embeddings.` : "")),
+    table([["direction, pole", ""], ["coherence z", "n"], ["reads", "t"]], shown.slice(0, 12).map(([z, row, at]) => [el("span", {}, link(placeOf(row)), ` ${at ? "−" : "+"}`), signed(z, 1), pieces(row, at, 8)]), "narrow"));
 }
 function follow(focus) {
   const place = parse(location.hash);

@@ -4,12 +4,15 @@
    another family (docs/families.md) fills what it has data for.
 2. page.html is rendered: everything from a model or a record is text, escaped; the directions go in as JSON.
 3. page.css and page.js stand in the page. Its content security policy allows that one script and no request at all.
+
+A trace by itself is a page of the same make, without a script (`trace_page`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -27,7 +30,7 @@ from vindex.errors import TargetError
 from vindex.files import ANY, opened
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
-from vindex.report import panels
+from vindex.report import panels, traced
 from vindex.report.directions import directions
 from vindex.report.masthead import masthead
 from vindex.report.moved import beside
@@ -59,7 +62,7 @@ def write_report(
         "constants": panels.constants(Path(probe), v) if probe else None,
         "deletion": panels.deletion(Path(gate3), v) if gate3 else None,
         "gates": panels.gates(Path(gates), v) if gates else None,
-        "trace": panels.trace(Path(trace), v) if trace else None,
+        "trace": traced.trace(Path(trace), v) if trace else None,
         "beside": beside(v, against, progress) if against else None,
     }
     targets.write_bytes(Path(path), render(v, found, progress).encode())
@@ -84,26 +87,38 @@ def render(v: Vindex, found: dict[str, Any], progress: Progress = silent) -> str
     head = masthead(v, progress)
     data = directions(v, progress)
     norms = found["constants"].norms if found["constants"] else None
-    script, style = (resources.files("vindex.report").joinpath(name).read_text() for name in ("page.js", "page.css"))
-    environment = Environment(
-        loader=PackageLoader("vindex.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"visible": visible, "number": number}
-    return environment.get_template("page.html").render(
+    script = _part("page.js")
+    return _rendered(
+        "page.html",
         v=v,
         head=head,
         vindex_name=quote(v.path.name),
         created=datetime.now(UTC),
-        version=version(),
         strip=strip(v, data["clusters"], norms),
         **found,
         data=Markup(orjson.dumps(data).decode().replace("<", "\\u003c")),
         script=Markup(script),
-        style=Markup(style),
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
+def trace_page(record: Mapping[str, Any]) -> str:
+    """A page of one trace's record."""
+    return _rendered("trace_page.html", trace=traced.traced(record, None))
+
+
+def _rendered(template: str, **given: Any) -> str:
+    environment = Environment(
+        loader=PackageLoader("vindex.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"visible": visible, "number": number}
+    return environment.get_template(template).render(version=version(), style=Markup(_part("page.css")), **given)
+
+
+def _part(name: str) -> str:
+    return resources.files("vindex.report").joinpath(name).read_text()
+
+
 def number(value: float | None, form: str = ".3g") -> str:
-    """A number with a real minus; – for what was not measured."""
-    return "–" if value is None else format(value, form).replace("-", "−")
+    """A number with a real minus, a space before its %; – for what was not measured."""
+    return "–" if value is None else format(value, form).replace("-", "−").replace("%", "\N{NO-BREAK SPACE}%")

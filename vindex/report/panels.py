@@ -1,5 +1,5 @@
-"""The panels that records fill: C1–C5, Gate 3, lambda gates, a trace. Each is read whole here, so that a damaged record
-is one line and never half a page.
+"""The panels that records fill: C1–C5, Gate 3, lambda gates; a trace is in traced.py. Each record is read whole, so
+that a damaged one is one line and never half a page.
 """
 
 from __future__ import annotations
@@ -72,43 +72,7 @@ class Gates(NamedTuple):
     curve: Chart
 
 
-class Direction(NamedTuple):
-    """A row of what an FFN reads or writes. value: z of what is read, or what is added to the target's logit."""
-
-    feature: int | None
-    what: str
-    value: float
-    tokens: tuple[str, ...]
-
-
-class Layer(NamedTuple):
-    number: int
-    read_share: float
-    write_share: float
-    inside: float
-    outside: float
-    reads: tuple[Direction, ...]
-    writes: tuple[Direction, ...]
-
-
-class Traced(NamedTuple):
-    """own: whether its features are those of this vindex."""
-
-    prompt: str
-    beside: str
-    target: str
-    model: str
-    tokens: tuple[tuple[str, bool, bool], ...]
-    """Piece, whether it is the traced position, whether it is a sink."""
-    probability: Chart
-    adds: Chart
-    stages: tuple[tuple[str, int, float, str, float], ...]
-    """Stage, rank and log-probability of the target, top token, what the stage adds."""
-    layers: tuple[Layer, ...]
-    own: bool
-
-
-def _source(path: Path, v: Vindex) -> Source:
+def source_of(path: Path, v: Vindex) -> Source:
     """What v was built from, which a record has to be of. Raises LackingError where v does not say."""
     if not v.has(MANIFEST):
         raise LackingError(
@@ -119,7 +83,7 @@ def _source(path: Path, v: Vindex) -> Source:
 
 
 @contextmanager
-def _whole(path: Path, kind: str) -> Iterator[None]:
+def whole(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
@@ -129,9 +93,9 @@ def _whole(path: Path, kind: str) -> Iterator[None]:
 
 def constants(path: Path, v: Vindex) -> Constants:
     """C1–C5. Raises FormatError and QueryError as `read_probe`."""
-    probe = read_probe(path, _source(path, v))
-    record = require_record(path, "vindex-probe/1", "vindex probe MODEL -o FILE", _source(path, v))
-    with _whole(path, "vindex-probe"):
+    probe = read_probe(path, source_of(path, v))
+    record = require_record(path, "vindex-probe/1", "vindex probe MODEL -o FILE", source_of(path, v))
+    with whole(path, "vindex-probe"):
         every = record["constants"]
         rows = tuple(
             _measured(one, every[one.symbol].get("per_layer") or [], v.index.num_layers) for one in probe.constants
@@ -160,11 +124,11 @@ def _measured(one: Constant, by_layer: list[float | None], layers: int) -> Measu
 
 def deletion(path: Path, v: Vindex) -> Deletion:
     """Gate 3 of one fact, by the record's headline method."""
-    gate3 = read_gate3(path, _source(path, v))
-    record = require_record(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", _source(path, v))
+    gate3 = read_gate3(path, source_of(path, v))
+    record = require_record(path, "vindex-gate3/1", "vindex gate3 MODEL -o FILE", source_of(path, v))
     if gate3.method is None:
         return Deletion(gate3, None, {}, None)
-    with _whole(path, "vindex-gate3"):
+    with whole(path, "vindex-gate3"):
         found = record["methods"][gate3.method]
         certificate = found.get("certificate") or {}
         sets = {"the fact": [found["headline"]]}
@@ -204,10 +168,10 @@ def _dots(sets: Mapping[str, list[Mapping[str, Any]]]) -> Chart:
 
 def gates(path: Path, v: Vindex) -> Gates:
     """Knowledge against reasoning retained, one curve for each family of masks and seed."""
-    found = read_gates(path, _source(path, v))
+    found = read_gates(path, source_of(path, v))
     command = "vindex gates eval MODEL DIR -o FILE"
-    record = require_record(path, "vindex-gates-evaluation/1", command, _source(path, v))
-    with _whole(path, "vindex-gates-evaluation"):
+    record = require_record(path, "vindex-gates-evaluation/1", command, source_of(path, v))
+    with whole(path, "vindex-gates-evaluation"):
         met = {str(one["family"]) for one in record["entries"]}
         families = {
             name: FAMILIES.get(name, "quiet") for name in (*FAMILIES, *sorted(met - FAMILIES.keys())) if name in met
@@ -235,73 +199,11 @@ def _curve(family: str, entries: list[Mapping[str, Any]]) -> Line:
     return Line(family, FAMILIES.get(family, "quiet") + strong, [1.0, *x, 0.0], [1.0, *y, 0.0], ["", *notes, ""])
 
 
-def trace(path: Path, v: Vindex) -> Traced:
-    """One prompt's way through the model, and what each FFN read and wrote where a vindex was traced with."""
-    command = "vindex trace MODEL PROMPT --vindex VINDEX -o FILE.json"
-    record = require_record(path, "vindex-trace/1", command, _source(path, v))
-    with _whole(path, "vindex-trace"):
-        rows = record["trajectory"]
-        names = [row["after"] if row["layer"] is None else f"{row['layer']} {row['after']}" for row in rows]
-        beside = next((name for name in ("patched", "against") if f"log_prob_{name}" in rows[0]), "")
-        curves = {"the prompt": "log_prob"} | ({beside: f"log_prob_{beside}"} if beside else {})
-        lines = [
-            Line(
-                label,
-                f"c{place}",
-                range(len(rows)),
-                [row[key] for row in rows],
-                [f"{n}: {row[key]:.2f}" for n, row in zip(names, rows, strict=True)],
-            )
-            for place, (label, key) in enumerate(curves.items())
-        ]
-        added = [Mark(at, row["adds"], f"c{at % 2}", f"{names[at]}: {row['adds']:+.3f}") for at, row in enumerate(rows)]
-        every = 2 * (len(rows) // 32 + 1)
-        ticks = [(float(at), str(rows[at]["layer"])) for at in range(2, len(rows), every)]
-        x = Axis("layer: attention, then FFN", -0.5, len(rows) - 0.5, ticks)
-        heights = axis("nats", [value for line in lines for value in line.y]), axis("logit", [mark.y for mark in added])
-        layers = record["layers"] or ()
-        return Traced(
-            record["prompt"],
-            f"against “{record['against']}”" if beside == "against" else beside and f"patched {record['patch']}",
-            record["target"]["piece"],
-            f"{record['model']['name']}, {record['model']['dtype']}",
-            tuple((one["piece"], one["position"] == record["position"], bool(one["sink"])) for one in record["tokens"]),
-            chart("Log-probability of the target by the logit lens", x, heights[0], lines=lines),
-            chart(
-                "What each stage adds to the target's logit",
-                x,
-                heights[1],
-                bars=added,
-                legend=[("c1", "attention"), ("c0", "FFN")],
-            ),
-            tuple(
-                (n, int(r["rank"]), float(r["log_prob"]), str(r["top"]), float(r["adds"]))
-                for n, r in zip(names, rows, strict=True)
-            ),
-            tuple(_layer(one, record["reads"][at], record["writes"][at]) for at, one in enumerate(layers)),
-            record["vindex"] == v.id,
-        )
-
-
-def _layer(one: Mapping[str, Any], reads: list[Mapping[str, Any]], writes: list[Mapping[str, Any]]) -> Layer:
-    return Layer(
-        int(one["layer"]),
-        read_share=float(one["read_share"]),
-        write_share=float(one["write_share"]),
-        inside=float(one["adds_inside"]),
-        outside=float(one["adds_outside"]),
-        reads=tuple(Direction(int(row["feature"]), "", float(row["z"]), _texts(row["tokens"])) for row in reads),
-        writes=tuple(
-            Direction(row["feature"], row["what"], float(row["adds"]), _texts(row["tokens"])) for row in writes
-        ),
-    )
-
-
-def _texts(pieces: list[str]) -> tuple[str, ...]:
-    return tuple(str(piece) for piece in pieces)
+def known(value: Any) -> float | None:
+    """A number; None for what was not measured."""
+    return None if value is None else float(value)
 
 
 def _attack(one: Mapping[str, Any]) -> Attack:
-    value, holds = one["value"], one["holds"]
-    held = None if holds is None else bool(holds)
-    return Attack(one["name"], one["relation"], float(one["limit"]), None if value is None else float(value), held)
+    held = None if one["holds"] is None else bool(one["holds"])
+    return Attack(one["name"], one["relation"], float(one["limit"]), known(one["value"]), held)

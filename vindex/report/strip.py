@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def strip(v: Vindex, clusters: Mapping[str, list[list[int]]], norms: Mapping[str
             entry.layer,
             [(kind, _points(curve, low, high)) for kind, curve in curves.items()],
             _shaded(v, entry, clusters),
-            tuple(_gap(v, entry, side) for side in SIDES),
+            _gaps(v, entry),
         )
         for entry, curves in zip(v.index.layers, spectra, strict=True)
     ]
@@ -94,8 +94,12 @@ def _shaded(v: Vindex, entry: Rows, clusters: Mapping[str, list[list[int]]]) -> 
     ]
 
 
-def _gap(v: Vindex, entry: Rows, side: str) -> str:
+def _gaps(v: Vindex, entry: Rows) -> tuple[str, ...]:
+    """Of gate and down in words, of a mixture's experts the smallest; () where no direction was cut off."""
     experts = range(entry.groups) if entry.num_experts else (None,)
-    gaps: list[Any] = [v.certificate(entry.layer, side, expert).gap_at_cut for expert in experts]
-    known = [gap for gap in gaps if gap is not None]
-    return f"{min(known):.1%}" if known else "–"
+    found = []
+    for side in SIDES:
+        gaps = [v.certificate(entry.layer, side, expert).gap_at_cut for expert in experts]
+        known = [gap for gap in gaps if gap is not None]
+        found.append(f"{100 * min(known):.1f}\N{NO-BREAK SPACE}%" if known else "–")
+    return tuple(found) if set(found) != {"–"} else ()

@@ -77,17 +77,24 @@ def _gates() -> dict[str, Any]:
 
 def _trace(layers: int) -> dict[str, Any]:
     def row(layer: int | None, after: str, place: int) -> dict[str, Any]:
-        return {"layer": layer, "after": after, "rank": 9 - place, "log_prob": -9.0 + place, "top": " is", "adds": 0.5}
+        seen = {"rank": 9 - place, "log_prob": -9.0 + place, "top": " is"}
+        patched = {f"{key}_patched": value for key, value in seen.items()} | {"rank_patched": 1_234}
+        return {"layer": layer, "after": after, **seen, **patched, "adds": 0.5}
 
     stages = [(layer, after) for layer in range(layers) for after in ("attention", "FFN")]
-    read = {"feature": 1, "z": 4.0, "tokens": [" Paris", " Rome"]}
-    write = {"feature": 2, "what": "direction", "adds": 0.3, "tokens": [" Paris"]}
+    read = {"feature": 1, "z": 4.0, "response": -0.216, "causal": 1.53, "tokens": [" Paris", " Rome"]}
+    write = {"feature": 2, "what": "direction", "adds": 0.3, "tokens": [" Paris"], "causal": None}
     rest = write | {"feature": None, "what": "outside the directions", "tokens": []}
-    shares = {"read_share": 0.2, "write_share": 0.3, "adds_inside": 0.3, "adds_outside": 0.1}
+    shares = {"read_share": 0.2, "write_share": 0.3, "adds_inside": 0.3, "adds_outside": 0.1, "usual_z": 4.9}
+    check = {"side": "writes", "layer": 0, "feature": 2, "read": None, "written": 0.71, "causal": 0.646}
     return {
         "prompt": "The capital of France is",
         "against": None,
-        "patch": None,
+        "patch": "paris.safetensors",
+        "fate": {"dies": 2, "later": [], "words": "The answer dies at 0 FFN."},
+        "sums": {"logit": 4e-7, "stages": 5e-8},
+        "generic": {"texts": ["story"], "tokens": 384},
+        "chance": 0.25,
         "tokens": [{"piece": "The", "position": 0, "sink": True}, {"piece": " is", "position": 1, "sink": False}],
         "position": 1,
         "target": {"id": 7, "piece": " Paris"},
@@ -95,4 +102,5 @@ def _trace(layers: int) -> dict[str, Any]:
         "layers": [{"layer": layer, **shares} for layer in range(layers)],
         "reads": [[read]] * layers,
         "writes": [[write, rest]] * layers,
+        "checks": [check | {"log_prob": 0.008, "tokens": [" Paris"]}],
     }

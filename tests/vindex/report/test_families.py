@@ -6,11 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import vindex
 from tests.foreign import FEATURES, HIDDEN, LAYERS, NEURONS, leading, weights, write_published
 from tests.vindex.report.records import written
 from tests.vindex.report.test_report import Seen, data_in, numbers
+from vindex.__main__ import app
+from vindex.demo import CHECKPOINT
 from vindex.errors import LackingError
 from vindex.report.directions import directions
 from vindex.report.moved import beside
@@ -54,6 +57,18 @@ def test_a_report_sets_two_published_vindexes_side_by_side_without_noise(publish
     record = written(vindex.open(built), tmp_path)["trace"]
     with pytest.raises(LackingError, match=r"trace.json: is of weights by their SHA-256, and published does not say"):
         vindex.write_report(v, tmp_path / "r.html", trace=record)
+
+
+def test_a_tokenizer_that_is_given_names_the_tokens_of_both(published, tmp_path):
+    other = shutil.copytree(published, tmp_path / "other")
+    gates = np.memmap(other / "gate_vectors.bin", np.float16, "r+")
+    gates[:HIDDEN] = gates[HIDDEN : 2 * HIDDEN]
+    gates.flush()
+    page = tmp_path / "r.html"
+    asked = ["report", str(published), "--against", str(other), "-o", str(page)]
+    for options, named in (([], False), (["--tokenizer", str(CHECKPOINT)], True)):
+        assert CliRunner().invoke(app, [*asked, *options]).exit_code == 0
+        assert ("<id" not in Seen(page.read_text()).text) is named
 
 
 def test_numbers_that_are_not_finite_have_no_neighbours(published, tmp_path):

@@ -23,10 +23,10 @@ from vindex.__main__ import app
 from vindex.errors import FormatError, QueryError, TargetError, VindexError
 from vindex.floor import floor_of
 from vindex.report import directions as data_of
-from vindex.report import panels
+from vindex.report import panels, traced
 from vindex.report.moved import beside
 
-READERS = {"probe": panels.constants, "gate3": panels.deletion, "gates": panels.gates, "trace": panels.trace}
+READERS = {"probe": panels.constants, "gate3": panels.deletion, "gates": panels.gates, "trace": traced.trace}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,8 @@ def test_every_panel_says_what_its_record_says(whole):
     for words in (
         "licence", "holds: all", "FFN sparsity", "0.1 … 0.15", "France/capital", "attack: few shot", "not measured",
         "+0.40 of area", "0.60 … 0.80", "“The capital of France is”", "outside the directions", "of the same ‖W‖",
+        "patched with paris.safetensors", "1,234", "The answer dies at 0 FFN.", "RESPONSE", "−0.216", "+1.530",
+        "beyond ±4.9", "384 tokens of generic text", "of a random vector 25 %", "to 4e−07 of a logit", "+0.008",
     ):  # fmt: skip
         assert words.lower() in text.lower(), words
 
@@ -235,7 +237,16 @@ def test_a_damaged_record_is_told_in_words(built, tmp_path):
     with pytest.raises(
         FormatError, match=r"trace.json: is not a whole vindex-trace record \(KeyError: 'trajectory'\); write it again"
     ):
-        panels.trace(path, v)
+        traced.trace(path, v)
+
+
+def test_a_trace_of_an_earlier_version_shows_what_it_has(built, tmp_path):
+    v = vindex.open(built)
+    trace = {name: value for name, value in records(v)["trace"].items() if name not in ("checks", "sums", "fate")}
+    trace["reads"] = [[{key: row[key] for key in ("feature", "z", "tokens")} for row in of] for of in trace["reads"]]
+    page = vindex.write_report(v, tmp_path / "r.html", trace=written(v, tmp_path, trace=trace)["trace"]).read_text()
+    text = Seen(page).text
+    assert "+4.0" in text and "RESPONSE" not in text and "Taken out" not in text and "to – of a logit" in text
 
 
 def test_pages_that_cannot_be_written(built, tmp_path):
