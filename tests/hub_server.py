@@ -28,6 +28,14 @@ from urllib.parse import quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_good"
+REFUSALS: dict[str | None, tuple] = {
+    "500": (500, b"busy"),
+    "too many": (429, b"", {"RateLimit": '"resolvers";r=0;t=41'}),
+    "wait": (503, b"", {"Retry-After": "7"}),
+    "gated": (403, b"", {"X-Error-Code": "GatedRepo"}),
+    "gone": (404, b"", {"X-Error-Code": "EntryNotFound"}),
+    "forbidden": (403, b""),
+}
 
 
 class Content(Protocol):
@@ -120,13 +128,13 @@ def serve_directory(directory: Path) -> dict[str, Content]:
 @contextmanager
 def pointed_at(server: HubServer, monkeypatch) -> Iterator[None]:
     """The Hub's client asks this server, without xet and with short pauses; it decides on much when it is made."""
-    from huggingface_hub import close_session
+    from huggingface_hub import close_session, constants
 
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr("vindex.hub_files.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("vindex.hub_files.LONGEST_PAUSE", 0.02)
     close_session()
@@ -148,37 +156,23 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._take(self._post)
 
-    def do_PUT(self) -> None:
-        self._take(self._post)
+    do_PUT = do_POST
 
     def _take(self, answer: Callable[[str, str | None], None]) -> None:
         path = unquote(urlsplit(self.path).path)
         trouble = self.hub.note(Request(path, self.headers.get("Range")))
         with suppress(BrokenPipeError, ConnectionResetError):
             if trouble == "cut":
-                self.close_connection = True
-                self.connection.close()
-                return
+                return self._hang_up()
             # whatever the answer: what is left unread would be taken for the connection's next request
             self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if trouble == "500":
-                self._answer(500, b"busy")
-            elif trouble == "too many":
-                self._answer(429, b"", {"RateLimit": '"resolvers";r=0;t=41'})
-            elif trouble == "wait":
-                self._answer(503, b"", {"Retry-After": "7"})
-            elif trouble == "gated":
-                self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
-            elif trouble == "gone":
-                self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-            elif trouble == "forbidden":
-                self._answer(403, b"")
+            if trouble in REFUSALS:
+                self._answer(*REFUSALS[trouble])
             else:
                 answer(path, trouble)
 
     def _get(self, path: str, trouble: str | None) -> None:
-        old = next((name for name in self.hub.renamed if f"{name}/" in f"{path}/"), None)
-        if old:
+        if old := next((name for name in self.hub.renamed if f"{name}/" in f"{path}/"), None):
             self._answer(307, b"", {"Location": self.path.replace(old, self.hub.renamed[old])})
         elif path.startswith("/api/models/"):
             self._api(path)
@@ -191,42 +185,41 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._resolve(path, trouble)
 
-    def _may(self, repo: str) -> bool:
-        return repo not in self.hub.private or self._known()
-
     def _known(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _hidden(self, repo: str) -> bool:
+        return repo not in self.hub.repositories or (repo in self.hub.private and not self._known())
 
     def _json(self, record: object) -> None:
         self._answer(200, json.dumps(record).encode(), {"Content-Type": "application/json"})
 
     def _post(self, path: str, trouble: str | None) -> None:
-        body = self.body
         if path.startswith("/upload/"):
-            self.hub.uploaded[path.removeprefix("/upload/")] = body
+            self.hub.uploaded[path.removeprefix("/upload/")] = self.body
             return self._answer(200, b"")
         if not self._known():
             return self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
         if path.endswith(".git/info/lfs/objects/batch"):
-            return self._json({"objects": [self._upload(wanted) for wanted in json.loads(body)["objects"]]})
+            return self._json({"objects": [self._upload(wanted) for wanted in json.loads(self.body)["objects"]]})
         if path == "/api/repos/create":
-            return self._create(json.loads(body))
+            return self._create(json.loads(self.body))
         repo, action, revision = self._action(path)
         if action == "branch":
             self.hub.branches.setdefault((repo, revision), dict(self.hub.repositories[repo]))
             return self._answer(200, b"")
         if action == "preupload":
-            names = [file["path"] for file in json.loads(body)["files"]]
+            names = [file["path"] for file in json.loads(self.body)["files"]]
             modes = {name: "lfs" if _is_large(name) else "regular" for name in names}
             files = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False} for name in names]
             return self._json({"files": files})
-        return self._commit(repo, revision, [json.loads(line) for line in body.splitlines()])
+        return self._commit(repo, revision, [json.loads(line) for line in self.body.splitlines()])
 
     def _action(self, path: str) -> tuple[str, str, str]:
-        owner, name, action, revision = path.removeprefix("/api/models/").split("/", 3)
-        return f"{owner}/{name}", action, revision
+        owner, name, *what = path.removeprefix("/api/models/").split("/", 3)
+        return f"{owner}/{name}", *what
 
     def _create(self, asked: dict) -> None:
         repo = f"{asked['organization']}/{asked['name']}"
@@ -263,16 +256,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, path: str) -> None:
         repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
         repo, _, tree = repo.partition("/tree/")
-        if repo not in self.hub.repositories or not self._may(repo):
+        if self._hidden(repo):
             return self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
         found = self.hub.branch(repo, tree or revision)
         if found is None:
             return self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         branch, files = found
         if tree:
-            return self._json(
-                [{"type": "file", "path": n, "size": c.size, "oid": _blob_id(c)} for n, c in files.items()]
-            )
+            names = [{"type": "file", "path": n, "size": c.size, "oid": _blob_id(c)} for n, c in files.items()]
+            return self._json(names)
         siblings = [
             {"rfilename": name, "size": content.size, "blobId": _blob_id(content)}
             | ({"lfs": {"sha256": content.sha256, "size": content.size, "pointerSize": 135}} if content.large else {})
@@ -284,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, path: str, trouble: str | None) -> None:
         repo, _, rest = path.removeprefix("/").partition("/resolve/")
         commit, _, name = rest.partition("/")
-        found = self.hub.branch(repo, commit) if repo in self.hub.repositories and self._may(repo) else None
+        found = None if self._hidden(repo) else self.hub.branch(repo, commit)
         content = found[1].get(name) if found else None
         if content is None:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
@@ -301,20 +293,19 @@ class _Handler(BaseHTTPRequestHandler):
         repo, _, rest = path.removeprefix("/").rpartition("/resolve/")
         repo = "/".join(repo.split("/")[-2:])
         revision, _, name = rest.partition("/")
-        found = self.hub.branch(repo, revision)
-        assert found
-        content = found[1][name]
+        content = (self.hub.branch(repo, revision) or ("", {}))[1][name]
         start, stop = 0, content.size
-        asked = self.headers.get("Range")
-        if asked and trouble != "no range":
+        asked = None if trouble == "no range" else self.headers.get("Range")
+        if asked:
             first, last = asked.removeprefix("bytes=").split("-")
             start, stop = int(first), min(int(last) + 1, content.size)
         etag = '"storage-of-its-own"' if content.large else f'"{_blob_id(content)}"'
-        headers = {"ETag": etag, "X-Repo-Commit": revision, "Content-Range": f"bytes {start}-{stop - 1}/{content.size}"}
-        status = 206 if asked and trouble != "no range" else 200
-        if trouble == "no range":
-            del headers["Content-Range"]
-        self._answer(status, content.read(start, stop - (trouble == "short")), headers, drop=trouble == "drop")
+        headers = {"ETag": etag, "X-Repo-Commit": revision}
+        if asked or trouble != "no range":
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{content.size}"
+        self._answer(
+            206 if asked else 200, content.read(start, stop - (trouble == "short")), headers, drop=trouble == "drop"
+        )
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, drop: bool = False) -> None:
         self.send_response(status)
@@ -325,9 +316,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if drop else body)
         self.hub.bytes_sent += len(body)
         if drop:
-            self.close_connection = True
             self.wfile.flush()
-            self.connection.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.close()
 
 
 def _is_large(name: str) -> bool:

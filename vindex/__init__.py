@@ -73,7 +73,7 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version()
     if name not in FACE:
-        raise AttributeError(f"module 'vindex' has no attribute {name!r}")
+        raise AttributeError(f"module 'vindex' has no attribute {name!r}; it has {', '.join(__all__)}")
     module, attribute = FACE[name]
     return getattr(import_module(module), attribute)
 

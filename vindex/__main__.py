@@ -15,11 +15,12 @@ from typer.core import TyperGroup
 from extract.cli import audit, build, plan
 from extract.cli import verify as verifying
 from probes.cli import constants, delete, gates, gates_eval, gates_train, patch, plot, respond, trace
-from vindex import cli, cli_hub, cli_report, cli_scores, console
+from vindex import cli, cli_hub, cli_report, cli_scores, console, streams
 from vindex.demo import CHECKPOINT
 from vindex.distribution import namesake
 from vindex.errors import TargetError, VindexError
 
+PROMPT = "The capital of France is"
 EXAMPLES = {  # of each command, at the end of its help
     "build": "vindex build Qwen/Qwen3-0.6B -o qwen3-0.6b.vindex",
     "plan": "vindex plan Qwen/Qwen3-0.6B --measure",
@@ -34,6 +35,9 @@ EXAMPLES = {  # of each command, at the end of its help
     "report": "vindex report atlas.vindex -o atlas.html --gate3 gate3.json --trace trace.json",
     "push": "vindex push qwen3-0.6b.vindex someone/qwen3-0.6b-vindex --private",
     "pull": "vindex pull someone/qwen3-0.6b-vindex qwen3-0.6b.vindex",
+    "probe": "vindex probe atlas -o probe.json --plot probe.html",
+    "trace": f'vindex trace atlas "{PROMPT}" --vindex atlas.vindex --target " Paris" --check 3',
+    "respond": "vindex respond atlas atlas.vindex",
     "plot": "vindex plot probe.json -o probe.html",
     "gate3": "vindex gate3 atlas --vindex atlas.vindex --save-patch paris.safetensors",
     "gate3 verify": "vindex gate3 verify atlas paris.safetensors",
@@ -47,12 +51,11 @@ EXAMPLES = {  # of each command, at the end of its help
     "gates eval": "vindex gates eval atlas gates -o eval.json --plot eval.html",
     "gates link": "vindex gates link atlas gates atlas.vindex --off 5%",
     "gates stats": "vindex gates stats gates",
-    "gates apply": 'vindex gates apply atlas gates --off 25% --prompt "The capital of France is"',
+    "gates apply": f'vindex gates apply atlas gates --off 25% --prompt "{PROMPT}"',
     "gates bake": "vindex gates bake atlas gates --off 25% -o atlas-gated",
     "gates compare": "vindex gates compare gates other-gates",
     "gates convert": "vindex gates convert lambda_logits.pt -o gates",
 }
-PROMPT = "The capital of France is"
 
 
 class Few(NamedTuple):
@@ -84,7 +87,7 @@ class Commands(TyperGroup):
             return None
         inside = f"{ctx.info_name} " if ctx.parent else ""
         example = EXAMPLES.get(inside + cmd_name)
-        if example and "Example:" not in f"{command.help}{command.epilog}":
+        if example:
             command.epilog = f"Example: {example}"
         for parameter in command.params:
             if not parameter.metavar and not getattr(parameter, "is_flag", False):
@@ -239,14 +242,14 @@ def main() -> None:
     other for most of their time. torch, which does the large ones, has threads of its own.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is not loaded yet
-    console.open_streams()
+    streams.open_streams()
     other = namesake()
     if other:
         console.warn(
             f"note: the distribution vindex {other} of somebody else is installed here too, and both keep files in "
             "vindex/; run `pip uninstall vindex`, then `pip install --force-reinstall --no-deps vindex-svd`"
         )
-    sys.exit(console.close_stdout(_run()))
+    sys.exit(streams.close_stdout(_run()))
 
 
 def _run() -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.console import bytes_of, check_places, print_json, print_table, progress, put, say, styled
+from vindex.console import bytes_of, check_places, print_json, print_table, progress, put, say, say_places, styled
 
 if TYPE_CHECKING:
     from vindex.differences import SideDifference
@@ -98,8 +98,7 @@ def compare(
     if len(found.differences) > len(rows):
         caption += "; of all experts the largest, mean and largest, each by itself in --json"
     print_table(f"{a} beside {b}", columns, rows, caption)
-    if plot:
-        say(f"plot: {plot}")
+    say_places(plot=plot)
 
 
 def card(

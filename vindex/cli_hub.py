@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vindex.cli import Json, Output
-from vindex.console import bytes_of, check_places, progress, put, say, styled
+from vindex.console import bytes_of, check_places, progress, put, say, stopped, styled
 
 
 def push(
@@ -53,7 +53,7 @@ def pull(
     import vindex
 
     check_places(output)
-    with progress() as stage:
+    with stopped("what has come is kept: the same command goes on"), progress() as stage:
         v = vindex.pull(repo, directory, revision=revision, force=force, progress=stage)
     if put(v.info(), json, output):
         return

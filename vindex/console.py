@@ -6,16 +6,14 @@ terminal, and everything here passes through it. The few words with a style of t
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +78,7 @@ def line(*parts: str | Text) -> Text:
 
 def say(*parts: str | Text) -> None:
     """Print plain and styled parts as one line to stdout, broken where the terminal ends."""
-    _console().print(line(*parts), overflow="fold")
+    _print(_console(), line(*parts))
 
 
 def warn(text: str) -> None:
@@ -122,6 +120,23 @@ def put(record: Any, as_json: bool, output: Path | None) -> bool:
     return as_json
 
 
+def say_places(**places: Path | None) -> None:
+    """Name the files that were written, each by what it is."""
+    for what, place in places.items():
+        if place:
+            say(f"{what}: {place}")
+
+
+@contextmanager
+def stopped(kept: str | Callable[[], str] = "nothing was written") -> Iterator[None]:
+    """Ctrl-C within says what became of the work, and is exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        warn(f"stopped; {kept if isinstance(kept, str) else kept()}")
+        raise SystemExit(130) from None
+
+
 def bytes_of(count: float) -> str:
     """A number of bytes that people read: 812 bytes, 40.1 kB, 1.1 MB, 16.4 GB."""
     if count < 1000:
@@ -153,8 +168,16 @@ def print_table(
     for row in cells:
         table.add_row(*row)
     if title:
-        console.print(title if isinstance(title, Text) else shown(title), style="table.title", overflow="fold")
-    console.print(table)
+        _print(console, title if isinstance(title, Text) else shown(title), style="table.title")
+    _print(console, table)
+
+
+def _print(console: Console, what: Table | Text | str, style: str | None = None) -> None:
+    """Where stdout is no terminal, without the spaces with which rich fills its lines."""
+    with nullcontext() if console.is_terminal else console.capture() as taken:
+        console.print(what, style=style, overflow="fold")
+    if taken:
+        sys.stdout.write("".join(f"{one.rstrip()}\n" for one in taken.get().splitlines()))
 
 
 @contextmanager
@@ -229,48 +252,6 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def open_streams() -> None:
-    """Make stdout and stderr ones that any text can be written to: in any locale, and where the caller closed them.
-
-    Where PYTHONUNBUFFERED is set, Python takes what a pipe or a full disk accepted for the whole; a buffer does not.
-    What a caller in this process has put in their place is left as it is.
-    """
-    for number in (0, 1, 2):  # a closed one would be taken by the next file that is opened
-        with suppress(OSError):
-            os.fstat(number)
-            continue
-        os.open(os.devnull, os.O_RDWR)
-    out, err = (getattr(stream, "encoding", "utf-8") for stream in (sys.stdout, sys.stderr))
-    if sys.stdout is sys.__stdout__:
-        sys.stdout = open(1, "w", encoding=out, errors="replace", closefd=False)  # noqa: SIM115
-    if sys.stderr is sys.__stderr__:
-        sys.stderr = _Lenient(open(2, "wb", 0, closefd=False), err, "replace", write_through=True)  # noqa: SIM115
-
-
-class _Lenient(io.TextIOWrapper):
-    """stderr. What cannot be written is let go: a full disk under a log is no reason to stop a build."""
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            super().write(text)
-        return len(text)
-
-
-def close_stdout(status: int) -> int:
-    """Write out what stdout still holds. Returns `status`, or 1 when it cannot be written.
-
-    A reader that went away, as `head` does, is no more than that; where the disk is full a line says so.
-    """
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that nothing is tried again at exit
-        if not status and error.errno != errno.EPIPE:
-            warn(f"vindex: standard output: {error.strerror}")
-        return status or 1
-    return status
 
 
 def _console(*, stderr: bool = False) -> Console:

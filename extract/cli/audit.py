@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from extract.cli.build import SOURCE, resumable
+from extract.cli.build import SOURCE, kept
 from vindex.cli import Json, Output, VindexPath
-from vindex.console import check_places, print_table, progress, put, say, styled
+from vindex.console import check_places, print_table, progress, put, say, say_places, stopped, styled
 from vindex.errors import FormatError
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def audit(
     if not put(found.record(), json, output):
         _print(found, plot)
     if repair:
-        with resumable(repair), progress() as stage:
+        without = "" if found.embeddings else " --no-embeddings"
+        again = f"vindex build {quote(source)} -o {quote(str(repair))} --features {found.features}{without}"
+        with stopped(lambda: kept(repair, again)), progress() as stage:
             extract.repair(found, repair, progress=stage)
         if not json:
             say(f"next: vindex audit {quote(str(repair))} --source {quote(source)}")
@@ -82,8 +84,7 @@ def _print(found: Audit, plot: Path | None) -> None:
             ["", "", ""],
             [(check.what, said[check.holds], check.detail) for check in found.contents],
         )
-    if plot:
-        say(f"plot: {plot}")
+    say_places(plot=plot)
     say(styled(found.summary, "bold"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.cli import Json
-from vindex.console import bytes_of, print_json, print_table, progress, say, warn
+from vindex.console import bytes_of, print_table, progress, put, say, stopped, warn
 from vindex.options import DEFAULTS, HELP
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ def build(
     """Build a vindex from a checkpoint, one tensor at a time."""
     import extract
 
-    with resumable(output), progress() as stage:
+    with stopped(lambda: kept(output)), progress() as stage:
         v = extract.build(
             checkpoint,
             output,
@@ -77,23 +75,19 @@ def build(
             progress=stage,
             note=warn,
         )
-    if json:
-        print_json(v.info())
-    else:
+    if not put(v.info(), json, None):
         print_built(v, output)
         there = quote(str(output))
         say(f'next: vindex verify {there} --source {quote(checkpoint)}, or vindex score {there} " Paris"')
 
 
-@contextmanager
-def resumable(output: Path) -> Iterator[None]:
-    """Where a build inside is interrupted, say what became of it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept = f"what is finished is kept in {output}.partial: repeat with --resume to go on"
-        warn(f"stopped; {kept if Path(f'{output}.partial').exists() else 'nothing was written yet'}")
-        raise typer.Exit(130) from None
+def kept(output: Path, again: str = "repeat") -> str:
+    """What a build that was stopped leaves, and how one goes on."""
+    from vindex.places import partial_of
+
+    if partial_of(output).exists():
+        return f"what is finished is kept in {partial_of(output)}: {again} with --resume to go on"
+    return "nothing was written yet"
 
 
 def print_built(v: Vindex, output: Path) -> None:

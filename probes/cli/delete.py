@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from probes.cli import delete_tables as tables
-from probes.cli.model import load_model
-from vindex.console import print_json, progress, say, typed, warn
+from probes.cli.model import Device, Dtype, Model, load_model
+from vindex.cli import Json, Output
+from vindex.console import check_places, progress, put, say, say_places, stopped, typed
 from vindex.demo import or_bundled
 from vindex.errors import PatchError, ProbeError, QueryError
 
@@ -21,15 +22,10 @@ if TYPE_CHECKING:
     from probes.live.load import Loaded
     from vindex.progress import Progress
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory or Hub id, or atlas.")]
 Facts = Annotated[Path | None, typer.Option(metavar="FILE", help="JSON-lines file of your own facts.")]
 Attacked = Annotated[
     bool, typer.Option("--certificate/--no-certificate", help="Attack what was deleted (verdict `robust`).")
 ]
-Dtype = Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16, float16 or auto (as stored).")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record instead of the tables.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record (JSON) here.")]
 
 
 def gate3(
@@ -70,8 +66,6 @@ def gate3(
     """Delete a fact with a rank-1 patch, and prove it.
 
     ΔW changes one gate_proj; everything is measured on held-out prompts by real forward passes.
-
-    Example: vindex gate3 atlas --fact France/capital --save-patch paris.safetensors
     """
     from probes.deletion.delete import delete, delete_all
     from probes.deletion.methods import named, require_patch
@@ -84,7 +78,8 @@ def gate3(
         raise QueryError("--resume goes on with the record of --all; give --all and -o FILE")
     if save_patch:
         require_patch(methods)
-    _check_targets(output, save_patch, plot)
+    check_places(output, plot)
+    check_places(save_patch)
     choices: dict[str, Any] = {"method": methods, "layer": layer, "vindex": vindex, "chat": chat, "seed": seed}
     choices["certificate"] = certificate
     found: Deletion | Deletions
@@ -98,11 +93,11 @@ def gate3(
             if not json:
                 tables.short_lines(one)
 
-        with progress() as stages, _stopped(lambda: _kept(finished, output)):
+        with progress() as stages, stopped(lambda: _kept(finished, output)):
             loaded, panel = _load(model, facts, dtype, device, stages)
             found = delete_all(loaded, names, facts=panel, each=each, progress=stages, **choices)
     else:
-        with progress() as stages, _stopped(lambda: "nothing was written"):
+        with progress() as stages, stopped():
             loaded, panel = _load(model, facts, dtype, device, stages)
             found = delete(loaded, typed(fact), facts=panel, progress=stages, **choices)
     _show(found, json, output)
@@ -111,7 +106,8 @@ def gate3(
     if save_patch and isinstance(found, Deletion):
         found.save_patch(save_patch)
     if not json:
-        _say_next(model, output, save_patch, all_facts)
+        say_places(record=output, patch=save_patch, plot=plot)
+        say(f"next: {_next(model, save_patch, all_facts)}")
 
 
 def verify(
@@ -132,15 +128,13 @@ def verify(
     """Measure a patch again from the base and the patch alone, and check the verdicts that it records.
 
     Exit status 1 where one is not confirmed.
-
-    Example: vindex gate3 verify atlas paris.safetensors
     """
     from probes.deletion.delete import verify_patch
     from probes.weights import patches
 
-    _check_targets(output, None, None)
+    check_places(output)
     found = patches.read(patch)
-    with progress() as stages, _stopped(lambda: "nothing was written"):
+    with progress() as stages, stopped():
         loaded, panel = _load(model, facts, dtype, device, stages)
         name = None if fact is None else typed(fact)
         done = verify_patch(
@@ -154,7 +148,7 @@ def verify(
             f"{wrong[0].recorded} recorded, {wrong[0].measured} measured"
         )
     if not json:
-        say(f"next: vindex patch apply {model} {patch} -o DIR")
+        say(f"next: vindex patch apply {quote(model)} {quote(str(patch))} -o DIR")
 
 
 def _load(model: str, facts: Path | None, dtype: str, device: str, stages: Progress) -> tuple[Loaded, Panel]:
@@ -167,37 +161,18 @@ def _load(model: str, facts: Path | None, dtype: str, device: str, stages: Progr
 
 
 def _show(found: Deletion | Deletions, json: bool, output: Path | None) -> None:
-    """Print the record or the tables, and write the record."""
-    from vindex.targets import write_json
-
-    if output:
-        write_json(output, found.record(), indent=True)
-    if json:
-        print_json(found.record())
-    else:
+    if not put(found.record(), json, output):
         tables.show(found)
 
 
-def _say_next(model: str, output: Path | None, save_patch: Path | None, all_facts: bool) -> None:
-    if output:
-        say(f"record written to {output}")
+def _next(model: str, save_patch: Path | None, all_facts: bool) -> str:
+    model = quote(model)
     if save_patch:
-        say(f"patch written to {save_patch}")
-        say(f"next: vindex gate3 verify {model} {save_patch}, or vindex patch apply {model} {save_patch} -o DIR")
-    elif all_facts:
-        say(f"next: vindex gate3 {model} --fact SUBJECT/RELATION shows one of them in full")
-    else:
-        say("next: the same with --save-patch FILE keeps the patch")
-
-
-@contextmanager
-def _stopped(kept: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C says what became of the work."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        warn(f"stopped; {kept()}")
-        raise typer.Exit(130) from None
+        patch = quote(str(save_patch))
+        return f"vindex gate3 verify {model} {patch}, or vindex patch apply {model} {patch} -o DIR"
+    if all_facts:
+        return f"vindex gate3 {model} --fact SUBJECT/RELATION shows one of them in full"
+    return "the same with --save-patch FILE keeps the patch"
 
 
 def _kept(finished: Sequence[str], output: Path | None) -> str:
@@ -207,15 +182,3 @@ def _kept(finished: Sequence[str], output: Path | None) -> str:
     if output is None:
         return f"{several} and not kept, for want of -o FILE"
     return f"{several} and stand{'s' * (len(finished) == 1)} in {output}: repeat with --resume to go on"
-
-
-def _check_targets(output: Path | None, save_patch: Path | None, plot: Path | None) -> None:
-    """An hour of work must not end at a place that cannot be written to."""
-    from vindex.charts import check_target
-    from vindex.targets import check_file
-
-    for path in (output, save_patch):
-        if path is not None:
-            check_file(path)
-    if plot is not None:
-        check_target(plot)

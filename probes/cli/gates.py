@@ -8,21 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from probes.cli import gates_eval, gates_link, gates_mask, gates_panel, gates_train
-from probes.cli.gates_options import (
-    Device,
-    Directory,
-    Dtype,
-    Force,
-    Indices,
-    Json,
-    Model,
-    Off,
-    Output,
-    Revision,
-    Threshold,
-    mask_of,
-)
-from probes.cli.model import load_model
+from probes.cli.gates_options import Directory, Force, Indices, Off, Threshold, mask_of
+from probes.cli.model import Device, Dtype, Model, Revision, load_model
+from vindex.cli import Json, Output
 from vindex.console import check_places, print_table, progress, put, say, typed
 from vindex.errors import ProbeError
 

@@ -7,22 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probes.cli.gates_options import (
-    Device,
-    Directory,
-    Dtype,
-    ForgetFile,
-    Json,
-    Model,
-    Output,
-    PanelDirectory,
-    RetainFile,
-    Revision,
-    with_options,
-)
-from probes.cli.model import load_model
+from probes.cli.gates_options import Directory, ForgetFile, PanelDirectory, RetainFile, with_options
+from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from probes.gates.options import EvalOptions
-from vindex.console import check_places, print_json, print_table, progress, say, styled, warn
+from vindex.cli import Json, Output
+from vindex.console import check_places, print_json, print_table, progress, say, say_places, stopped, styled
 
 if TYPE_CHECKING:
     from probes.gates.evaluation import Evaluation
@@ -60,27 +49,17 @@ def evaluate(
     """
     from probes.gates.evaluate import evaluate_gates
     from probes.gates.gates import Gates
-    from probes.gates.journal import beside
     from probes.gates.options import to_evaluate
 
     check_places(output, plot)
     to_evaluate(**options)  # what is out of range is told before the model is loaded
     gates = Gates.read(directory)
-    try:
-        with progress() as stages:
-            loaded = load_model(model, device=device, dtype=dtype, revision=revision, progress=stages)
-            found = evaluate_gates(
-                loaded, gates, panel=panel, forget=forget, retain=retain, neutral=neutral, output=output,
-                progress=stages, **options,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        kept = "nothing is kept; with -o FILE the finished masks are"
-        if output:
-            there = beside(output).exists()
-            kept = "go on with the same command" if there else "no mask was finished"
-            kept = f"finished masks are kept in {beside(output)}: {kept}" if there else kept
-        warn(f"stopped; {kept}")
-        raise typer.Exit(130) from None
+    with stopped(lambda: _kept_of(output)), progress() as stages:
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision, progress=stages)
+        found = evaluate_gates(
+            loaded, gates, panel=panel, forget=forget, retain=retain, neutral=neutral, output=output,
+            progress=stages, **options,
+        )  # fmt: skip
     if plot:
         found.plot(plot)
     if json:
@@ -89,11 +68,20 @@ def evaluate(
     print_evaluation(found)
     if found.reused:
         say(f"{found.reused} of {len(found.entries) + 2} masks were kept from a run that was stopped")
-    for what, place in (("plot", plot), ("record", output)):
-        if place:
-            say(f"{what}: {place}")
+    say_places(plot=plot, record=output)
     if output:
         say(f"next: vindex card VINDEX --gates {output}")
+
+
+def _kept_of(output: Path | None) -> str:
+    """What a run that was stopped leaves."""
+    from probes.gates.journal import beside
+
+    if output is None:
+        return "nothing is kept; with -o FILE the finished masks are"
+    if not beside(output).exists():
+        return "no mask was finished"
+    return f"finished masks are kept in {beside(output)}: go on with the same command"
 
 
 def print_evaluation(found: Evaluation) -> None:

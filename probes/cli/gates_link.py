@@ -7,20 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from probes.cli.gates_options import (
-    Device,
-    Directory,
-    Dtype,
-    Indices,
-    Json,
-    Model,
-    Off,
-    Output,
-    Revision,
-    Threshold,
-    mask_of,
-)
-from probes.cli.model import load_model
+from probes.cli.gates_options import Directory, Indices, Off, Threshold, mask_of
+from probes.cli.model import Device, Dtype, Model, Revision, load_model
+from vindex.cli import Json, Output
 from vindex.console import check_places, print_table, progress, put, say, visible
 
 if TYPE_CHECKING:

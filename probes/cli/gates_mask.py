@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from probes.cli.gates_options import Device, Dtype, Force, ForgetFile, Json, Model, PanelDirectory, RetainFile, Revision
-from probes.cli.model import load_model
+from probes.cli.gates_options import Force, ForgetFile, PanelDirectory, RetainFile
+from probes.cli.model import Device, Dtype, Model, Revision, load_model
+from vindex.cli import Json
 from vindex.console import progress, put, say
 
 

@@ -15,12 +15,7 @@ from vindex.errors import ProbeError
 if TYPE_CHECKING:
     from probes.gates.gates import Gates, Mask
 
-Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
-]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A directory of gates in the published layout.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record here.")]
 Threshold = Annotated[float | None, typer.Option(help="Turn off the neurons with λ below this.")]
 Off = Annotated[
     str | None,
@@ -28,9 +23,6 @@ Off = Annotated[
 ]
 Indices = Annotated[bool, typer.Option("--indices", help="Turn off what neuron_indices.json lists.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what this tool made there.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
-Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
 ForgetFile = Annotated[
     Path | None,
     typer.Option(
@@ -43,8 +35,6 @@ RetainFile = Annotated[
         metavar="FILE", help="Reasoning: .jsonl or .parquet, NuminaMath's columns or ours. Default: the atlas's."
     ),
 ]
-
-
 PanelDirectory = Annotated[
     Path | None, typer.Option("--panel", metavar="DIR", help="What `vindex gates panel` made, in place of files.")
 ]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probes.cli.gates_options import Device, Dtype, Force, Json, Model, Revision, with_options
-from probes.cli.model import load_model
+from probes.cli.gates_options import Force, with_options
+from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from probes.gates.options import PanelOptions
-from vindex.console import print_json, print_table, progress, say, warn
+from vindex.cli import Json
+from vindex.console import print_table, progress, put, say, stopped
 
 if TYPE_CHECKING:
     from probes.gates.known import GatesPanel
@@ -40,15 +41,10 @@ def panel(
     given = {name: value for name, value in options.items() if value is not None}
     PanelOptions(**given)  # what is out of range is told before the model is loaded
     check_directory(output, force=force, kinds=(PANEL,))
-    try:
-        with progress() as stages:
-            loaded = load_model(model, device=device, dtype=dtype, revision=revision, progress=stages)
-            found = make_panel(loaded, output, force=force, progress=stages, **given)
-    except KeyboardInterrupt:
-        warn("stopped; nothing is kept")
-        raise typer.Exit(130) from None
-    if json:
-        print_json(found.record())
+    with stopped("nothing is kept"), progress() as stages:
+        loaded = load_model(model, device=device, dtype=dtype, revision=revision, progress=stages)
+        found = make_panel(loaded, output, force=force, progress=stages, **given)
+    if put(found.record(), json, None):
         return
     print_panel(found)
     say(f"wrote {output}; next: vindex gates train {model} --panel {output} -o gates")

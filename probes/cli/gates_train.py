@@ -7,20 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from probes.cli.gates_options import (
-    Device,
-    Dtype,
-    ForgetFile,
-    Json,
-    Model,
-    PanelDirectory,
-    RetainFile,
-    Revision,
-    with_options,
-)
-from probes.cli.model import load_model
+from probes.cli.gates_options import ForgetFile, PanelDirectory, RetainFile, with_options
+from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from probes.gates.options import PRESETS, TrainOptions
-from vindex.console import check_places, progress, put, say, warn
+from vindex.cli import Json
+from vindex.console import check_places, progress, put, say, say_places, stopped
 from vindex.demo import or_bundled
 
 
@@ -52,28 +43,18 @@ def train(
     """
     from probes.gates.learn import check_output, is_first_process, own_device, train_gates
     from probes.gates.options import from_preset
-    from vindex.kinds import STATE
 
     check_places(None, plot)
     from_preset(preset, **options)  # what is out of range is told before the model is loaded
     check_output(output, [Path(or_bundled(model)), panel, forget, retain], resume=resume, force=force)
-    try:
-        with progress(is_first_process()) as stages:
-            loaded = load_model(model, device=own_device(device), dtype=dtype, revision=revision, progress=stages)
-            gates = train_gates(
-                loaded, preset=preset, output=output, panel=panel, forget=forget, retain=retain,
-                forget_limit=forget_limit, retain_limit=retain_limit, save_every=save_every,
-                resume=resume, force=force, progress=stages,
-                **options,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        there = (output / STATE).exists()
-        warn(
-            f"stopped; the state is in {output}: go on with the same command and --resume"
-            if there
-            else "stopped before the first step; nothing is saved"
-        )
-        raise typer.Exit(130) from None
+    with stopped(lambda: _kept(output)), progress(is_first_process()) as stages:
+        loaded = load_model(model, device=own_device(device), dtype=dtype, revision=revision, progress=stages)
+        gates = train_gates(
+            loaded, preset=preset, output=output, panel=panel, forget=forget, retain=retain,
+            forget_limit=forget_limit, retain_limit=retain_limit, save_every=save_every,
+            resume=resume, force=force, progress=stages,
+            **options,
+        )  # fmt: skip
     if is_first_process():
         if plot:
             gates.plot(plot)
@@ -81,7 +62,15 @@ def train(
             return
         steps, seconds = gates.training["steps"], gates.training["wall_seconds"]
         say(f"wrote {output}: λ std {float(gates.values.std()):.3f} after {steps} steps, {seconds:.0f} s")
-        if plot:
-            say(f"plot: {plot}")
+        say_places(plot=plot)
         of = f" --panel {panel}" if panel else ""
         say(f"next: vindex gates eval {model} {output}{of} -o {output.name}.json --plot {output.name}.html")
+
+
+def _kept(output: Path) -> str:
+    """What a training that was stopped leaves."""
+    from vindex.kinds import STATE
+
+    if (output / STATE).exists():
+        return f"the state is in {output}: go on with the same command and --resume"
+    return "no step was finished, nothing is saved"

@@ -1,15 +1,32 @@
-"""The model that a command works on."""
+"""The model that a command works on, and the options that choose it."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from vindex.console import warn
 from vindex.progress import Progress, silent
 
 if TYPE_CHECKING:
     from probes.live.load import Loaded
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="A UTF-8 file, or the name of a bundled text; repeatable. Default: the eight bundled.",
+    ),
+]
 
 
 def load_model(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from vindex.cli import Json
-from vindex.console import print_json, print_table, put, say
+from vindex.cli import Json, Output
+from vindex.console import check_places, print_table, put, say
 
 PatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="Patch file, from gate3 --save-patch.")]
 
@@ -19,26 +19,26 @@ app = typer.Typer(help="Rank-1 patches as files.", no_args_is_help=True, rich_ma
 def show(
     patch: PatchFile,
     json: Json = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record (JSON) here.")
-    ] = None,
+    output: Output = None,
 ) -> None:
-    """Print what a patch changes and where it came from.
-
-    Example: vindex patch show paris.safetensors
-    """
+    """Print what a patch changes and where it came from."""
     from probes.weights import patches
-    from vindex.targets import check_file, write_json
 
-    if output:
-        check_file(output)
+    check_places(output)
     about = patches.read(patch).record()
-    if output:
-        write_json(output, about, indent=True)
-    if json:
-        print_json(about)
-    else:
-        print_table(patch.name, ["", ""], list(about.items()))
+    if not put(about, json, output):
+        told = [(name.replace("_", " "), _text(value)) for name, value in about.items() if value is not None]
+        print_table(patch.name, ["", ""], told)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return " × ".join(map(_text, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @app.command()
@@ -48,10 +48,7 @@ def apply(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Directory to write, new or empty.")],
     json: Json = False,
 ) -> None:
-    """Write an ordinary checkpoint with the patch in it.
-
-    Example: vindex patch apply atlas paris.safetensors -o without-paris
-    """
+    """Write an ordinary checkpoint with the patch in it."""
     from probes.weights import patches
 
     found = patches.read(patch)
@@ -70,10 +67,7 @@ def revert(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Put the original bytes back and check their hash.
-
-    Example: vindex patch revert without-paris
-    """
+    """Put the original bytes back and check their hash."""
     from probes.weights import patches
 
     done = patches.revert(checkpoint, output)

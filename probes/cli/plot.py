@@ -55,4 +55,4 @@ def plot(
         what = f"{type(error).__name__}: {error}"[:80]
         raise ProbeError(f"{record}: is not a whole {kind} record ({what}); write it again with -o") from error
     if not put({"record": kind, "plot": str(target)}, json, None):
-        say(f"wrote {target}")
+        say(f"wrote {target}" + (": open it in a browser" if target.suffix == ".html" else ""))

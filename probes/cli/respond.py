@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probes.cli.model import load_model
-from vindex.console import check_places, print_table, progress, put, say, styled, visible, warn
+from probes.cli.model import Device, Dtype, Model, Revision, Texts, load_model
+from vindex.cli import Json, Output
+from vindex.console import check_places, print_table, progress, put, say, say_places, stopped, styled, visible
 
 if TYPE_CHECKING:
     from probes.responses.result import Responses
@@ -18,36 +19,25 @@ TOKENS_SHOWN = 3
 
 
 def respond(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
-    ],
+    model: Model,
     vindex: Annotated[
         Path, typer.Argument(metavar="VINDEX", help="A vindex of the same model, to which responses are added.")
     ],
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE", help="A UTF-8 file, or the name of a bundled text; repeatable. Default: the eight bundled."
-        ),
-    ] = None,
+    text: Texts = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Of the strongest responses, how many to show.")] = 10,
-    json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the record, as JSON.")
-    ] = None,
+    json: Json = False,
+    output: Output = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw R² beside its nulls by layer to this .html or .png.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
 ) -> None:
     """Measure what the model writes when each gate direction is read, and add it to the vindex.
 
     The linear response of each FFN's output to each direction, over the probe texts, beside two nulls. Responses that
     the vindex has already are replaced. Definitions: docs/responses.md.
-
-    Example: vindex respond atlas atlas.vindex
     """
     import probes
     import vindex as artifact
@@ -56,22 +46,16 @@ def respond(
     check_places(output, plot)
     opened = artifact.open(vindex)
     check_place(opened)
-    try:
-        with progress() as stage:
-            loaded = load_model(model, dtype=dtype, device=device, revision=revision, head=False, progress=stage)
-            found = probes.respond(loaded, vindex=opened, texts=text, progress=stage)
+    with stopped(f"{vindex} is as it was"), progress() as stage:
+        loaded = load_model(model, dtype=dtype, device=device, revision=revision, head=False, progress=stage)
+        found = probes.respond(loaded, vindex=opened, texts=text, progress=stage)
         found.add()
-    except KeyboardInterrupt:
-        warn(f"stopped; {vindex} is as it was")
-        raise typer.Exit(130) from None
     if plot:
         found.plot(plot)
     if put(found.record(), json, output):
         return
     print_responses(found, k)
-    for what, place in (("plot", plot), ("record", output)):
-        if place:
-            say(f"{what}: {place}")
+    say_places(plot=plot, record=output)
     say(f"added {found.direction.shape[0]:,} responses to {vindex}")
     first = found.strongest(1)[0]
     expert = f" --expert {first['expert']}" if "expert" in first else ""

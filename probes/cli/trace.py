@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from probes.cli.model import load_model
-from vindex.console import print_json, print_table, progress, say, styled, typed, visible, warn
+from probes.cli.model import Device, Dtype, Model, Revision, Texts, load_model
+from vindex.cli import Json
+from vindex.console import print_json, print_table, progress, say, stopped, styled, typed, visible
 
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
@@ -19,9 +20,7 @@ LONGEST_PIECE = 10
 
 
 def trace(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint directory, a Hub id, or `atlas`, the bundled model.")
-    ],
+    model: Model,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the model reads.")],
     vindex: Annotated[
         str | None, typer.Option(metavar="VINDEX", help="A vindex of the same model: what its FFNs read and write.")
@@ -39,28 +38,21 @@ def trace(
         int, typer.Option(metavar="N", help="Take the N strongest reads and writes out of the live model.")
     ] = 0,
     position: Annotated[int, typer.Option(help="Of the token, from 0; negative from the end.")] = -1,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE", help="Generic text for z, a UTF-8 file or a bundled name; repeatable. Default: all bundled."
-        ),
-    ] = None,
+    text: Texts = None,
     layer: Annotated[int | None, typer.Option(help="Show the reads and writes of this layer.")] = None,
     k: Annotated[int, typer.Option("--top", "-k", min=1, help="Directions to show.")] = 10,
-    json: Annotated[bool, typer.Option("--json", help="Print the record instead of tables.")] = False,
+    json: Json = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write a page (.html) or the record (.json).")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto (as stored).")] = "float32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    revision: Revision = None,
 ) -> None:
     """Follow a prompt through a model, layer by layer.
 
     What the logit lens says at each layer, what each layer adds to the answer, and with a vindex which directions read
     and write.
-
-    Example: vindex trace atlas "The capital of France is" --vindex atlas.vindex --target " Paris" --check 3
     """
     import probes
     import vindex as artifact
@@ -69,24 +61,20 @@ def trace(
     if output:
         check_target(output)
     opened = artifact.open(vindex) if vindex else None
-    try:
-        with progress() as stage:
-            loaded = load_model(model, dtype=dtype, device=device, revision=revision, progress=stage)
-            found = probes.trace(
-                loaded,
-                typed(prompt),
-                vindex=opened,
-                target=None if target is None else typed(target),
-                against=None if against is None else typed(against),
-                patch=patch,
-                check=check,
-                position=position,
-                text=text,
-                progress=stage,
-            )
-    except KeyboardInterrupt:
-        warn("stopped; nothing was written")
-        raise typer.Exit(130) from None
+    with stopped(), progress() as stage:
+        loaded = load_model(model, dtype=dtype, device=device, revision=revision, progress=stage)
+        found = probes.trace(
+            loaded,
+            typed(prompt),
+            vindex=opened,
+            target=None if target is None else typed(target),
+            against=None if against is None else typed(against),
+            patch=patch,
+            check=check,
+            position=position,
+            text=text,
+            progress=stage,
+        )
     if output:
         found.save(output)
     if json:

@@ -121,6 +121,9 @@ class Verdict(NamedTuple):
         """Whether every criterion that could be measured holds, of a fact that the model knows."""
         return self.result == "pass"
 
+    def __repr__(self) -> str:
+        return f"<{self.standard} {self.result}: {self.reason}>"
+
 
 def figures(effect: Effect, random_suppression: float, random_draws: int) -> dict[str, Figure]:
     """What `published` and `strict` are about, and the fact for `robust`; the rest of it is `Certificate.figures`."""

@@ -65,6 +65,10 @@ class Constant:
         """What the same procedure gives where there is nothing to find."""
         return self.headline.null
 
+    def __repr__(self) -> str:
+        value, null = ("undefined" if it is None else f"{it:.3g}" for it in (self.value, self.null))
+        return f"<{self.symbol} {self.name}: {value}, null {null}>"
+
 
 def ffn_sparsity(readings: Sequence[Reading]) -> Constant:
     """C1: share of |h| below 0.01. Null: entries from N(0, rms²) with each layer's own rms."""

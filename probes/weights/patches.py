@@ -38,10 +38,10 @@ from probes.weights.tensors import (
     locate,
     overwrite,
     plain_files,
-    sha256,
     tensor_bytes,
 )
 from vindex import places, targets
+from vindex.checksums import sha256_of
 from vindex.demo import or_bundled
 from vindex.directory import WEIGHTS
 from vindex.errors import PatchError
@@ -158,7 +158,7 @@ def apply(checkpoint: str | Path, patch: Patch, out: str | Path) -> Path:
             raise PatchError(
                 f"{place.tensor}: the patch changes no number as {place.dtype} stores it; it is too small for that"
             )
-        extra = {"shard": place.file.name, "shard_sha256": sha256(place.file)}
+        extra = {"shard": place.file.name, "shard_sha256": sha256_of(place.file, kind=WEIGHTS)}
         _write(partial / latest, patch, extra, original)
     return out
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vindex import places, targets
 from vindex.directory import WEIGHTS, LocalFiles
-from vindex.errors import CheckpointError, PatchError
+from vindex.errors import PatchError
 from vindex.files import opened
 from vindex.hub import cached
 from vindex.tower import Tower, read_tower, require_equal_layers
@@ -62,7 +62,7 @@ def locate(checkpoint: Path, layer: int) -> Place:
 
 def base_sha256(place: Place) -> str:
     """SHA-256 of the tensor's bytes as stored."""
-    return sha256(place.file, place.start, place.stop)
+    return hashlib.sha256(tensor_bytes(place).numpy().data).hexdigest()
 
 
 def tensor_bytes(place: Place) -> Tensor:
@@ -88,20 +88,6 @@ def copied(file: Path, target: Path) -> Iterator[BufferedRandom]:
             shutil.copyfileobj(source, copy, BLOCK_BYTES)
         copy.flush()
         yield copy
-
-
-def sha256(file: Path, start: int = 0, stop: int | None = None) -> str:
-    digest = hashlib.sha256()
-    with opened(file, WEIGHTS) as handle:
-        handle.seek(start)
-        left = (os.fstat(handle.fileno()).st_size if stop is None else stop) - start
-        while left > 0:
-            block = handle.read(min(left, BLOCK_BYTES))
-            if not block:
-                raise CheckpointError(f"{file}: ends before the tensor does; is the download complete?")
-            digest.update(block)
-            left -= len(block)
-    return digest.hexdigest()
 
 
 def plain_files(checkpoint: Path) -> list[Path]:

@@ -300,6 +300,7 @@ def test_ctrl_c_during_a_repair_leaves_what_can_be_resumed(built, checkpoint, tm
     monkeypatch.setattr("extract.auditing.build", stopped)
     done = command(built, "--source", checkpoint, "--layers", 1, "--repair", tmp_path / "r.vindex")
     assert done.exit_code == 130 and "what is finished is kept in" in done.output
+    assert f": vindex build {checkpoint} -o {tmp_path}/r.vindex --features 8 with --resume to go on" in done.output
 
 
 def test_memory_holds_one_weight_and_the_next(tmp_path, monkeypatch):

@@ -122,11 +122,6 @@ def test_a_gguf_is_told_what_to_do(tmp_path, monkeypatch, capsys, name):
     )
 
 
-def test_help_has_an_example(monkeypatch, capsys):
-    assert run(monkeypatch, "probe", "-h") == 0
-    assert "Example: vindex probe atlas -o probe.json --plot probe.html" in " ".join(capsys.readouterr().out.split())
-
-
 @pytest.mark.parametrize(
     ("capability", "asked", "found"),
     [("AVX2", None, "AUTO"), ("AVX2", "COMPATIBLE", "COMPATIBLE"), ("AVX512", None, None)],

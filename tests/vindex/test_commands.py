@@ -42,7 +42,8 @@ def test_tables_fit_eighty_columns_and_json_holds_the_same(built):
         name, *rest = command
         table, record = run(name, built, *rest), run(name, built, *rest, "--json")
         assert table.returncode == record.returncode == 0, (command, table.stderr, record.stderr)
-        assert max(map(len, table.stdout.splitlines())) <= 80
+        lines = table.stdout.splitlines()
+        assert max(map(len, lines)) <= 80 and all(one == one.rstrip() for one in lines)
         assert json.loads(record.stdout)
 
 

@@ -44,6 +44,12 @@ def test_every_help_has_its_example_and_names_what_is_given_in_capitals_and_has_
             assert flag or parameter.name == "help" or parameter.metavar == parameter.metavar.upper(), parameter.name
 
 
+def test_what_commands_share_is_said_in_the_same_words():
+    for name in ("json", "dtype", "attn"):
+        said = {p.help for _, command in every_command() for p in command.params if p.name == name}
+        assert len(said) == 1, (name, said)
+
+
 def test_a_shell_completes_commands():
     words = {"_VINDEX_COMPLETE": "complete_bash", "COMP_WORDS": "vindex comp", "COMP_CWORD": "1"}
     done = in_tree(

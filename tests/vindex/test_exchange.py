@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import vindex
 from tests.hub_server import TOKEN, Bytes, HubServer, pointed_at, serve_directory
+from vindex.__main__ import app
 from vindex.errors import CheckpointError, FormatError, QueryError, TargetError
 from vindex.places import partial_of
 
@@ -180,6 +182,15 @@ def test_a_file_that_was_changed_on_the_hub(hub, copy, tmp_path, name):
     assert message.startswith(f"hf://{REPO}/{name} has SHA-256 ") and "… and SHA256SUMS says " in message
     assert message.endswith("choose another revision, or ask its owner to push it again")
     assert not (tmp_path / "p").exists() and not (tmp_path / "hf" / name).exists()
+
+
+def test_ctrl_c_during_a_pull_says_that_it_goes_on(tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vindex.exchange.HubShelf", stop)
+    done = CliRunner().invoke(app, ["pull", REPO, str(tmp_path / "p")])
+    assert done.exit_code == 130 and done.stderr == "stopped; what has come is kept: the same command goes on\n"
 
 
 def test_what_is_not_pulled(hub, copy, tmp_path):

@@ -120,6 +120,8 @@ def test_packages_list_what_a_user_wants():
         AttributeError, match="module 'extract' has no attribute 'make'; it has audit, build, plan, repair, verify"
     ):
         extract.make  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'vindex' has no attribute 'make'; it has Comparison, .*, open, "):
+        vindex.make  # noqa: B018
 
 
 def stages(told: list[str]):

@@ -40,6 +40,7 @@ def _judge(standard, effect, random=0.01):
 def test_a_clean_deletion_passes_both_verdicts():
     assert _judge("published", _effect()).result == "pass"
     assert _judge("strict", _effect()).result == "pass"
+    assert repr(_judge("published", _effect())) == "<published pass: all 2 criteria hold>"
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def stops(monkeypatch):
 def test_ctrl_c_says_what_became_of_a_training_and_how_to_go_on(rows, tmp_path, stops):
     out = tmp_path / "run"
     command = ("train", "atlas", "-o", out, "--forget", rows[0], "--retain", rows[1], "--batch-size", 2)
-    assert "stopped before the first step; nothing is saved" in stops({"hashing": 1}, *command)
+    assert "stopped; no step was finished, nothing is saved" in stops({"hashing": 1}, *command)
     assert not out.exists()
     said = stops({"training": 3}, *command)
     assert f"the state is in {out}: go on with the same command and --resume" in said

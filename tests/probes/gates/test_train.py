@@ -1,4 +1,4 @@
-"""Only the gates learn, against the ungated model, and a resumed run ends with the same bits."""
+"""Only the gates learn, against the ungated model, by the loss that is stated."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as to_bytes
 
 from probes.gates import losses, resume
 from probes.gates.activations import mean_magnitude
 from probes.gates.apply import gated
 from probes.gates.data import context_rows, forget_row, read_forget, read_retain
-from probes.gates.encode import collate, forget_example, retain_example
+from probes.gates.encode import collate
 from probes.gates.gates import Gates
 from probes.gates.learn import train_gates
-from probes.gates.options import PRESETS, TrainOptions, differences, from_preset
+from probes.gates.options import PRESETS, TrainOptions, from_preset
 from probes.gates.train import (
-    Data,
     accelerator_on,
     base_logits,
     encode,
@@ -38,26 +36,10 @@ from probes.gates.train import (
 )
 from probes.live.hooks import same_bits
 from probes.live.load import load
-from tests.probes.gates.progress import Told
+from tests.probes.gates.short import SHORT, data_for
 from vindex.errors import FactError, ProbeError
 
 ROOT = Path(__file__).parents[3]
-SHORT = TrainOptions(batch_size=4, micro_batch=4, max_steps=4)
-
-
-def data_for(loaded, options: TrainOptions, count: int = 40) -> Data:
-    settings = {"chat": options.chat, "max_tokens": options.max_tokens}
-    facts, sums = read_forget(None, count)[0], read_retain(None, count)[0]
-    return Data(
-        [forget_example(row, loaded.tokenizer, **settings) for row in facts],
-        [retain_example(row, loaded.tokenizer, **settings) for row in sums],
-        {"rows": count},
-    )
-
-
-@pytest.fixture(scope="module")
-def plain(atlas):
-    return data_for(atlas, SHORT)
 
 
 def gradient_of(loaded, options, data, logits=None):
@@ -140,12 +122,6 @@ def test_gates_begin_open_and_less_so_where_the_ratio_is_high(atlas, plain):
     torch.testing.assert_close(begun, 3.0 - 0.5 * score, rtol=1e-3, atol=1e-3)
 
 
-def test_a_run_stopped_before_there_were_more_options_is_gone_on_with():
-    saved = {name: value for name, value in asdict(SHORT).items() if name not in ("init_mean", "context_weight")}
-    assert differences(saved, SHORT) == []
-    assert differences(saved, replace(SHORT, context_weight=1.0)) == ["context_weight: 0.0 there, 1.0 here"]
-
-
 def test_only_the_logits_receive_gradient_and_the_weights_never_change(tiny_checkpoint):
     loaded = load(tiny_checkpoint, dtype="bfloat16", device="cpu")
     before = {name: p.clone() for name, p in loaded.model.named_parameters()}
@@ -203,59 +179,6 @@ def test_the_gates_start_at_half_with_the_published_spread():
     logits = initial_logits((28, 3072), TrainOptions())
     assert float(logits.std()) == pytest.approx(0.1, rel=0.01)
     assert float(torch.sigmoid(logits).std()) == pytest.approx(0.025, rel=0.01)
-
-
-@pytest.mark.parametrize("where", ["after a step", "within the update"])
-def test_ctrl_c_keeps_the_last_whole_step_and_a_resumed_run_ends_with_the_same_bits(
-    atlas, plain, tmp_path, monkeypatch, where
-):
-    options = replace(SHORT, max_steps=5)
-    straight = train(atlas, plain, options)
-    update, updates = torch.optim.AdamW.step, []
-
-    def cut_short(self, *arguments):
-        update(self, *arguments)
-        updates.append(self)
-        if len(updates) == 4:
-            raise KeyboardInterrupt  # the logits are those after step 4, the state is still that after step 3
-
-    stop = Told({"training": 3})
-    if where == "within the update":
-        monkeypatch.setattr(torch.optim.AdamW, "step", cut_short)
-        stop = Told()
-    with pytest.raises(KeyboardInterrupt):
-        train(atlas, plain, options, directory=tmp_path, progress=stop)
-    monkeypatch.undo()
-    told = Told()
-    resumed = train(atlas, plain, options, directory=tmp_path, resuming=True, progress=told)
-    assert told.total == told.done == {"training": 2}
-    assert same_bits(resumed.gates.logits, straight.gates.logits)
-    assert resumed.curves == straight.curves and len(straight.curves["loss"]) == 5
-
-
-def test_the_state_is_saved_every_few_steps(atlas, plain, tmp_path, monkeypatch):
-    saved = []
-    monkeypatch.setattr(resume, "save", lambda directory, state, *rest: saved.append(state.step))
-    train(atlas, plain, replace(SHORT, max_steps=5), directory=tmp_path, save_every=2)
-    assert saved == [2, 4]
-
-
-def test_resuming_another_run_is_refused(atlas, plain, tmp_path):
-    with pytest.raises(ProbeError, match="nothing to resume; start without --resume"):
-        train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
-    train(atlas, plain, SHORT, directory=tmp_path, save_every=2)
-    with pytest.raises(
-        ProbeError, match=r"another run's state \(beta: 4.0 there, 2.0 here; learning_rate: 0.01 there, 0.1 here"
-    ):
-        train(atlas, plain, replace(SHORT, learning_rate=0.1, beta=2.0), directory=tmp_path, resuming=True)
-    with pytest.raises(ProbeError, match="the run used other data or another model"):
-        train(atlas, plain._replace(sources={"rows": 3}), SHORT, directory=tmp_path, resuming=True)
-    (tmp_path / resume.STATE).write_bytes(to_bytes({"logits": torch.zeros(2)}, {"state": "{}"}))
-    with pytest.raises(ProbeError, match="damaged: no tensor exp_avg; start over with --force"):
-        train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
-    (tmp_path / resume.STATE).write_bytes(b"cut")
-    with pytest.raises(ProbeError, match="not valid JSON .*; start over with --force"):
-        train(atlas, plain, SHORT, directory=tmp_path, resuming=True)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -256,9 +256,9 @@ def test_the_command_adds_and_shows(tiny_checkpoint, copy, tmp_path, monkeypatch
         assert words in " ".join(shown.out.split())
     assert "Plotly.newPlot" in Path("r.html").read_text() and vindex.verify(vindex.open(copy)).holds
     assert run(monkeypatch, "plot", "r.json", "-o", "again.html") == 0
+    assert capsys.readouterr().out == "wrote again.html: open it in a browser\n"
     assert run(monkeypatch, *common, "--json") == 0
-    printed = capsys.readouterr().out.removeprefix("wrote again.html\n")
-    assert json.loads(printed)["layers"] == json.loads(Path("r.json").read_text())["layers"]
+    assert json.loads(capsys.readouterr().out)["layers"] == json.loads(Path("r.json").read_text())["layers"]
 
 
 @pytest.mark.parametrize("option", [("--plot", "x.svg"), ("-o", "nowhere/x.json")])

@@ -58,6 +58,7 @@ def test_the_result_is_what_a_user_wants_to_hold(made, tmp_path):
     with pytest.raises(ProbeError, match="'C6': no such constant; expected C1, C2, C3, C4, C5"):
         found["C6"]
     assert repr(found).startswith("<tiny-qwen3: C1 = ") and "\n" not in repr(found)
+    assert repr(found.C1) == f"<C1 FFN sparsity: {found.C1.value:.3g}, null {found.C1.null:.3g}>"
     rows, more = found.rows(), found.rows(variants=True)
     assert [row["constant"] for row in rows] == ["C1", "C2", "C3", "C4", "C5"]
     assert {row["constant"]: row["meaning"] for row in rows} == meanings(record)
