@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,11 @@ def line(*parts: str | Text) -> Text:
 def say(*parts: str | Text) -> None:
     """Print plain and styled parts as one line to stdout, broken where the terminal ends."""
     _print(_console(), line(*parts))
+
+
+def command(*words: object) -> str:
+    """A command of ours as a shell takes it, whatever names its words have."""
+    return shlex.join(["vindex", *map(str, words)])
 
 
 def warn(text: str) -> None:

@@ -256,3 +256,7 @@ def test_ctrl_c_says_what_became_of_the_work(monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         entry.main()
     assert done.value.code == 130 and capsys.readouterr().err == "vindex: interrupted; nothing is left half-written\n"
+
+
+def test_a_command_to_go_on_with_can_be_pasted_whatever_its_names_are():
+    assert console.command("info", Path("my vindex"), 3) == "vindex info 'my vindex' 3"
