@@ -250,7 +250,9 @@ def _written_stage(name: str, total: int | None) -> Advance:
 def _how_far(done: int, total: int | None, seconds: float) -> str:
     if not total:
         return duration(seconds)
-    return f"{min(done / total, 1):.0%}" + (f", {duration(seconds * (total - done) / done)} left" if done else "")
+    if done >= total:
+        return f"100% after {duration(seconds)}"
+    return f"{done / total:.0%}" + (f", {duration(seconds * (total - done) / done)} left" if done else "")
 
 
 def duration(seconds: float) -> str:

@@ -221,7 +221,7 @@ def test_long_work_writes_a_line_now_and_then_where_there_is_no_terminal(monkeyp
         advance(3, "model.safetensors")
         stage("copying", None)(1)
     first, second, third = capsys.readouterr().err.splitlines()
-    assert first == "hashing\\x1b: 25%, 0 s left" and second == "hashing\\x1b: 100%, 0 s left (model.safetensors)"
+    assert first == "hashing\\x1b: 25%, 0 s left" and second == "hashing\\x1b: 100% after 0 s (model.safetensors)"
     assert third == "copying: 0 s"
 
 
