@@ -10,7 +10,8 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test test-real test-qwen test-browser fuzz lint clean
 
 demo: .venv/installed
-	$(BIN)/vindex demo
+	mkdir -p demo
+	$(BIN)/vindex demo -o demo/atlas.vindex
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -53,4 +54,4 @@ $(QWEN_MODEL)/config.json: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis

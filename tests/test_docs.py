@@ -129,6 +129,12 @@ def test_every_call_that_a_page_shows_has_arguments_that_there_are():
         inspect.signature(function).bind(*call.args, **{keyword.arg: keyword for keyword in call.keywords})
 
 
+def test_the_page_on_python_names_every_public_call():
+    page = (ROOT / "docs" / "python.md").read_text()
+    names = {name for face in (extract, probes, vindex) for name in dir(face) if name.islower() and name[0] != "_"}
+    assert len(names) > 25 and not {name for name in names if f"`{name}`" not in page}
+
+
 def test_prose_stays_within_120_columns():
     for page in [*WRITTEN, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
         for line in FENCED.sub("", page.read_text()).splitlines():

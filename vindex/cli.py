@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vindex.console import bytes_of, check_places, print_json, print_table, progress, put, say, say_places, styled
+from vindex.console import (
+    bytes_of,
+    check_places,
+    command,
+    print_json,
+    print_table,
+    progress,
+    put,
+    say,
+    say_places,
+    styled,
+)
 
 if TYPE_CHECKING:
     from vindex.differences import SideDifference
@@ -130,7 +141,7 @@ def card(
     say(f"wrote {written}")
     measured = {"probe": probe, "gate3": gate3, "gates eval": gates}
     missing = [f"vindex {command}" for command, record in measured.items() if record is None]
-    say("next: " + (f"measure what it leaves open with {', '.join(missing)}" if missing else f"vindex verify {path}"))
+    say("next: " + (f"measure what it leaves open with {', '.join(missing)}" if missing else command("verify", path)))
 
 
 def _difference_cells(side: SideDifference) -> tuple[str, ...]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
 from vindex.cli import Json, Output
-from vindex.console import bytes_of, check_places, progress, put, say, stopped, styled
+from vindex.console import bytes_of, check_places, command, progress, put, say, stopped, styled
 
 
 def push(
@@ -34,7 +33,7 @@ def push(
     if put(pushed.record(), json, output):
         return
     say(styled(f"{pushed.url} holds {pushed.id}", "bold"), f": {pushed.files} files, {bytes_of(pushed.size_bytes)}")
-    say(f"next: vindex info hf://{repo}" + (f"@{revision}" if revision else ""))
+    say(f"next: {command('info', f'hf://{repo}' + (f'@{revision}' if revision else ''))}")
 
 
 def pull(
@@ -58,4 +57,4 @@ def pull(
     if put(v.info(), json, output):
         return
     say(styled(f"{v.path} holds {v.id}", "bold"), f", {bytes_of(v.size_bytes)}, of {v.index.model}")
-    say(f"next: vindex verify {quote(str(v.path))}")
+    say(f"next: {command('verify', v.path)}")

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,11 @@ def line(*parts: str | Text) -> Text:
 def say(*parts: str | Text) -> None:
     """Print plain and styled parts as one line to stdout, broken where the terminal ends."""
     _print(_console(), line(*parts))
+
+
+def command(*words: object) -> str:
+    """A command of ours as a shell takes it, whatever names its words have."""
+    return shlex.join(["vindex", *map(str, words)])
 
 
 def warn(text: str) -> None:
@@ -244,7 +250,9 @@ def _written_stage(name: str, total: int | None) -> Advance:
 def _how_far(done: int, total: int | None, seconds: float) -> str:
     if not total:
         return duration(seconds)
-    return f"{min(done / total, 1):.0%}" + (f", {duration(seconds * (total - done) / done)} left" if done else "")
+    if done >= total:
+        return f"100% after {duration(seconds)}"
+    return f"{done / total:.0%}" + (f", {duration(seconds * (total - done) / done)} left" if done else "")
 
 
 def duration(seconds: float) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from extract.cli.build import SOURCE, kept
 from vindex.cli import Json, Output, VindexPath
-from vindex.console import check_places, print_table, progress, put, say, say_places, stopped, styled
+from vindex.console import check_places, command, print_table, progress, put, say, say_places, stopped, styled
 from vindex.errors import FormatError
 
 if TYPE_CHECKING:
@@ -59,12 +58,12 @@ def audit(
     if not put(found.record(), json, output):
         _print(found, plot)
     if repair:
-        without = "" if found.embeddings else " --no-embeddings"
-        again = f"vindex build {quote(source)} -o {quote(str(repair))} --features {found.features}{without}"
+        again = command("build", source, "-o", repair, "--features", found.features)
+        again += "" if found.embeddings else " --no-embeddings"
         with stopped(lambda: kept(repair, again)), progress() as stage:
             extract.repair(found, repair, progress=stage)
         if not json:
-            say(f"next: vindex audit {quote(str(repair))} --source {quote(source)}")
+            say(f"next: {command('audit', repair, '--source', source)}")
     elif not found.holds:
         way_out = "give the source that it is of" + (
             ", or write one of the same shape with --repair DIR" if found.weights else ""

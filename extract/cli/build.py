@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vindex.cli import Json
-from vindex.console import bytes_of, print_table, progress, put, say, stopped, warn
+from vindex.console import bytes_of, command, print_table, progress, put, say, stopped, warn
 from vindex.options import DEFAULTS, HELP
 
 if TYPE_CHECKING:
@@ -77,8 +76,7 @@ def build(
         )
     if not put(v.info(), json, None):
         print_built(v, output)
-        there = quote(str(output))
-        say(f'next: vindex verify {there} --source {quote(checkpoint)}, or vindex score {there} " Paris"')
+        say(f'next: {command("verify", output, "--source", checkpoint)}, or {command("score", output)} " Paris"')
 
 
 def kept(output: Path, again: str = "repeat") -> str:

@@ -51,7 +51,9 @@ def _print_work(found: Plan) -> None:
     rows.append(["all", "", *_shown(*map(sum, zip(*amounts, strict=True)))])
     if found.seconds:
         columns.append(">each")
-        rows = [[*row, each] for row, each in zip(rows, [*(f"{each:.3g} s" for each in found.seconds), ""], strict=True)]
+        rows = [
+            [*row, each] for row, each in zip(rows, [*(f"{each:.3g} s" for each in found.seconds), ""], strict=True)
+        ]
     hint = None if found.seconds else "--measure times one block of each kind and gives the time by worker count"
     print_table(f"plan of {Path(found.checkpoint).name}", columns, rows, hint)
 

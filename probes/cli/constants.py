@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from probes.cli.constants_tables import print_record
 from probes.cli.model import Device, Dtype, Model, Revision, Texts, load_model
 from vindex.cli import Json, Output
-from vindex.console import check_places, progress, put, say, say_places, stopped
+from vindex.console import check_places, command, progress, put, say, say_places, stopped
 
 
 def probe(
@@ -56,6 +55,6 @@ def probe(
     print_record(found.record(), everything)
     say_places(plot=plot, record=output)
     if output:
-        say(f"next: vindex card {quote(str(vindex or 'VINDEX'))} --probe {quote(str(output))}")
+        say(f"next: {command('card', vindex or 'VINDEX', '--probe', output)}")
     elif not everything:
         say("next: --all prints variants and spectra, -o FILE keeps the record, --plot FILE draws it")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from probes.cli import delete_tables as tables
 from probes.cli.model import Device, Dtype, Model, load_model
 from vindex.cli import Json, Output
-from vindex.console import check_places, progress, put, say, say_places, stopped, typed
+from vindex.console import check_places, command, progress, put, say, say_places, stopped, typed
 from vindex.demo import or_bundled
 from vindex.errors import PatchError, ProbeError, QueryError
 
@@ -148,7 +147,7 @@ def verify(
             f"{wrong[0].recorded} recorded, {wrong[0].measured} measured"
         )
     if not json:
-        say(f"next: vindex patch apply {quote(model)} {quote(str(patch))} -o DIR")
+        say(f"next: {command('patch', 'apply', model, patch, '-o', 'DIR')}")
 
 
 def _load(model: str, facts: Path | None, dtype: str, device: str, stages: Progress) -> tuple[Loaded, Panel]:
@@ -166,12 +165,11 @@ def _show(found: Deletion | Deletions, json: bool, output: Path | None) -> None:
 
 
 def _next(model: str, save_patch: Path | None, all_facts: bool) -> str:
-    model = quote(model)
     if save_patch:
-        patch = quote(str(save_patch))
-        return f"vindex gate3 verify {model} {patch}, or vindex patch apply {model} {patch} -o DIR"
+        apply = command("patch", "apply", model, save_patch, "-o", "DIR")
+        return f"{command('gate3', 'verify', model, save_patch)}, or {apply}"
     if all_facts:
-        return f"vindex gate3 {model} --fact SUBJECT/RELATION shows one of them in full"
+        return f"{command('gate3', model, '--fact', 'SUBJECT/RELATION')} shows one of them in full"
     return "the same with --save-patch FILE keeps the patch"
 
 

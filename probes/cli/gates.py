@@ -11,7 +11,7 @@ from probes.cli import gates_eval, gates_link, gates_mask, gates_panel, gates_tr
 from probes.cli.gates_options import Directory, Force, Indices, Off, Threshold, mask_of
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from vindex.cli import Json, Output
-from vindex.console import check_places, print_table, progress, put, say, typed
+from vindex.console import check_places, command, print_table, progress, put, say, typed
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def convert(
     gates = Gates.read(source)
     gates.save(output, force=force, reads=source)
     if not put(gates.record() | {"directory": str(output)}, json, None):
-        say(f"wrote {output}; next: vindex gates stats {output}")
+        say(f"wrote {output}; next: {command('gates', 'stats', output)}")
 
 
 @app.command()
@@ -146,7 +146,7 @@ def bake(
         return
     count = f"{mask.neurons_off:,} of {mask.keep.numel():,} neurons off"
     say(f"wrote {output}: {count} ({mask.what}); gate_proj and up_proj rows are zero")
-    say(f"next: load it as any checkpoint, or vindex probe {output}")
+    say(f"next: load it as any checkpoint, or {command('probe', output)}")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from probes.cli.gates_options import Directory, ForgetFile, PanelDirectory, Reta
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from probes.gates.options import EvalOptions
 from vindex.cli import Json, Output
-from vindex.console import check_places, print_json, print_table, progress, say, say_places, stopped, styled
+from vindex.console import check_places, command, print_json, print_table, progress, say, say_places, stopped, styled
 
 if TYPE_CHECKING:
     from probes.gates.evaluation import Evaluation
@@ -70,7 +70,7 @@ def evaluate(
         say(f"{found.reused} of {len(found.entries) + 2} masks were kept from a run that was stopped")
     say_places(plot=plot, record=output)
     if output:
-        say(f"next: vindex card VINDEX --gates {output}")
+        say(f"next: {command('card', 'VINDEX', '--gates', output)}")
 
 
 def _kept_of(output: Path | None) -> str:

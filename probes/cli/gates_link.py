@@ -10,7 +10,7 @@ import typer
 from probes.cli.gates_options import Directory, Indices, Off, Threshold, mask_of
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from vindex.cli import Json, Output
-from vindex.console import check_places, print_table, progress, put, say, visible
+from vindex.console import check_places, command, print_table, progress, put, say, visible
 
 if TYPE_CHECKING:
     from probes.gates.link import Link
@@ -50,7 +50,7 @@ def link(
     print_link(found)
     if found.loadings:
         first = found.loadings[0]
-        say(f"next: vindex feature {vindex} {first.layer} {first.feature}")
+        say(f"next: {command('feature', vindex, first.layer, first.feature)}")
 
 
 def print_link(found: Link) -> None:

@@ -10,7 +10,7 @@ import typer
 from probes.cli.gates_options import Force, ForgetFile, PanelDirectory, RetainFile
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from vindex.cli import Json
-from vindex.console import progress, put, say
+from vindex.console import command, progress, put, say
 
 
 def mask(
@@ -44,4 +44,5 @@ def mask(
         return
     layers, neurons = gates.logits.shape
     say(f"wrote {output}: {layers} × {neurons} neurons by {by}, the same share of every layer off")
-    say(f"next: vindex gates eval {model} {output}" + (f" --panel {panel}" if panel else ""))
+    asked = ("--panel", panel) if panel else ()
+    say(f"next: {command('gates', 'eval', model, output, *asked)}")

@@ -11,7 +11,7 @@ from probes.cli.gates_options import Force, with_options
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from probes.gates.options import PanelOptions
 from vindex.cli import Json
-from vindex.console import print_table, progress, put, say, stopped
+from vindex.console import command, print_table, progress, put, say, stopped
 
 if TYPE_CHECKING:
     from probes.gates.known import GatesPanel
@@ -47,7 +47,7 @@ def panel(
     if put(found.record(), json, None):
         return
     print_panel(found)
-    say(f"wrote {output}; next: vindex gates train {model} --panel {output} -o gates")
+    say(f"wrote {output}; next: {command('gates', 'train', model, '--panel', output, '-o', 'gates')}")
 
 
 def print_panel(found: GatesPanel) -> None:

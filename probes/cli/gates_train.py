@@ -11,7 +11,7 @@ from probes.cli.gates_options import ForgetFile, PanelDirectory, RetainFile, wit
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from probes.gates.options import PRESETS, TrainOptions
 from vindex.cli import Json
-from vindex.console import check_places, progress, put, say, say_places, stopped
+from vindex.console import check_places, command, progress, put, say, say_places, stopped
 from vindex.demo import or_bundled
 
 
@@ -63,8 +63,9 @@ def train(
         steps, seconds = gates.training["steps"], gates.training["wall_seconds"]
         say(f"wrote {output}: λ std {float(gates.values.std()):.3f} after {steps} steps, {seconds:.0f} s")
         say_places(plot=plot)
-        of = f" --panel {panel}" if panel else ""
-        say(f"next: vindex gates eval {model} {output}{of} -o {output.name}.json --plot {output.name}.html")
+        asked, name = ("--panel", panel) if panel else (), output.name
+        kept = "-o", f"{name}.json", "--plot", f"{name}.html"
+        say(f"next: {command('gates', 'eval', model, output, *asked, *kept)}")
 
 
 def _kept(output: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vindex.cli import Json, Output
-from vindex.console import check_places, print_table, put, say
+from vindex.console import check_places, command, print_table, put, say
 
 PatchFile = Annotated[Path, typer.Argument(metavar="FILE", help="Patch file, from gate3 --save-patch.")]
 
@@ -56,7 +56,7 @@ def apply(
     if put(found.record() | {"checkpoint": str(output)}, json, None):
         return
     say(f"{output}: {found.tensor} patched, everything else as in {checkpoint}")
-    say(f"next: load {output} like any checkpoint; vindex patch revert {output} takes the patch out again")
+    say(f"next: load {output} like any checkpoint; {command('patch', 'revert', output)} takes the patch out again")
 
 
 @app.command()

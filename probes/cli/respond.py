@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from probes.cli.model import Device, Dtype, Model, Revision, Texts, load_model
 from vindex.cli import Json, Output
-from vindex.console import check_places, print_table, progress, put, say, say_places, stopped, styled, visible
+from vindex.console import check_places, command, print_table, progress, put, say, say_places, stopped, styled, visible
 
 if TYPE_CHECKING:
     from probes.responses.result import Responses
@@ -58,8 +57,8 @@ def respond(
     say_places(plot=plot, record=output)
     say(f"added {found.direction.shape[0]:,} responses to {vindex}")
     first = found.strongest(1)[0]
-    expert = f" --expert {first['expert']}" if "expert" in first else ""
-    say(f"next: vindex feature {quote(str(vindex))} {first['layer']} {first['feature']}{expert}")
+    expert = ("--expert", first["expert"]) if "expert" in first else ()
+    say(f"next: {command('feature', vindex, first['layer'], first['feature'], *expert)}")
 
 
 def print_responses(found: Responses, k: int) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from probes.cli.model import Device, Dtype, Model, Revision, Texts, load_model
 from vindex.cli import Json
-from vindex.console import print_json, print_table, progress, say, stopped, styled, typed, visible
+from vindex.console import command, print_json, print_table, progress, say, stopped, styled, typed, visible
 
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
@@ -216,13 +215,15 @@ def _print_checks(found: Trace) -> None:
 
 def _next(found: Trace, model: str, vindex: str | None, output: Path | None) -> str:
     if found.directions is None:
-        return f"vindex build {quote(model)} -o own.vindex, then --vindex own.vindex: which directions read and write"
+        return (
+            f"{command('build', model, '-o', 'own.vindex')}, then --vindex own.vindex: which directions read and write"
+        )
     if not found.directions.tested:
         return "--check 5: what the strongest directions do when they are taken out of the live model"
     if output is None:
         return "-o trace.html: every layer's directions on one page"
     strongest = found.writes(k=1)[0]
-    return f"vindex feature {quote(str(vindex))} {strongest['layer']} {strongest['feature']}"
+    return command("feature", vindex, strongest["layer"], strongest["feature"])
 
 
 def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:

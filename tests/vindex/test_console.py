@@ -221,7 +221,7 @@ def test_long_work_writes_a_line_now_and_then_where_there_is_no_terminal(monkeyp
         advance(3, "model.safetensors")
         stage("copying", None)(1)
     first, second, third = capsys.readouterr().err.splitlines()
-    assert first == "hashing\\x1b: 25%, 0 s left" and second == "hashing\\x1b: 100%, 0 s left (model.safetensors)"
+    assert first == "hashing\\x1b: 25%, 0 s left" and second == "hashing\\x1b: 100% after 0 s (model.safetensors)"
     assert third == "copying: 0 s"
 
 
@@ -256,3 +256,7 @@ def test_ctrl_c_says_what_became_of_the_work(monkeypatch, capsys):
     with pytest.raises(SystemExit) as done:
         entry.main()
     assert done.value.code == 130 and capsys.readouterr().err == "vindex: interrupted; nothing is left half-written\n"
+
+
+def test_a_command_to_go_on_with_can_be_pasted_whatever_its_names_are():
+    assert console.command("info", Path("my vindex"), 3) == "vindex info 'my vindex' 3"
