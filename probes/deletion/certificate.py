@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from probes.deletion.measure import KNOWN, Baseline, SetChange, compare
+from probes.deletion.options import Attacks
 from probes.deletion.verdict import SHOWN, Figure
 from probes.facts import Fact, Panel
 from probes.facts.passes import batch, device_of, last_hidden, unembed
@@ -37,26 +37,6 @@ from probes.live.sites import Site, layers
 GROUP, LEVELS = 32, 16
 """Weights that share a scale in 4 bits, along the input, and the values that one can take: GGUF's Q4_0."""
 NEGATIONS = ("{asked} not {wrong}, it is", "{asked} not {wrong}, but", "{asked} {wrong}. That is not true. {again}")
-
-
-@dataclass(frozen=True)
-class Attacks:
-    """How hard a certificate tries; fixed before the first run on a real model."""
-
-    tokens: int = 24
-    """Tokens that the model writes after a question."""
-    samples: int = 20
-    """Texts sampled at temperature 1 in each family, shared by its questions, beside a greedy one of each question."""
-    negated: int = 4
-    """Phrasings, at most, that are negated: the headline and held-out ones, each in every way of NEGATIONS."""
-    depths: int = 10
-    """Inner layers that are read, evenly over the depth."""
-    learnt: int = 8
-    """Other facts that are learnt again: headline prompts of fit subjects."""
-    steps: int = 10
-    """Steps of Adam on them, all weights of the decoder's layers in float32."""
-    rate: float = 1e-5
-    """Its learning rate."""
 
 
 class Text(NamedTuple):
@@ -236,7 +216,7 @@ def relearned(model: nn.Module, prompts: Sequence[Prompt], steps: int, rate: flo
         group = batch(prompts, device_of(model))
         for _ in range(steps):
             with torch.enable_grad():
-                log_probs = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
+                log_probs = unembed(model, group.hidden(model))
                 (-group.answers(log_probs).mean()).backward()
             adam.step()
             adam.zero_grad()

@@ -156,7 +156,7 @@ def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Promp
     """Each prompt with what the model says after it now, in batches (not in order)."""
     for group in batches(prompts, device_of(model)):
         with torch.no_grad():
-            log_probs = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
+            log_probs = unembed(model, group.hidden(model))
         yield from zip(group.prompts, _outcomes(group, log_probs), strict=True)
 
 

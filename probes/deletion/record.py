@@ -16,8 +16,7 @@ from scipy.stats import binomtest
 
 from probes.deletion.bench import Bench
 from probes.deletion.certificate import Certificate
-from probes.deletion.controls import random_suppression
-from probes.deletion.experiment import FactResult, MethodResult
+from probes.deletion.experiment import FactResult, MethodResult, random_suppression
 from probes.deletion.layer import Tried
 from probes.deletion.measure import GROUPS, Change, Outcome, SetChange
 from probes.deletion.verdict import STANDARDS, Criterion, Verdict

@@ -1,11 +1,9 @@
 """The model from a layer's FFN on: what a change of that layer's gates does, at a fraction of a pass.
 
-- A patch in layer l changes nothing before that layer's FFN, and next to nothing before the subject: `begin` runs what
-  precedes both once, `Tail` the rest for any change.
-- Where later layers do more than attend to all that stands before (linear attention, a window shorter than a prompt),
-  what precedes the subject is no set of keys and values, and prompts cannot lie end to end: there a tail is the whole
-  prompts from the layer's FFN on, padded on the right (`separate`).
-- `check_parts` holds all this against the model run whole, before any work.
+A patch changes nothing before its layer's FFN, and next to nothing before the subject: `begin` runs what precedes both
+once, `Tail` the rest for any change. Where later layers do more than attend to all that stands before (linear
+attention, a window shorter than a prompt), what precedes the subject is no set of keys and values, and prompts cannot
+lie end to end: there a tail is the whole prompts from the layer's FFN on, padded on the right (`separate`).
 """
 
 from __future__ import annotations
@@ -19,15 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from probes.facts.passes import answer_places, batch, batches, device_of, part, require_same, run_whole, summed, unembed
+from probes.facts.passes import answer_places, batch, batches, device_of, part, require_same, summed, unembed
 from probes.facts.prompts import Prompt
 from probes.live.hooks import capture, edited
 from probes.live.sites import Layer, Site, layers, sites
 
 CHECKED_CHANGE = 0.5
-"""Random change of the gates, in shares of their spread, under which the two are compared."""
-
-
+"""Random change of the gates, in shares of their spread, under which a tail is held against the model run whole."""
 CAPTURED = ("mlp_in", "mlp_out", "residual", "gate", "up")
 """What a tail needs of the patched layer; `Begun` and `Tail` call it by the same names."""
 
@@ -39,25 +35,16 @@ class Begun(NamedTuple):
     """
 
     prompt: Prompt
-    before: int
-    """S"""
-    mlp_in: Tensor
-    """(T, H)"""
-    mlp_out: Tensor
-    """(T, H)"""
-    residual: Tensor
-    """(T, H) after the layer."""
-    gate: Tensor
-    """(T, I) pre-activations."""
-    up: Tensor
-    """(T, I)"""
-    keys: Tensor
-    """(L, heads, S, D) in each of the L later layers."""
-    values: Tensor
-    """(L, heads, S, D)"""
+    before: int  # S
+    mlp_in: Tensor  # (T, H)
+    mlp_out: Tensor  # (T, H)
+    residual: Tensor  # (T, H), after the layer
+    gate: Tensor  # (T, I), pre-activations
+    up: Tensor  # (T, I)
+    keys: Tensor  # (L, heads, S, D), in each of the L later layers; of no elements where nothing is attended to
+    values: Tensor  # the same
     separate: bool
-    unchanged: Tensor
-    """(N, H) the last layer's residual stream at the answer positions."""
+    unchanged: Tensor  # (N, H), the last layer's residual stream at the answer positions
 
     @property
     def subjects(self) -> list[int]:
@@ -88,6 +75,7 @@ def begin(model: nn.Module, chosen: Sequence[int], prompts: Sequence[Prompt]) ->
     lead, rest = part(model, 0, first + 1), part(model, first + 1, len(layers(model)))
     apart = separate(model, first, max(len(prompt.ids) + len(prompt.answer) for prompt in prompts))
     begun: dict[tuple[int, Prompt], Begun] = {}
+    nothing = [torch.empty(0, 0, 0)]
     for group in batches(prompts, device_of(model)):
         cache = None if apart else DynamicCache()
         with torch.no_grad(), capture(model, sites(model, *CAPTURED, only=chosen)) as seen:
@@ -100,17 +88,12 @@ def begin(model: nn.Module, chosen: Sequence[int], prompts: Sequence[Prompt]) ->
                 prompt,
                 start,
                 **{role: seen[Site(role, layer)][row, start:stop].clone() for role in CAPTURED},
-                keys=_stacked([each.keys[row, :, :start] for each in later]),
-                values=_stacked([each.values[row, :, :start] for each in later]),
+                keys=torch.stack([each.keys[row, :, :start] for each in later] or nothing),
+                values=torch.stack([each.values[row, :, :start] for each in later] or nothing),
                 separate=apart,
                 unchanged=last[row, group.columns[group.rows == row]],
             )
     return {layer: [begun[layer, prompt] for prompt in prompts] for layer in chosen}
-
-
-def _stacked(each: Sequence[Tensor]) -> Tensor:
-    """One tensor, of no elements where no later layer has any."""
-    return torch.stack(list(each)) if each else torch.empty(0, 0, 0, 0)
 
 
 class Tail:
@@ -215,14 +198,28 @@ class Tail:
         return cache
 
 
-def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
-    """The same for a tail from `layer` on, whose gates are changed at random from the subject on."""
-    tail, group = Tail.of(model, layer, [prompt]), batch([prompt], device_of(model))
-    draw = torch.Generator().manual_seed(0)
-    size = CHECKED_CHANGE * tail.gate.float().std()
-    change = size * torch.randn(tail.gate.shape, generator=draw).to(tail.gate.device)
-    everywhere = pad(change, (0, 0, group.ids.shape[1] - len(change), 0))
-    with torch.no_grad(), edited(model, {("gate", layer): lambda gate: gate + everywhere}):
-        whole = run_whole(model, group)
+def check_parts(model: nn.Module, prompt: Prompt, chosen: Sequence[int]) -> None:
+    """An architecture that does more than its layers and its final norm cannot be measured in parts: ProbeError.
+
+    On the positions of `prompt` that count, the layers all together are held against the model run whole; so is a tail
+    from each of the `chosen` layers on, with gates that are changed at random from the subject on.
+    """
+    causal: Any = model
+    group = batch([prompt], device_of(model))
+
+    def whole() -> Tensor:
+        return causal(group.ids, use_cache=False).logits[group.rows, group.columns].float().log_softmax(-1)
+
+    def require_tail(layer: int) -> None:
+        tail, draw = Tail.of(model, layer, [prompt]), torch.Generator().manual_seed(0)
+        size = CHECKED_CHANGE * tail.gate.float().std()
+        change = size * torch.randn(tail.gate.shape, generator=draw).to(tail.gate.device)
+        everywhere = pad(change, (0, 0, group.ids.shape[1] - len(change), 0))
+        with edited(model, {("gate", layer): lambda gate: gate + everywhere}):
+            changed = whole()
+        require_same(model, changed, tail.log_probs(change))
+
     with torch.no_grad():
-        require_same(model, whole, tail.log_probs(change))
+        require_same(model, whole(), unembed(model, group.hidden(model)))
+        for layer in chosen:
+            require_tail(layer)

@@ -5,14 +5,13 @@ With u fixed, ΔW = d uᵀ adds d·(u·x) to the gate pre-activations. d = z·�
     (softplus(β·(ρ − fall of the answer's log-odds))/β)²/ρ         the answer goes, by ρ everywhere
     + μ·KL(base without the answer ‖ patched without the answer)   and the rest of the distribution stays
     + κ·KL(base ‖ patched) on neutral sentences about the subject  what else is known of the subject stays
-    + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them
+    + ω·Σ (r·d)², about KL(base ‖ patched) on other subjects       so does what is known of them (`fisher_rows`)
     + ν·‖z‖²/I                                                     and the change is no larger than that takes
 
-ρ is what the phrasing with the firmest answer needs to come down to τ = 1 − WANTED of its P: a phrasing never seen may
-be as firm. The square pulls hardest on the phrasings that resist most. Each step takes a few phrasings and a few
-neutral sentences at random; the KL on the latter is a mean over every position from the subject on. Other subjects come
-as rows r of their Fisher information (`fisher`), as strong as u answers at subjects that it has not seen. Afterwards d
-is scaled to the least strength that is `enough`, as what is known of the subject goes with it.
+The square pulls hardest on the phrasings that resist most, and ρ is what the firmest answer needs to come down to
+τ = 1 − WANTED of its P: a phrasing never seen may be as firm. The KL on neutral sentences is a mean over every position
+from the subject on. Afterwards d is scaled to the least strength that is `enough`, as what is known of the subject goes
+with it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,13 @@ from torch.nn.functional import softplus
 from probes.deletion.options import ForwardOptions
 from probes.deletion.tail import Begun, Tail
 from probes.deletion.verdict import WANTED
-from probes.facts.passes import kl_rows
+from probes.facts.passes import kl_rows, unembed
 from vindex.errors import NumericError
 
 FINENESS = 32
 """Strengths tried between the least and the most, evenly in their logarithm."""
+CHUNK = 24
+"""Prompts in one backward pass of `fisher_rows`; bounds the memory that activations take."""
 
 
 def fit_value(
@@ -140,3 +142,36 @@ def suppression(tail: Tail, read: Tensor, d: Tensor, before: Tensor) -> Tensor:
 def _log_odds(log_p: Tensor) -> Tensor:
     """log(p / (1 − p)); unlike log p it has a slope at p near 1, where a well-known fact begins."""
     return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
+
+
+def fisher_rows(model: nn.Module, layer: int, begun: Sequence[Begun], mixed: int, seed: int = 0) -> Tensor:
+    """((1 + mixed)·P, I) rows r; the mean of (r·d)² is the mean KL in nats a position that d (I,) does at the subject.
+
+    d adds to the gate pre-activations of `layer` at the subject's tokens; of several mentions the mean slope counts.
+    Positions: all from the subject on, of prompts without answers. To second order the KL from the unchanged model is
+    ½ dᵀFd, F = E[g gᵀ], g the gradient of log p(token), the token drawn from the model itself. g = s ⊙ q: s, how far
+    down_proj's input moves with the gate, and q, the gradient with respect to that input. A hundred g leave most of the
+    I dimensions free, and a d fitted to avoid them avoided those alone; so each q also goes with the s of `mixed` other
+    prompts, as if the two were independent (K-FAC, Martens & Grosse 2015; docs/log/gate3-other-subjects.md).
+    """
+    draw = torch.Generator().manual_seed(seed)
+    slopes, gradients, positions = [], [], 0
+    for first in range(0, len(begun), CHUNK):
+        tail = Tail(model, layer, begun[first : first + CHUNK])
+        activation: Any = tail.at.mlp.act_fn
+        gate = tail.gate.detach().requires_grad_()
+        gated = activation(gate)
+        (slope,) = torch.autograd.grad(gated.sum(), gate)
+        write = torch.zeros(len(tail.prompts), gate.shape[-1], device=gate.device, requires_grad=True)
+        log_probs = unembed(
+            model, tail.last_hidden_of((gated.detach() * tail.up + tail.reads.T @ write).to(gate.dtype))
+        )
+        drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=draw).to(log_probs.device)
+        # tokens drawn independently: the sum's square has the sum of the positions' Fisher matrices as expectation
+        (gradient,) = torch.autograd.grad(log_probs.gather(1, drawn).sum(), write)
+        gradients.append(gradient)
+        slopes.append(tail.at_subjects(slope * tail.up))
+        positions += len(log_probs)
+    slope, gradient = torch.cat(slopes), torch.cat(gradients)
+    pairs = [slope, *(slope[torch.randint(len(slope), (len(slope),), generator=draw)] for _ in range(mixed))]
+    return torch.cat([each * gradient for each in pairs]) * (len(begun) / positions / 2) ** 0.5

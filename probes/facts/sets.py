@@ -16,6 +16,7 @@ Subjects with the deleted answer are never in `Fit`, and only in `same_answer` o
 from __future__ import annotations
 
 import random
+from itertools import chain
 from typing import NamedTuple
 
 from probes.facts import BUNDLED, Fact, Panel, Relation, families
@@ -44,6 +45,11 @@ class Fit(NamedTuple):
     questions: tuple[Prompt, ...]
     """From which the model may be let write freely; they have no answer."""
 
+    @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """Every prompt that asks for the fact, the headline first."""
+        return self.phrasings + tuple(chain(*self.families.values()))
+
 
 class HeldOut(NamedTuple):
     """What only the measurement sees."""
@@ -68,11 +74,6 @@ class Sets(NamedTuple):
     fit: Fit
     held_out: HeldOut
     seed: int
-
-    def answers(self, family: str) -> tuple[str, ...]:
-        """What a model says in that family when it knows the fact: the answer, in a language the translated one too."""
-        names = self.fact.translations.get(family)
-        return tuple(dict.fromkeys((names.answer, self.fact.answer))) if names else (self.fact.answer,)
 
 
 class Drawn(NamedTuple):
