@@ -155,9 +155,8 @@ class Place:
     def fallen(self, projection: str, added: Tensor) -> Tensor:
         """(B,) log(P′/P) of the answers after adding (T, out) to what a projection gives."""
         tail = self.tail
-        down = projection == "down_proj"
-        after = tail.last_hidden_of(tail.down_in(), added) if down else tail.last_hidden(added)
-        return tail.answers(unembed(tail.model, after)) - tail.answers(tail.log_probs())
+        inputs = (tail.down_in(), added) if projection == "down_proj" else (tail.down_in(added),)
+        return tail.answers(unembed(tail.model, tail.last_hidden(*inputs))) - tail.said
 
     def scaled(self, projection: str, change: Tensor, method: str) -> Wide:
         """The change at the least strength that suppresses the prompts enough, or at the one that does most."""
@@ -195,8 +194,8 @@ def rome(place: Place, whitened: bool = True) -> Wide:
 
     def loss(delta: Tensor) -> tuple[Tensor, float]:
         added = torch.zeros_like(tail.mlp_out).float().index_add(0, subjects, delta.expand(len(subjects), -1))
-        after = unembed(tail.model, tail.last_hidden_of(hidden, added))
-        fallen = (tail.answers(after) - tail.answers(before))[:count]
+        after = unembed(tail.model, tail.last_hidden(hidden, added))
+        fallen = (tail.answers(after) - tail.said)[:count]
         kl = kl_rows(before[neutral], after[neutral]).mean()
         kept = options.rome_kl * kl + options.rome_decay * delta.norm() / size**2
         return fallen.exp().mean() + kept, _suppressed(fallen)

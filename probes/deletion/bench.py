@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from probes.atlas import panel as atlas
 from probes.deletion.keys import generic_prompts, observe
-from probes.deletion.measure import Baseline, Outcome
+from probes.deletion.measure import Baseline
 from probes.deletion.options import Options
 from probes.deletion.tail import check_parts
 from probes.facts import Fact, Panel, bundled, read
@@ -103,12 +103,11 @@ class Bench:
             self._generic[role] = {index: found.moment for index, found in seen.items()}
         return self._generic[role]
 
-    def known(self, relation: str, least: float) -> list[tuple[Fact, Outcome]]:
-        """The relation's facts that the model answers with at least that probability, with what it says."""
+    def known(self, relation: str, least: float) -> list[Fact]:
+        """The relation's facts that the model answers with at least that probability."""
         facts = self.panel.of(relation)
-        prompts = [self.encoder.fact(fact, self.panel.relations[relation], 0) for fact in facts]
-        pairs = zip(facts, self.baseline.of(prompts), strict=True)
-        return [(fact, outcome) for fact, outcome in pairs if outcome.probability >= least]
+        said = self.baseline.of([self.encoder.fact(fact, self.panel.relations[relation], 0) for fact in facts])
+        return [fact for fact, outcome in zip(facts, said, strict=True) if outcome.probability >= least]
 
     @property
     def seconds(self) -> int:

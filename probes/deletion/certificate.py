@@ -1,11 +1,5 @@
 """Whether what was deleted comes back: held-out attacks on the patched model, each beside the unpatched one.
 
-- `families`: the answer's P in every held-out family of prompts, and after the negation of a wrong answer.
-- `texts`: what the model writes freely after questions of every family, greedily and sampled.
-- `ranks`: the answer's rank when inner layers are read through the final norm and the head (logit lens).
-- `four_bit`: the fact and its paraphrases again, all weights of the decoder rounded to 4 bits.
-- `relearned`: the same after a few steps of training on other facts of the relation.
-
 Only what the unpatched model does is scored: a prompt whose answer it does not know, or a question after which it does
 not write the answer, is counted alone. Weights lent to an attack are put back as they were, never having been written
 to. The limits stand in `verdict.LIMITS`.
@@ -14,6 +8,7 @@ to. The limits stand in `verdict.LIMITS`.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -50,28 +45,29 @@ class Certificate(NamedTuple):
     """Every attack, before and after."""
 
     families: dict[str, SetChange]
+    """The answer's P in every held-out family of prompts, and after the negation of a wrong answer."""
     texts: dict[Draw, tuple[Text, Text]]
-    """Those after questions after which the unpatched model says the answer, writing greedily."""
+    """What is written freely after questions after which the unpatched model says the answer, writing greedily."""
     ranks: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """By position: the answer's ranks at the inner layers."""
+    """By position: the answer's ranks when inner layers are read through the final norm and the head (logit lens)."""
     four_bit: SetChange
+    """The fact and its paraphrases, all weights of the decoder rounded to 4 bits …"""
     relearned: SetChange
+    """… and after a few steps of training on other facts of the relation."""
 
     @property
     def figures(self) -> dict[str, Figure]:
         """What the verdict `robust` is about, beside the fact itself."""
-        ranks = [(place, min(before), min(after)) for place, (before, after) in self.ranks.items()]
         groups = self.families.items()
+        first = [Figure(one.still_first, len(one.changes), name, 1.0, one.still_first) for name, one in groups]
+        best = [(place, min(before), min(after)) for place, (before, after) in self.ranks.items()]
+        ranks = [Figure(after, 1, place, before, after) for place, before, after in best if before <= SHOWN]
         return {
             "families, suppression": _worst(min, [_suppression(one, name) for name, one in groups]),
-            "families, first choice": _worst(
-                max, [Figure(one.still_first, len(one.changes), name, 1.0, one.still_first) for name, one in groups]
-            ),
+            "families, first choice": _worst(max, first),
             "written, greedily": _worst(max, self.said(sampled=False).values()),
             "written, sampled": _worst(max, self.said(sampled=True).values()),
-            "rank at inner layers": _worst(
-                min, [Figure(after, 1, place, before, after) for place, before, after in ranks if before <= SHOWN]
-            ),
+            "rank at inner layers": _worst(min, ranks),
             "in 4 bits, suppression": _suppression(self.four_bit),
             "relearned, suppression": _suppression(self.relearned),
         }
@@ -81,10 +77,10 @@ class Certificate(NamedTuple):
 
         A family in which less than KNOWN of the texts said it is not scored: it would be decided by a single one.
         """
-        families: dict[str, list[tuple[Text, Text]]] = {}
+        families = defaultdict[str, list[tuple[Text, Text]]](list)
         for (question, draw), pair in self.texts.items():
             if bool(draw) == sampled:
-                families.setdefault(question.family, []).append(pair)
+                families[question.family].append(pair)
         found = {}
         for family, pairs in families.items():
             before, after = (sum(text.says for text in side) / len(pairs) for side in zip(*pairs, strict=True))
@@ -113,20 +109,15 @@ class Exam:
     def certify(self) -> Certificate:
         """Attack the model as it is now (patched)."""
         ranks = lens(self.model, self.sets.headline, self.attacks.depths)
-        after = self._write(list(self.texts))
+        texts = self._write(list(self.texts))
         families = compare(self.baseline, self.families)
         with four_bit(self.model):
             rounded = compare(self.rounded, self.core)["core"]
         same = [prompt for prompt in self.sets.fit.others if prompt.template == self.sets.headline.template]
         with relearned(self.model, same[: self.attacks.learnt], self.attacks.steps, self.attacks.rate):
             learnt = compare(self.baseline, self.core)["core"]
-        return Certificate(
-            families=families,
-            texts={draw: (text, after[draw]) for draw, text in self.texts.items()},
-            ranks={place: (self.ranks[place], ranks[place]) for place in ranks},
-            four_bit=rounded,
-            relearned=learnt,
-        )
+        both = {draw: (text, texts[draw]) for draw, text in self.texts.items()}
+        return Certificate(families, both, {at: (self.ranks[at], ranks[at]) for at in ranks}, rounded, learnt)
 
     def _write(self, draws: list[Draw]) -> dict[Draw, Text]:
         return written(self.model, self.tokenizer, draws, self.sets.fact, self.sets.seed, self.attacks.tokens)

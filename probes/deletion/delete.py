@@ -98,7 +98,7 @@ def delete_all(
     bench = Bench(model, facts, options, vindex, progress)
     relations = [relation] if isinstance(relation, str) else list(relation)
     asked = {"relations": relations, "known_from": known_from}
-    chosen = [fact for name in relations for fact, _ in bench.known(name, known_from)[:limit]]
+    chosen = [fact for name in relations for fact in bench.known(name, known_from)[:limit]]
     if not chosen:
         raise ProbeError(f"{model.name}: knows no fact of {', '.join(relations)} with P ≥ {known_from}")
     entries = _resumed(bench, asked, Path(output)) if resume and output else []
@@ -137,15 +137,14 @@ def verify_patch(
         raise PatchError("the patch does not say which fact it deletes; give --fact SUBJECT/RELATION (fact=…)")
     seed = _said(found, "seed", 0) if seed is None else seed
     chat = _said(found, "chat", False) if chat is None else chat
-    recorded = _said(found, "verdicts", {})
     bench = Bench(model, facts, Options((), seed, chat, certificate=certificate), None, progress)
     patches.require_base(model.path, found)
     chosen = bench.panel.find(name)
     with bench.staged(progress(name, bench.seconds)):
         done = run(bench, chosen, found.delta)
     measured = {standard: verdict.result for standard, verdict in done.verdicts.items()}
-    claims = (Claim(standard, str(said), measured.get(standard, "none")) for standard, said in recorded.items())
-    return replace(done, claims=tuple(claims))
+    recorded = _said(found, "verdicts", {}).items()
+    return replace(done, claims=tuple(Claim(name, str(said), measured.get(name, "none")) for name, said in recorded))
 
 
 def run(bench: Bench, fact: Fact, given: Delta | None = None) -> Deletion:

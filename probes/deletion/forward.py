@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
-
-import torch
-from torch import Tensor, nn
+from dataclasses import replace
 
 from probes.deletion.bench import Bench
 from probes.deletion.certificate import heard, written
-from probes.deletion.keys import Seen, observe, read_direction
+from probes.deletion.keys import observe
 from probes.deletion.layer import Found, Trial, Tried, halved, once_each
 from probes.deletion.measure import KNOWN, answers
 from probes.deletion.options import ForwardOptions
-from probes.deletion.tail import Begun, Tail, begin
-from probes.deletion.value import fisher_rows, fit_value, least_enough
+from probes.deletion.tail import begin
+from probes.deletion.value import Place
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
 from probes.live.hooks import patched
@@ -68,62 +64,6 @@ def own_words(trial: Trial, delta: Delta) -> tuple[Prompt, ...]:
                 whole = question.text + text.text[: answer.start()]
                 found.append(bench.encoder.free(whole, fact, "own", f"{fact.name}#own {number}", f"own {number}"))
     return tuple(prompt for prompt, outcome in answers(bench.model, found) if outcome.probability >= KNOWN)
-
-
-@dataclass
-class Place:
-    """One layer, ready for a value to be fitted there: what the fit prompts are like up to it."""
-
-    model: nn.Module
-    layer: int
-    asked: list[Begun]
-    neutral: list[Begun]
-    others: list[Begun]
-    """Once each, without answers."""
-    halves: tuple[Seen, Seen]
-    """What is read of each half of the other subjects, in all their prompts."""
-    generic: Tensor
-    options: ForwardOptions
-
-    @cached_property
-    def read(self) -> Tensor:
-        """u, (H,)."""
-        return self.direction(*self.halves)
-
-    @cached_property
-    def guard(self) -> Tensor:
-        """(N, I) Fisher rows of other subjects, as strong as u answers at such as it has not seen."""
-        rows = fisher_rows(self.model, self.layer, self.others, self.options.mixed)
-        return self.unseen_answer() * rows / len(rows) ** 0.5
-
-    def direction(self, *seen: Seen) -> Tensor:
-        """u for A of generic text, the subject's keys in neutral sentences, and all that is read of the subjects seen.
-
-        A neutral sentence that begins like a phrasing is not held against it.
-        """
-        begins = {begun.prompt.ids[: max(begun.prompt.subject) + 1] for begun in self.asked}
-        apart = [begun.prompt.ids[: max(begun.prompt.subject) + 1] not in begins for begun in self.neutral]
-        about = torch.stack([begun.key * own for begun, own in zip(self.neutral, apart, strict=True)])
-        total = self.generic + self.options.about_weight * about.T @ about
-        for part in seen:
-            total = total + self.options.others_weight * (part.moment + part.keys.T @ part.keys)
-        keys = torch.stack([begun.key for begun in self.asked])
-        return read_direction(keys, total, self.options.evenness, self.options.ridge)
-
-    def unseen_answer(self) -> float:
-        """Root mean square of u·k at subjects that u has not seen: each half of them after a u that saw the other."""
-        one, other = self.halves
-        answers = [withheld.keys @ self.direction(seen) for seen, withheld in ((one, other), (other, one))]
-        return float(torch.cat(answers).square().mean().sqrt())
-
-    def fitted(self, start: Delta | None = None) -> Delta:
-        """The patch, fitted from nothing or, in fewer steps, from another; of the least strength that is enough."""
-        options, first = self.options, None
-        if start is not None:
-            options, first = replace(options, steps=options.steps // options.again), start.gate_write
-        d = fit_value(self.model, self.layer, self.asked, self.neutral, self.read, self.guard, options, first)
-        d = least_enough(Tail(self.model, self.layer, self.asked), self.read, d, options)
-        return Delta(self.layer, d.cpu(), self.read.cpu(), "forward")
 
 
 def thinned(fit: Fit, count: int) -> Fit:

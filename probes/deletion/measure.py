@@ -137,12 +137,11 @@ class Baseline:
 
     def of(self, prompts: Iterable[Prompt]) -> list[Outcome]:
         """Outcomes in the prompts' order."""
-        wanted = list(prompts)
-        missing = {(prompt.ids, prompt.answer): prompt for prompt in wanted}
-        missing = {key: prompt for key, prompt in missing.items() if key not in self.outcomes}
+        keyed = [((prompt.ids, prompt.answer), prompt) for prompt in prompts]
+        missing = {key: prompt for key, prompt in keyed if key not in self.outcomes}
         for prompt, outcome in answers(self.model, list(missing.values())):
             self.outcomes[prompt.ids, prompt.answer] = outcome
-        return [self.outcomes[prompt.ids, prompt.answer] for prompt in wanted]
+        return [self.outcomes[key] for key, _ in keyed]
 
     def prepare(self, sets: Sets) -> None:
         """Run everything that `measure` compares with; the weights must be the original ones."""

@@ -9,6 +9,7 @@ lie end to end: there a tail is the whole prompts from the layer's FFN on, padde
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate, product
 from typing import Any, NamedTuple
 
@@ -137,19 +138,24 @@ class Tail:
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (T, I) to the gate."""
-        return unembed(self.model, self.last_hidden(change))
+        return unembed(self.model, self._unchanged if change is None else self.last_hidden(self.down_in(change)))
 
-    def last_hidden(self, change: Tensor | None = None) -> Tensor:
-        """The last layer's residual stream (N, H) there, from which the distributions are computed."""
-        return self._unchanged if change is None else self.last_hidden_of(self.down_in(change))
+    @cached_property
+    def said(self) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer in the unchanged model."""
+        with torch.no_grad():
+            return self.answers(self.log_probs())
 
     def down_in(self, change: Tensor | float = 0.0) -> Tensor:
         """(T, I) what down_proj reads, after adding `change` (T, I) to the gate."""
         activation: Any = self.at.mlp.act_fn
         return activation((self.gate + change).to(self.gate.dtype)) * self.up
 
-    def last_hidden_of(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
-        """The same for another input of down_proj, (T, I), and after adding (T, H) to what it gives."""
+    def last_hidden(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
+        """(N, H) the last layer's residual stream at the answer positions.
+
+        For this input of down_proj, (T, I), and after adding (T, H) to what it gives.
+        """
         hidden = (self.residual + (self.at.down_proj(down_in) - self.mlp_out + added)).to(self.residual.dtype)
         if self._separate:
             width = int(self._positions.max()) + 1

@@ -45,7 +45,7 @@ def test_a_result_shows_itself(deleted):
     assert deleted.published.passed and deleted.strict.passed and not deleted.robust.passed
     rows = deleted.rows()
     assert [row["method"] for row in rows] == ["forward", "geometric"]
-    assert rows[0]["fact"] > 0.9 and rows[0]["strict"] == "pass"
+    assert rows[0]["fact"] == "France/capital" and rows[0]["loss"] > 0.9 and rows[0]["strict"] == "pass"
     assert "<th>method</th>" in deleted._repr_html_() and "France/capital → Paris" in deleted._repr_html_()
 
 

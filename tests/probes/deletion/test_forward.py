@@ -15,7 +15,7 @@ from probes.deletion.keys import observe, own_text, read_direction
 from probes.deletion.layer import Trial
 from probes.deletion.options import ForwardOptions, Options
 from probes.deletion.tail import Tail, begin
-from probes.deletion.value import fisher_rows, fit_value, least_enough, shift, suppression
+from probes.deletion.value import fisher_rows, shift, suppression
 from probes.facts import bundled
 from probes.facts.passes import kl_between, kl_rows
 from probes.facts.prompts import Prompt
@@ -53,17 +53,7 @@ def test_the_patch_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_mo
     one, again = place(bench, sets, 1).fitted(), place(bench, sets, 1).fitted()
     assert torch.equal(one.gate_write, again.gate_write)
     small = place(bench, sets, 1, size=100.0)
-    assert value(small).norm() < value(place(bench, sets, 1)).norm()
-
-
-def value(at):
-    """d before it is scaled."""
-    return fit_value(at.model, at.layer, at.asked, at.neutral, at.read, at.guard, at.options)
-
-
-def gone(tail, read, d):
-    with torch.no_grad():
-        return suppression(tail, read, d, tail.answers(tail.log_probs()))
+    assert small.value().norm() < place(bench, sets, 1).value().norm()
 
 
 def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(tiny_checkpoint):
@@ -110,10 +100,10 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     def harm(**options):
         at = place(bench, sets, 0, steps=60, **options)
         d = at.fitted().gate_write
-        assert gone(Tail(bench.model, 0, at.asked), at.read, d).median() >= 0.9
+        assert suppression(Tail(bench.model, 0, at.asked), at.read, d).median() >= 0.9
         with torch.no_grad():
-            after = tail.last_hidden(shift(tail, at.read, d))
-            return float(kl_between(bench.model, tail.last_hidden(), after).mean())
+            before, after = (tail.last_hidden(tail.down_in(change)) for change in (0.0, shift(tail, at.read, d)))
+            return float(kl_between(bench.model, before, after).mean())
 
     assert harm(others=40000.0) < 0.8 * harm(others=0.0)
 
@@ -158,23 +148,26 @@ def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(b
 
 
 def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
-    at = place(bench, sets, 0, steps=60)
-    d, tail = value(at), Tail(bench.model, 0, at.asked)
-    little, much = (least_enough(tail, at.read, d, ForwardOptions(enough=enough)) for enough in (0.9, 0.99))
-    assert gone(tail, at.read, little)[0] >= 0.9
+    at, scaled = place(bench, sets, 0, steps=60), []
+    d = at.value()
+    for enough in (0.9, 0.99):
+        at.options = ForwardOptions(enough=enough)
+        scaled.append(at.least_enough(d))
+    little, much = scaled
+    assert suppression(Tail(bench.model, 0, at.asked), at.read, little)[0] >= 0.9
     assert little.norm() < much.norm()
     torch.testing.assert_close(little / little.norm(), much / much.norm())
 
 
 def test_where_nothing_is_enough_the_largest_strength_is_taken(bench, sets):
-    at = place(bench, sets, 0)
-    d, tail = value(at), Tail(bench.model, 0, at.asked)
-    torch.testing.assert_close(least_enough(tail, at.read, d, ForwardOptions(enough=1.1)), 2 * d)
+    at = place(bench, sets, 0, enough=1.1)
+    d = at.value()
+    torch.testing.assert_close(at.least_enough(d), 2 * d)
 
 
 def test_a_value_that_does_not_stay_finite_is_refused(bench, sets):
     with pytest.raises(NumericError, match="did not stay finite"):
-        value(place(bench, sets, 0, rate=float("inf")))
+        place(bench, sets, 0, rate=float("inf")).value()
 
 
 def test_what_the_patched_model_says_by_itself_is_fitted_too(loaded, sets, monkeypatch):
