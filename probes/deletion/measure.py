@@ -67,12 +67,9 @@ class SetChange:
     asked: int
 
     @property
-    def losses(self) -> tuple[float, ...]:
-        return tuple(change.loss for change in self.changes)
-
-    @property
     def mean(self) -> float | None:
-        return _mean(self.losses)
+        """Of the losses."""
+        return _mean([change.loss for change in self.changes])
 
     @property
     def before(self) -> float | None:
@@ -86,7 +83,7 @@ class SetChange:
 
     @property
     def mean_absolute(self) -> float | None:
-        return _mean([abs(loss) for loss in self.losses])
+        return _mean([abs(change.loss) for change in self.changes])
 
     @property
     def worst(self) -> Change | None:

@@ -42,8 +42,7 @@ class Begun(NamedTuple):
     residual: Tensor  # (T, H), after the layer
     gate: Tensor  # (T, I), pre-activations
     up: Tensor  # (T, I)
-    keys: Tensor  # (L, heads, S, D), in each of the L later layers; of no elements where nothing is attended to
-    values: Tensor  # the same
+    past: Tensor  # (L, 2, heads, S, D), keys and values in the L later layers; of no elements where there are none
     separate: bool
     unchanged: Tensor  # (N, H), the last layer's residual stream at the answer positions
 
@@ -63,9 +62,8 @@ def separate(model: nn.Module, layer: int, longest: int) -> bool:
     causal: Any = model
     config = causal.get_decoder().config
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * len(
-        layers(model)
-    )
+    kind = "sliding_attention" if window else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [kind] * len(layers(model))
     short = {"full_attention"} | ({"sliding_attention"} if window and longest <= window else set())
     return not set(kinds[layer + 1 :]) <= short
 
@@ -76,7 +74,6 @@ def begin(model: nn.Module, chosen: Sequence[int], prompts: Sequence[Prompt]) ->
     lead, rest = part(model, 0, first + 1), part(model, first + 1, len(layers(model)))
     apart = separate(model, first, max(len(prompt.ids) + len(prompt.answer) for prompt in prompts))
     begun: dict[tuple[int, Prompt], Begun] = {}
-    nothing = [torch.empty(0, 0, 0)]
     for group in batches(prompts, device_of(model)):
         cache = None if apart else DynamicCache()
         with torch.no_grad(), capture(model, sites(model, *CAPTURED, only=chosen)) as seen:
@@ -84,13 +81,13 @@ def begin(model: nn.Module, chosen: Sequence[int], prompts: Sequence[Prompt]) ->
             last = rest(inputs_embeds=seen[Site("residual", first)], past_key_values=cache)
         for layer, (row, prompt) in product(chosen, enumerate(group.prompts)):
             start, stop = 0 if apart else min(prompt.subject), len(prompt.ids) + len(prompt.answer[:-1])
-            later: Any = cache.layers[layer + 1 :] if cache else []
+            later: Any = cache.layers[layer + 1 :] if cache else ()
+            past = [torch.stack((each.keys[row, :, :start], each.values[row, :, :start])) for each in later]
             begun[layer, prompt] = Begun(
                 prompt,
                 start,
                 **{role: seen[Site(role, layer)][row, start:stop].clone() for role in CAPTURED},
-                keys=torch.stack([each.keys[row, :, :start] for each in later] or nothing),
-                values=torch.stack([each.values[row, :, :start] for each in later] or nothing),
+                past=torch.stack(past or [torch.empty(2, 0, 0, 0)]),
                 separate=apart,
                 unchanged=last[row, group.columns[group.rows == row]],
             )
@@ -112,8 +109,7 @@ class Tail:
         self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (
             torch.cat([getattr(each, role) for each in begun]) for role in CAPTURED
         )
-        self._keys = torch.cat([each.keys for each in begun], -2)
-        self._values = torch.cat([each.values for each in begun], -2)
+        self._past = torch.cat([each.past for each in begun], -2)
         self._unchanged = torch.cat([each.unchanged for each in begun])
         lengths = [len(each.mlp_in) for each in begun]
         begins = list(accumulate(lengths[:-1], initial=0))
@@ -194,12 +190,10 @@ class Tail:
 
     def _cache(self) -> Any:
         """A cache that holds what stands before the subject; a pass appends to it, so each gets its own."""
-        if not self._keys.numel():
+        if not self._past.numel():
             return None
-        cache = DynamicCache()
-        for index in range(self.at.number + 1):  # layers before the tail's first, which it never asks for
-            cache.update(self._keys[:1], self._values[:1], index)
-        for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True), self.at.number + 1):
+        cache, earlier = DynamicCache(), self._past[:1].expand(self.at.number + 1, -1, -1, -1, -1)
+        for index, (keys, values) in enumerate((*earlier, *self._past)):  # the tail never asks for the earlier ones
             cache.update(keys[None], values[None], index)
         return cache
 
