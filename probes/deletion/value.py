@@ -120,7 +120,7 @@ class Place:
     def _loss(self, tail: Tail, asked: int, d: Tensor, reach: float) -> Tensor:
         """What is pulled, kept and moved in one step; the first so many prompts of `tail` ask for the fact."""
         options, before, after = self.options, tail.log_probs(), tail.log_probs(shift(tail, self.read, d))
-        fallen = _log_odds(tail.said[:asked]) - _log_odds(tail.answers(after)[:asked])
+        fallen = _log_odds(tail.answers(before)[:asked]) - _log_odds(tail.answers(after)[:asked])
         pull = softplus(reach - fallen, beta=options.edge).square().mean() / reach
         at_answers = tail.rows < asked  # the other positions are those of neutral sentences
         targets = tail.targets[at_answers]
