@@ -19,16 +19,14 @@ from typing import Any
 import torch
 
 from benchmarks.probe import resident
-from probes import facts
-from probes.atlas import panel as atlas
-from probes.deletion.bench import Bench, Options
+from probes.deletion.bench import Bench
 from probes.deletion.delete import run
+from probes.deletion.options import Options
 from probes.deletion.tail import Tail
 from probes.facts.sets import split
 from probes.live.hooks import edited
 from probes.live.load import load
 from probes.live.sites import weight
-from vindex.demo import CHECKPOINT
 
 LAYER_SHARE = 0.2  # of the model's depth: about where the method patches
 REPEATS = 5
@@ -39,7 +37,7 @@ def stages(bench: Bench, name: str) -> dict[str, float]:
     spent: dict[str, float] = {}
     now, began = "start", time.perf_counter()
 
-    def tick(stage: str) -> None:
+    def tick(stage: str, _seconds: int = 1) -> None:
         nonlocal now, began
         spent[now] = spent.get(now, 0.0) + time.perf_counter() - began
         now, began = stage, time.perf_counter()
@@ -87,8 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     loaded = load(arguments.model, dtype="float32")
-    panel = atlas.panel() if Path(arguments.model).resolve() == CHECKPOINT.resolve() else facts.bundled()
-    bench = Bench(loaded, panel, Options())
+    bench = Bench(loaded, None, Options())
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     start = resident("VmRSS")
     found = stages(bench, arguments.fact)

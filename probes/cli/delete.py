@@ -67,7 +67,7 @@ def gate3(
     ΔW changes one gate_proj; everything is measured on held-out prompts by real forward passes.
     """
     from probes.deletion.delete import delete, delete_all
-    from probes.deletion.methods import named, require_patch
+    from probes.deletion.experiment import named, require_patch
     from probes.deletion.results import Deletion
 
     methods = named(method or "both")

@@ -160,7 +160,7 @@ def _side_by_side(found: Deletion) -> None:
     """What decides `strict`, a row for each method."""
     rows = []
     for row, outcome in zip(found.rows(), found.methods.values(), strict=True):
-        losses = [row[key] for key in ("fact", "paraphrases", "other subjects", "its other facts", "same answer")]
+        losses = [row[key] for key in ("loss", "paraphrases", "other subjects", "its other facts", "same answer")]
         shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
         verdicts = [_coloured(verdict.result) for verdict in outcome.verdicts.values()]
         rows.append((row["method"], str(row["layer"]), *shown, f"{row['neutral KL']:.1e}", *verdicts))

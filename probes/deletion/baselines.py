@@ -1,63 +1,91 @@
 """Published ways to change a fact, turned to erasing one, under the same trial, measurements and verdicts.
 
-Each begins with the fit set's phrasings at the subject's last token, in one layer, and makes a change ΔW of one
-projection (docs/gate3-method.md has formulas and sources):
-
-- `rome`, `rome_plain`: ΔW = δ uᵀ on down_proj; u answers to the subject's key, δ takes the answer's probability away.
-- `gradient`: descent on log P(answer) by gate_proj, no entry of ΔW larger than a bound.
-- `ultraedit`: on gate_proj, the ridge regression of gradients on what it reads.
-- `neurons`: the rows of gate_proj of neurons that fire more for the subject than for others become zero.
-
-All but the last are scaled to the least strength that suppresses what they were made from enough.
+Formulas and sources are in docs/gate3-method.md. `geometric` alone reads nothing but weights, and has no trial: that it
+fails, its choice of layer with it, is part of the finding. The others begin with the fit set's phrasings at the
+subject's last token, in one layer, and make a change ΔW of one projection (`Place`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from probes.deletion.layer import Found, Trial, asked, least_harmful, once_each
+from probes.deletion.bench import Bench
+from probes.deletion.keys import ridged
+from probes.deletion.layer import Found, Trial, least_harmful, once_each
+from probes.deletion.options import BaselineOptions
 from probes.deletion.tail import Tail
 from probes.facts.passes import kl_rows, unembed
 from probes.facts.sets import Fit
-from probes.weights.delta import Wide
+from probes.live.sites import layers, weight
+from probes.weights.delta import Delta, Wide
+from vindex.errors import ProbeError
+
+FEATURES = 128
+"""Leading directions of each gate_proj among which `geometric` chooses, where no vindex gives its own."""
+RANK_TOLERANCE = 1e-5
+"""σ/σ₁ up to which a direction is rounding: what the gate does not read is no direction of it."""
 
 
-@dataclass(frozen=True)
-class BaselineOptions:
-    """Free choices of the baselines; what names an author is that author's own number."""
+class Alignment(NamedTuple):
+    """The best-aligned gate direction of one layer."""
 
-    trial: tuple[int, int] = (8, 6)
-    """Phrasings, at most, that a change is made from, and steps of Adam, in the trial of a layer."""
-    whole: tuple[int, int] = (24, 25)
-    """The same in the layer chosen; the steps are those of FT-L, as Meng et al. ran it (their ROME takes 20)."""
-    ridge: float = 0.01
-    """Share of its mean diagonal that is added to C, so that u stays small where little text was read."""
-    neurons: tuple[int, ...] = (8, 32, 128)
-    """How many neurons may be closed: the middle number in the trial of a layer, all of them in the layer chosen."""
-    enough: float = 0.95
-    """Mean suppression of what they were made from at which a descent ends, and to which the strength is brought."""
-    halvings: int = 3
-    """How often the last doubling of the strength is halved."""
-    weakest: float = 0.02
-    """‖ΔW‖/‖W‖ from which the strength is doubled until it is enough, or 1."""
-    rome_rate: float = 0.5
-    """Learning rate of δ (Meng et al.)."""
-    rome_kl: float = 0.0625
-    """Weight of the KL on the first two neutral sentences (Meng et al., who take one)."""
-    rome_decay: float = 0.5
-    """Weight of ‖δ‖/‖v‖², v being what down_proj writes at the subject (Meng et al.)."""
-    rome_clamp: float = 4.0
-    """Largest ‖δ‖/‖v‖ (Meng et al.)."""
-    gradient_rate: float = 5e-4
-    """Learning rate of `gradient` (FT-L of Meng et al.)."""
-    gradient_bound: float = 5e-4
-    """Largest entry of its ΔW before it is scaled (Zhu et al.; the number is FT-L's)."""
+    layer: int
+    feature: int
+    """Index by singular value, 0 = largest."""
+    cosine: float
+
+
+def geometric(trial: Trial) -> Found:
+    """ΔW = −(W v) vᵀ closes the gate direction v most aligned with the embedding of the answer's first token.
+
+    Layers whose FFN writes nothing are left out. Raises ProbeError where the vindex of the bench is of another shape
+    than the model, or where no layer is left.
+    """
+    bench, model = trial.bench, trial.bench.model
+    bench.tick("geometric")
+    count = len(layers(model))
+    embedding = model.get_input_embeddings().weight[trial.given.phrasings[0].answer[0]].detach().float()
+    if bench.gate is not None and (bench.gate.shape[0], bench.gate.shape[2]) != (count, embedding.numel()):
+        raise ProbeError(
+            f"vindex gate directions have shape {tuple(bench.gate.shape)}; "
+            f"the model has {count} layers of width {embedding.numel()}"
+        )
+
+    def read(index: int) -> Tensor:
+        if bench.gate is None:
+            return gate_directions(weight(model, "gate_proj", index), FEATURES)
+        return torch.as_tensor(bench.gate[index].astype("float32")).to(embedding.device)
+
+    scan = []
+    for layer in range(count) if bench.options.layer is None else (bench.options.layer,):
+        if layer not in bench.null_layers:
+            directions = read(layer)
+            cosines = directions @ embedding / (directions.norm(dim=1) * embedding.norm()).clamp(min=1e-12)
+            feature = int(cosines.abs().argmax())
+            scan.append(Alignment(layer, feature, float(cosines[feature])))
+    if not scan:
+        raise ProbeError("no layer writes anything: a projection of each is zero; there is no direction to close")
+    best = max(scan, key=lambda found: abs(found.cosine))
+    direction = read(best.layer)[best.feature]
+    direction = direction / direction.norm()
+    removed = weight(model, "gate_proj", best.layer).detach().float() @ direction
+    return Found(Delta(best.layer, -removed.cpu(), direction.cpu(), "geometric"), tuple(scan))
+
+
+def gate_directions(gate: Tensor, features: int) -> Tensor:
+    """(F, H) unit right singular vectors of a gate_proj weight (I, H), leading first; zero past its rank."""
+    full = gate.detach().float()
+    _, vectors = torch.linalg.eigh(full.T @ full)
+    directions = vectors.flip(1).T[:features].contiguous()
+    sizes = (directions @ full.T).norm(dim=1, keepdim=True)
+    return directions.where(sizes > RANK_TOLERANCE * sizes[0], 0.0)
 
 
 def response(key: Tensor, moment: Tensor | None = None, ridge: float = 0.0) -> Tensor:
@@ -67,9 +95,7 @@ def response(key: Tensor, moment: Tensor | None = None, ridge: float = 0.0) -> T
     """
     if moment is None:
         return key / key.dot(key)
-    wide = moment.double()
-    wide = wide + ridge * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-    found = torch.linalg.solve(wide, key.double())
+    found = torch.linalg.solve(ridged(moment, ridge), key.double())
     return (found / found.dot(key.double())).to(key.dtype)
 
 
@@ -116,20 +142,21 @@ def contrast(own: Tensor, others: Tensor, count: int) -> Tensor:
 class Place:
     """What a formula is made from: one layer of the unchanged model, in some prompts that ask for the fact."""
 
+    bench: Bench
     tail: Tail
     fit: Fit
-    options: BaselineOptions
-    moment: Callable[[], Tensor]
-    """(I, I) C of down_proj's inputs in generic text."""
     steps: int
     neurons: int
+
+    @property
+    def options(self) -> BaselineOptions:
+        return self.bench.options.baselines
 
     def fallen(self, projection: str, added: Tensor) -> Tensor:
         """(B,) log(P′/P) of the answers after adding (T, out) to what a projection gives."""
         tail = self.tail
-        down = projection == "down_proj"
-        after = tail.last_hidden_of(tail.down_in(), added) if down else tail.last_hidden(added)
-        return tail.answers(unembed(tail.model, after)) - tail.answers(tail.log_probs())
+        inputs = (tail.down_in(), added) if projection == "down_proj" else (tail.down_in(added),)
+        return tail.answers(unembed(tail.model, tail.last_hidden(*inputs))) - tail.said
 
     def scaled(self, projection: str, change: Tensor, method: str) -> Wide:
         """The change at the least strength that suppresses the prompts enough, or at the one that does most."""
@@ -167,8 +194,8 @@ def rome(place: Place, whitened: bool = True) -> Wide:
 
     def loss(delta: Tensor) -> tuple[Tensor, float]:
         added = torch.zeros_like(tail.mlp_out).float().index_add(0, subjects, delta.expand(len(subjects), -1))
-        after = unembed(tail.model, tail.last_hidden_of(hidden, added))
-        fallen = (tail.answers(after) - tail.answers(before))[:count]
+        after = unembed(tail.model, tail.last_hidden(hidden, added))
+        fallen = (tail.answers(after) - tail.said)[:count]
         kl = kl_rows(before[neutral], after[neutral]).mean()
         kept = options.rome_kl * kl + options.rome_decay * delta.norm() / size**2
         return fallen.exp().mean() + kept, _suppressed(fallen)
@@ -176,25 +203,26 @@ def rome(place: Place, whitened: bool = True) -> Wide:
     def clamp(delta: Tensor) -> Tensor:
         return delta * (options.rome_clamp * size / delta.norm()).clamp(max=1)
 
-    delta = descend(
-        loss, torch.zeros_like(tail.mlp_out[0]).float(), options.rome_rate, place.steps, clamp, options.enough
-    )
-    u = response(key, place.moment(), options.ridge) if whitened else response(key)
+    start = torch.zeros_like(tail.mlp_out[0]).float()
+    delta = descend(loss, start, options.rome_rate, place.steps, clamp, options.enough)
+    moment = place.bench.generic_moments("hidden")[asking.at.number] if whitened else None
+    u = response(key, moment, options.ridge)
     return place.scaled("down_proj", torch.outer(delta, u), "rome" if whitened else "rome_plain")
 
 
 def gradient(place: Place) -> Wide:
     """Adam on the answers' mean log-probability by gate_proj, every entry of ΔW kept within the bound."""
-    inputs, bound = place.tail.mlp_in.float(), place.options.gradient_bound
+    inputs, options = place.tail.mlp_in.float(), place.options
 
     def loss(change: Tensor) -> tuple[Tensor, float]:
         fallen = place.fallen("gate_proj", inputs @ change.T)
         return fallen.mean(), _suppressed(fallen)
 
+    def bounded(change: Tensor) -> Tensor:
+        return change.clamp(-options.gradient_bound, options.gradient_bound)
+
     start = torch.zeros_like(place.tail.at.gate_proj.weight, dtype=torch.float32)
-    change = descend(
-        loss, start, place.options.gradient_rate, place.steps, lambda at: at.clamp(-bound, bound), place.options.enough
-    )
+    change = descend(loss, start, options.gradient_rate, place.steps, bounded, options.enough)
     return place.scaled("gate_proj", change, "gradient")
 
 
@@ -225,31 +253,23 @@ BASELINES: dict[str, Callable[[Place], Wide]] = {
 }
 
 
-def baseline(
-    name: str,
-    trial: Trial,
-    chosen: Sequence[int],
-    moment: Callable[[int], Tensor],
-    options: BaselineOptions,
-    tick: Callable[[str], object] = lambda _: None,
-) -> Found:
-    """The change by the baseline of that name, in the layer among `chosen` (and with the number) that a trial favours.
-
-    `moment` gives C for a layer.
-    """
+def baseline(name: str, trial: Trial) -> Found:
+    """The change by the baseline of that name, in the layer (and with the number) that the trial favours."""
+    bench, options = trial.bench, trial.bench.options.baselines
+    bench.tick(name)
     middle = options.neurons[len(options.neurons) // 2]
 
     def make(fit: Fit, layer: int, effort: tuple[int, int] = options.trial, count: int = middle) -> Wide:
-        prompts, most = asked(fit), min(effort[0], len(asked(fit)))
-        spread = [prompts[index * len(prompts) // most] for index in range(most)]
+        most = min(effort[0], len(fit.asked))
+        spread = [fit.asked[index * len(fit.asked) // most] for index in range(most)]
         tail = Tail.of(trial.model, layer, spread)
-        return BASELINES[name](Place(tail, fit, options, lambda: moment(layer), effort[1], count))
+        return BASELINES[name](Place(bench, tail, fit, effort[1], count))
 
-    layer, scan = trial.choose(chosen, make, tick)
+    layer, scan = trial.choose(make)
     if name == "neurons":
-        made = ((count, make(trial.seen, layer, count=count)) for count in options.neurons)
+        made = ((count, make(trial.parts[0], layer, count=count)) for count in options.neurons)
         sized = tuple(trial.judge(change, layer)._replace(size=count) for count, change in made)
-        scan, middle = scan + sized, least_harmful(sized, trial.options.close).size or middle
+        scan, middle = scan + sized, least_harmful(sized, bench.options.forward.close).size or middle
     return Found(make(trial.fit, layer, options.whole, middle), scan)
 
 

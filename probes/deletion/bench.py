@@ -1,35 +1,26 @@
 """A model on the bench, and what is measured once for all facts.
 
-`Bench` refuses what cannot be measured: a model that gives something else when it is run in parts, a layer that writes
-nothing, an FFN whose activation is unknown. What does not depend on the fact, second moments of generic text and
-unpatched answers, is kept there and used again by the next fact; what does not depend on the method, the unpatched side
-of the layer trial, by the next method.
+What does not depend on the fact, second moments of generic text and unpatched answers, is kept and used again by the
+next fact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probes.atlas import panel as atlas
-from probes.deletion.baselines import BaselineOptions
-from probes.deletion.certificate import Attacks
-from probes.deletion.generic import generic_prompts
-from probes.deletion.keys import observe
-from probes.deletion.layer import Trial, candidates
-from probes.deletion.measure import Baseline, Outcome
-from probes.deletion.options import ForwardOptions
+from probes.deletion.keys import generic_prompts, observe
+from probes.deletion.measure import Baseline
+from probes.deletion.options import Options
 from probes.deletion.tail import check_parts
 from probes.facts import Fact, Panel, bundled, read
-from probes.facts.passes import check_layers
 from probes.facts.prompts import Encoder, Prompt
-from probes.facts.sets import Fit, passages
+from probes.facts.sets import passages
 from probes.live import activation
 from probes.live.load import Loaded, require_head
 from probes.live.match import weights_sha256
@@ -37,17 +28,13 @@ from probes.live.sites import layers, null_layers
 from probes.weights.patches import stored_dtype
 from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
-from vindex.progress import Progress
+from vindex.progress import Advance, Progress, silent, unseen
 from vindex.reader import Vindex, open_vindex
 
-DEFAULT = ("forward", "geometric")
-"""The methods that run where none is asked for."""
 FROM_WEIGHTS = {"geometric"}
 """Methods without a forward pass: no layer trial, and no check of the parts that trials run."""
 CHECKED = 48
 """Tokens of the text on which a model run in parts is held against the model run whole."""
-Tick = Callable[[str], object]
-"""Called with the name of each stage as it begins."""
 
 
 def panel_for(model: str | Path, facts: str | Path | Panel | None = None) -> Panel:
@@ -58,61 +45,49 @@ def panel_for(model: str | Path, facts: str | Path | Panel | None = None) -> Pan
     return base if facts is None else read(facts, base=base)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Free choices of a run; all of them go into the record."""
-
-    methods: tuple[str, ...] = DEFAULT
-    seed: int = 0
-    chat: bool = False
-    layer: int | None = None
-    forward: ForwardOptions = field(default_factory=ForwardOptions)
-    baselines: BaselineOptions = field(default_factory=BaselineOptions)
-    certificate: bool = True
-    """Whether to attack what was deleted, which the verdict `robust` is about."""
-    attacks: Attacks = field(default_factory=Attacks)
-
-
-@dataclass
 class Bench:
-    """Raises ProbeError where the model, or the layer asked for, cannot be measured."""
+    """A model as `probes.load` gives it, with facts and options.
 
-    loaded: Loaded
-    panel: Panel
-    options: Options
-    stored: torch.dtype | None = None
-    """Dtype to which a patched weight is rounded: that of the checkpoint, so that what is measured is what is saved."""
-    gate: Any = None
-    """(L, F, H) gate directions of a vindex, for the geometric method."""
-    tick: Tick = lambda _: None
-    generic: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    Raises ProbeError for what cannot be measured: a model that gives something else when it is run in parts, a layer
+    that writes nothing, an FFN whose activation is unknown.
+    """
 
-    def __post_init__(self) -> None:
-        self.model = self.loaded.model
-        count = len(layers(self.model))
-        layer = self.options.layer
-        if layer is not None and not 0 <= layer < count:
-            raise ProbeError(f"layer {layer}: the model has layers 0 to {count - 1}")
+    def __init__(
+        self,
+        loaded: Loaded,
+        facts: Panel | str | Path | None,
+        options: Options,
+        vindex: Vindex | str | Path | None = None,
+        progress: Progress = silent,
+    ):
+        """`vindex`: whose gate directions the geometric method takes. The hashing of the weights tells `progress`."""
+        require_head(loaded)
+        self.loaded, self.model, self.options = loaded, loaded.model, options
+        own = layers(self.model)  # refuses a mixture of experts before any work
+        directions = open_vindex(vindex) if isinstance(vindex, str | Path) else vindex
+        self.gate: Any = directions and directions.gate
+        self.panel = panel_for(loaded.path, facts)
         self.null_layers = null_layers(self.model)
-        if layer in self.null_layers:
-            zero = " and ".join(self.null_layers[layer])
-            raise ProbeError(f"layer {layer} writes nothing, its {zero} being zero; no patch can, choose another layer")
+        if options.layer is not None and not 0 <= options.layer < len(own):
+            raise ProbeError(f"layer {options.layer}: the model has layers 0 to {len(own) - 1}")
+        if options.layer in self.null_layers:
+            zero = " and ".join(self.null_layers[options.layer])
+            raise ProbeError(
+                f"layer {options.layer} writes nothing, its {zero} being zero; no patch can, choose another layer"
+            )
+        acting = [activation.of(self.model, each.mlp, f"layers.{each.number}.mlp") for each in own]
+        self.activation = acting[0].name
         self.baseline = Baseline(self.model)
-        self.encoder = Encoder(self.loaded.tokenizer, self.options.chat)
-        own = [activation.of(self.model, layer.mlp, f"layers.{layer.number}.mlp") for layer in layers(self.model)]
-        self.activation = own[0].name
+        self.encoder = Encoder(loaded.tokenizer, options.chat)
+        self.stored = stored_dtype(loaded.path, 0)
+        """Dtype to which a patched weight is rounded: the checkpoint's, so that what is measured is what is saved."""
+        tried = self.layers if set(options.methods) - FROM_WEIGHTS else ()
         ids = self.encoder.text(passages("generic.txt")[0])[:CHECKED]
-        prompt = Prompt("check", "", ids, (), (len(ids) // 2,))
-        check_layers(self.model, prompt)
-        self._trial: Trial | None = None
-        if set(self.options.methods) - FROM_WEIGHTS:
-            for layer in self.layers:
-                check_parts(self.model, layer, prompt)
-
-    @cached_property
-    def weights_sha256(self) -> dict[str, str]:
-        """Of each weight file by name."""
-        return weights_sha256(self.loaded)
+        check_parts(self.model, Prompt("check", "", ids, (), (len(ids) // 2,)), tried)
+        self.weights_sha256 = weights_sha256(loaded, progress)
+        self._generic: dict[str, dict[int, Tensor]] = {}
+        self._advance: Advance = unseen
+        self._note, self._running, self._left = "", 0, 0
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -122,38 +97,52 @@ class Bench:
 
     def generic_moments(self, role: str = "mlp_in") -> dict[int, Tensor]:
         """Second moments, in generic text, of the site of that role in every layer of `layers`; computed once."""
-        if role not in self.generic:
+        if role not in self._generic:
             prompts = generic_prompts(self.model, self.loaded.tokenizer, self.options.forward.samples)
             seen = observe(self.model, prompts, self.layers, role)
-            self.generic[role] = {index: found.moment for index, found in seen.items()}
-        return self.generic[role]
+            self._generic[role] = {index: found.moment for index, found in seen.items()}
+        return self._generic[role]
 
-    def trial(self, fit: Fit) -> Trial:
-        """The trial by which every method gets its layer; what the unchanged model says is computed once for a fact."""
-        if self._trial is None or self._trial.given is not fit:
-            self._trial = Trial(self.model, fit, self.options.forward)
-        return self._trial
-
-    def known(self, relation: str, least: float) -> list[tuple[Fact, Outcome]]:
-        """The relation's facts that the model answers with at least that probability, with what it says."""
+    def known(self, relation: str, least: float) -> list[Fact]:
+        """The relation's facts that the model answers with at least that probability."""
         facts = self.panel.of(relation)
-        prompts = [self.encoder.fact(fact, self.panel.relations[relation], 0) for fact in facts]
-        pairs = zip(facts, self.baseline.of(prompts), strict=True)
-        return [(fact, outcome) for fact, outcome in pairs if outcome.probability >= least]
+        said = self.baseline.of([self.encoder.fact(fact, self.panel.relations[relation], 0) for fact in facts])
+        return [fact for fact, outcome in zip(facts, said, strict=True) if outcome.probability >= least]
+
+    @property
+    def seconds(self) -> int:
+        """About how long one fact takes by all methods, as the stages say of themselves when they begin."""
+        tried, attacks = 10 * len(self.layers), self.options.certificate
+        made = {"given": 0, "geometric": 1, "forward": 72 + (5 + tried) * (len(self.layers) > 1)}
+        methods = [made.get(method, 1 + tried) for method in self.options.methods or ("given",)]
+        return 5 + 25 * attacks + sum(seconds + 10 + 30 * attacks for seconds in methods)
+
+    @contextmanager
+    def staged(self, advance: Advance, note: str = "") -> Iterator[None]:
+        """Let `tick` tell `advance` inside the block: `seconds` in all, `note` before the name of each stage."""
+        self._advance, self._note, self._running, self._left = advance, note, 0, self.seconds
+        yield
+        advance(self._left, note)
+        self._advance = unseen
+
+    def tick(self, stage: str, seconds: int = 1) -> None:
+        """A stage begins, and the one before is done. seconds: about what it takes of SmolLM2-135M on one thread."""
+        done = min(self._running, self._left)
+        self._running, self._left = seconds, self._left - done
+        self._advance(done, self._note + stage)
 
 
-def bench_for(
-    loaded: Loaded,
-    facts: str | Path | Panel | None,
-    options: Options,
-    vindex: Vindex | str | Path | None,
-    progress: Progress,
-) -> Bench:
-    """A model as `probes.load` gives it, its weight files hashed; patched weights are rounded as it stores them."""
-    require_head(loaded)
-    layers(loaded.model)  # refuses a mixture of experts before any work
-    directions = open_vindex(vindex) if isinstance(vindex, str | Path) else vindex
-    panel, digests = panel_for(loaded.path, facts), weights_sha256(loaded, progress)
-    bench = Bench(loaded, panel, options, stored_dtype(loaded.path, 0), directions and directions.gate)
-    bench.weights_sha256 = digests
-    return bench
+def candidates(model: nn.Module, wanted: int) -> tuple[int, ...]:
+    """So many layers, evenly from the first sixth of the depth to its half; fewer in smaller models, but at least two.
+
+    Before it a subject's token is read rather than the subject, and every change is felt everywhere; after it the
+    subject has mostly been read. Layers that write nothing are passed over, for the next ones. Raises ProbeError where
+    no layer is left.
+    """
+    count, nothing = len(layers(model)), null_layers(model)
+    first = count // 6
+    found = tuple(layer for layer in range(first, count) if layer not in nothing)[: max(2, count // 2 - first)]
+    if not found:
+        raise ProbeError(f"no layer from {first} on writes anything, a projection of each is zero; no patch can either")
+    wanted = min(wanted, len(found))
+    return tuple(found[round(n * (len(found) - 1) / max(1, wanted - 1))] for n in range(wanted))

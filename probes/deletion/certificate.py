@@ -1,11 +1,5 @@
 """Whether what was deleted comes back: held-out attacks on the patched model, each beside the unpatched one.
 
-- `families`: the answer's P in every held-out family of prompts, and after the negation of a wrong answer.
-- `texts`: what the model writes freely after questions of every family, greedily and sampled.
-- `ranks`: the answer's rank when inner layers are read through the final norm and the head (logit lens).
-- `four_bit`: the fact and its paraphrases again, all weights of the decoder rounded to 4 bits.
-- `relearned`: the same after a few steps of training on other facts of the relation.
-
 Only what the unpatched model does is scored: a prompt whose answer it does not know, or a question after which it does
 not write the answer, is counted alone. Weights lent to an attack are put back as they were, never having been written
 to. The limits stand in `verdict.LIMITS`.
@@ -14,9 +8,9 @@ to. The limits stand in `verdict.LIMITS`.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -25,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from probes.deletion.measure import KNOWN, Baseline, SetChange, compare
+from probes.deletion.options import Attacks
 from probes.deletion.verdict import SHOWN, Figure
 from probes.facts import Fact, Panel
 from probes.facts.passes import batch, device_of, last_hidden, unembed
@@ -39,26 +34,6 @@ GROUP, LEVELS = 32, 16
 NEGATIONS = ("{asked} not {wrong}, it is", "{asked} not {wrong}, but", "{asked} {wrong}. That is not true. {again}")
 
 
-@dataclass(frozen=True)
-class Attacks:
-    """How hard a certificate tries; fixed before the first run on a real model."""
-
-    tokens: int = 24
-    """Tokens that the model writes after a question."""
-    samples: int = 20
-    """Texts sampled at temperature 1 in each family, shared by its questions, beside a greedy one of each question."""
-    negated: int = 4
-    """Phrasings, at most, that are negated: the headline and held-out ones, each in every way of NEGATIONS."""
-    depths: int = 10
-    """Inner layers that are read, evenly over the depth."""
-    learnt: int = 8
-    """Other facts that are learnt again: headline prompts of fit subjects."""
-    steps: int = 10
-    """Steps of Adam on them, all weights of the decoder's layers in float32."""
-    rate: float = 1e-5
-    """Its learning rate."""
-
-
 class Text(NamedTuple):
     """What the model writes after a question, up to the answer where it says it."""
 
@@ -70,28 +45,29 @@ class Certificate(NamedTuple):
     """Every attack, before and after."""
 
     families: dict[str, SetChange]
+    """The answer's P in every held-out family of prompts, and after the negation of a wrong answer."""
     texts: dict[Draw, tuple[Text, Text]]
-    """Those after questions after which the unpatched model says the answer, writing greedily."""
+    """What is written freely after questions after which the unpatched model says the answer, writing greedily."""
     ranks: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """By position: the answer's ranks at the inner layers."""
+    """By position: the answer's ranks when inner layers are read through the final norm and the head (logit lens)."""
     four_bit: SetChange
+    """The fact and its paraphrases, all weights of the decoder rounded to 4 bits …"""
     relearned: SetChange
+    """… and after a few steps of training on other facts of the relation."""
 
     @property
     def figures(self) -> dict[str, Figure]:
         """What the verdict `robust` is about, beside the fact itself."""
-        ranks = [(place, min(before), min(after)) for place, (before, after) in self.ranks.items()]
         groups = self.families.items()
+        first = [Figure(one.still_first, len(one.changes), name, 1.0, one.still_first) for name, one in groups]
+        best = [(place, min(before), min(after)) for place, (before, after) in self.ranks.items()]
+        ranks = [Figure(after, 1, place, before, after) for place, before, after in best if before <= SHOWN]
         return {
             "families, suppression": _worst(min, [_suppression(one, name) for name, one in groups]),
-            "families, first choice": _worst(
-                max, [Figure(one.still_first, len(one.changes), name, 1.0, one.still_first) for name, one in groups]
-            ),
+            "families, first choice": _worst(max, first),
             "written, greedily": _worst(max, self.said(sampled=False).values()),
             "written, sampled": _worst(max, self.said(sampled=True).values()),
-            "rank at inner layers": _worst(
-                min, [Figure(after, 1, place, before, after) for place, before, after in ranks if before <= SHOWN]
-            ),
+            "rank at inner layers": _worst(min, ranks),
             "in 4 bits, suppression": _suppression(self.four_bit),
             "relearned, suppression": _suppression(self.relearned),
         }
@@ -101,10 +77,10 @@ class Certificate(NamedTuple):
 
         A family in which less than KNOWN of the texts said it is not scored: it would be decided by a single one.
         """
-        families: dict[str, list[tuple[Text, Text]]] = {}
+        families = defaultdict[str, list[tuple[Text, Text]]](list)
         for (question, draw), pair in self.texts.items():
             if bool(draw) == sampled:
-                families.setdefault(question.family, []).append(pair)
+                families[question.family].append(pair)
         found = {}
         for family, pairs in families.items():
             before, after = (sum(text.says for text in side) / len(pairs) for side in zip(*pairs, strict=True))
@@ -133,20 +109,15 @@ class Exam:
     def certify(self) -> Certificate:
         """Attack the model as it is now (patched)."""
         ranks = lens(self.model, self.sets.headline, self.attacks.depths)
-        after = self._write(list(self.texts))
+        texts = self._write(list(self.texts))
         families = compare(self.baseline, self.families)
         with four_bit(self.model):
             rounded = compare(self.rounded, self.core)["core"]
         same = [prompt for prompt in self.sets.fit.others if prompt.template == self.sets.headline.template]
         with relearned(self.model, same[: self.attacks.learnt], self.attacks.steps, self.attacks.rate):
             learnt = compare(self.baseline, self.core)["core"]
-        return Certificate(
-            families=families,
-            texts={draw: (text, after[draw]) for draw, text in self.texts.items()},
-            ranks={place: (self.ranks[place], ranks[place]) for place in ranks},
-            four_bit=rounded,
-            relearned=learnt,
-        )
+        both = {draw: (text, texts[draw]) for draw, text in self.texts.items()}
+        return Certificate(families, both, {at: (self.ranks[at], ranks[at]) for at in ranks}, rounded, learnt)
 
     def _write(self, draws: list[Draw]) -> dict[Draw, Text]:
         return written(self.model, self.tokenizer, draws, self.sets.fact, self.sets.seed, self.attacks.tokens)
@@ -236,7 +207,7 @@ def relearned(model: nn.Module, prompts: Sequence[Prompt], steps: int, rate: flo
         group = batch(prompts, device_of(model))
         for _ in range(steps):
             with torch.enable_grad():
-                log_probs = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
+                log_probs = unembed(model, group.hidden(model))
                 (-group.answers(log_probs).mean()).backward()
             adam.step()
             adam.zero_grad()

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from probes.deletion import record
-from probes.deletion.bench import Bench, Options, bench_for
+from probes.deletion.bench import Bench
 from probes.deletion.certificate import Exam
-from probes.deletion.experiment import MethodResult, judged
-from probes.deletion.layer import Found
+from probes.deletion.experiment import METHODS, MethodResult, judged, named
+from probes.deletion.layer import Found, Trial
 from probes.deletion.measure import KNOWN
-from probes.deletion.methods import METHODS, named
+from probes.deletion.options import Options
 from probes.deletion.results import Claim, Deletion, Deletions
-from probes.deletion.stages import expected_seconds, staged
 from probes.facts import Fact, Panel
 from probes.facts.sets import split
 from probes.live.load import Loaded
@@ -62,9 +61,9 @@ def delete(
     Raises ProbeError, FactError or QueryError, in one line, for what cannot be measured.
     """
     options = Options(named(method), seed, chat, layer, certificate=certificate)
-    bench = bench_for(model, facts, options, vindex, progress)
+    bench = Bench(model, facts, options, vindex, progress)
     chosen = bench.panel.find(fact)
-    with staged(bench, progress(fact, expected_seconds(bench))):
+    with bench.staged(progress(fact, bench.seconds)):
         return run(bench, chosen)
 
 
@@ -96,17 +95,17 @@ def delete_all(
     if resume and output is None:
         raise QueryError("there is nothing to resume without a record; name its file as output (-o)")
     options = Options(named(method), seed, chat, layer, certificate=certificate)
-    bench = bench_for(model, facts, options, vindex, progress)
+    bench = Bench(model, facts, options, vindex, progress)
     relations = [relation] if isinstance(relation, str) else list(relation)
     asked = {"relations": relations, "known_from": known_from}
-    chosen = [fact for name in relations for fact, _ in bench.known(name, known_from)[:limit]]
+    chosen = [fact for name in relations for fact in bench.known(name, known_from)[:limit]]
     if not chosen:
         raise ProbeError(f"{model.name}: knows no fact of {', '.join(relations)} with P ≥ {known_from}")
     entries = _resumed(bench, asked, Path(output)) if resume and output else []
     left = [fact for fact in chosen if fact.name not in {entry["name"] for entry in entries}]
-    advance = progress("facts", len(left) * expected_seconds(bench))
+    advance = progress("facts", len(left) * bench.seconds)
     for fact in left:
-        with staged(bench, advance, f"{fact.name}: "):
+        with bench.staged(advance, f"{fact.name}: "):
             result = run(bench, fact)
         entries.append(record.entry(result))
         if output:
@@ -138,15 +137,14 @@ def verify_patch(
         raise PatchError("the patch does not say which fact it deletes; give --fact SUBJECT/RELATION (fact=…)")
     seed = _said(found, "seed", 0) if seed is None else seed
     chat = _said(found, "chat", False) if chat is None else chat
-    recorded = _said(found, "verdicts", {})
-    bench = bench_for(model, facts, Options((), seed, chat, certificate=certificate), None, progress)
+    bench = Bench(model, facts, Options((), seed, chat, certificate=certificate), None, progress)
     patches.require_base(model.path, found)
     chosen = bench.panel.find(name)
-    with staged(bench, progress(name, expected_seconds(bench))):
+    with bench.staged(progress(name, bench.seconds)):
         done = run(bench, chosen, found.delta)
     measured = {standard: verdict.result for standard, verdict in done.verdicts.items()}
-    claims = (Claim(standard, str(said), measured.get(standard, "none")) for standard, said in recorded.items())
-    return replace(done, claims=tuple(claims))
+    recorded = _said(found, "verdicts", {}).items()
+    return replace(done, claims=tuple(Claim(name, str(said), measured.get(name, "none")) for name, said in recorded))
 
 
 def run(bench: Bench, fact: Fact, given: Delta | None = None) -> Deletion:
@@ -155,19 +153,19 @@ def run(bench: Bench, fact: Fact, given: Delta | None = None) -> Deletion:
     The model is as before when this returns.
     """
     began = time.perf_counter()
-    bench.tick("unpatched answers")
+    bench.tick("unpatched answers", 5)
     sets = split(bench.panel, fact, bench.encoder, bench.options.seed)
     before = bench.baseline.of([sets.headline])[0]
     results: dict[str, MethodResult] = {}
     if before.probability >= KNOWN:
         bench.baseline.prepare(sets)
-        exam = None
+        exam, trial = None, Trial(bench, fact, sets.fit)
         if bench.options.certificate:
-            bench.tick("attacks on the unpatched model")
+            bench.tick("attacks on the unpatched model", 25)
             exam = Exam(bench.baseline, bench.encoder, bench.panel, sets, bench.options.attacks)
         for method in bench.options.methods if given is None else (given.method,):
             start = time.perf_counter()
-            found = METHODS[method](bench, fact, sets.fit) if given is None else Found(given)
+            found = METHODS[method](trial) if given is None else Found(given)
             results[method] = judged(bench, sets, exam, found, start)
     return Deletion(bench, sets, before, results, time.perf_counter() - began)
 

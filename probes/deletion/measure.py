@@ -67,12 +67,9 @@ class SetChange:
     asked: int
 
     @property
-    def losses(self) -> tuple[float, ...]:
-        return tuple(change.loss for change in self.changes)
-
-    @property
     def mean(self) -> float | None:
-        return _mean(self.losses)
+        """Of the losses."""
+        return _mean([change.loss for change in self.changes])
 
     @property
     def before(self) -> float | None:
@@ -86,7 +83,7 @@ class SetChange:
 
     @property
     def mean_absolute(self) -> float | None:
-        return _mean([abs(loss) for loss in self.losses])
+        return _mean([abs(change.loss) for change in self.changes])
 
     @property
     def worst(self) -> Change | None:
@@ -137,12 +134,11 @@ class Baseline:
 
     def of(self, prompts: Iterable[Prompt]) -> list[Outcome]:
         """Outcomes in the prompts' order."""
-        wanted = list(prompts)
-        missing = {(prompt.ids, prompt.answer): prompt for prompt in wanted}
-        missing = {key: prompt for key, prompt in missing.items() if key not in self.outcomes}
+        keyed = [((prompt.ids, prompt.answer), prompt) for prompt in prompts]
+        missing = {key: prompt for key, prompt in keyed if key not in self.outcomes}
         for prompt, outcome in answers(self.model, list(missing.values())):
             self.outcomes[prompt.ids, prompt.answer] = outcome
-        return [self.outcomes[prompt.ids, prompt.answer] for prompt in wanted]
+        return [self.outcomes[key] for key, _ in keyed]
 
     def prepare(self, sets: Sets) -> None:
         """Run everything that `measure` compares with; the weights must be the original ones."""
@@ -156,7 +152,7 @@ def answers(model: nn.Module, prompts: Sequence[Prompt]) -> Iterable[tuple[Promp
     """Each prompt with what the model says after it now, in batches (not in order)."""
     for group in batches(prompts, device_of(model)):
         with torch.no_grad():
-            log_probs = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
+            log_probs = unembed(model, group.hidden(model))
         yield from zip(group.prompts, _outcomes(group, log_probs), strict=True)
 
 

@@ -16,8 +16,7 @@ from scipy.stats import binomtest
 
 from probes.deletion.bench import Bench
 from probes.deletion.certificate import Certificate
-from probes.deletion.controls import random_suppression
-from probes.deletion.experiment import FactResult, MethodResult
+from probes.deletion.experiment import FactResult, MethodResult, random_suppression
 from probes.deletion.layer import Tried
 from probes.deletion.measure import GROUPS, Change, Outcome, SetChange
 from probes.deletion.verdict import STANDARDS, Criterion, Verdict
@@ -82,6 +81,27 @@ def entry(result: FactResult) -> Entry:
     """What the record of many facts says of one."""
     methods = {name: _short(found) for name, found in result.methods.items()}
     return plain({**_fact(result), "methods": methods, "seconds": result.seconds})
+
+
+def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """A row for each fact and method: the losses that decide `strict`, means all of them, and the verdicts."""
+    return [
+        {
+            "fact": fact["name"],
+            "answer": fact["answer"],
+            "method": name,
+            "layer": found["layer"],
+            "loss": found["suppression"],
+            "paraphrases": found["sets"]["paraphrases"]["mean"],
+            "other subjects": found["sets"]["other_subjects"]["mean_absolute"],
+            "its other facts": found["sets"]["same_subject"]["mean"],
+            "same answer": found["sets"]["same_answer"]["mean"],
+            "neutral KL": found["neutral_kl"],
+            **{standard: verdict["result"] for standard, verdict in found["verdicts"].items()},
+        }
+        for fact in entries
+        for name, found in fact["methods"].items()
+    ]
 
 
 def choices(bench: Bench) -> dict[str, Any]:

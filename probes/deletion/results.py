@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from probes.deletion import plot, record
 from probes.deletion.bench import Bench
@@ -95,20 +95,7 @@ class Deletion(FactResult, Result):
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each method: mean losses of the fact, its paraphrases and what should stay, and the verdicts."""
-        return [
-            {
-                "method": name,
-                "layer": found.delta.layer,
-                "fact": found.effect.headline.loss,
-                "paraphrases": found.effect.groups["paraphrases"].mean,
-                "other subjects": found.effect.groups["other_subjects"].mean_absolute,
-                "its other facts": found.effect.groups["same_subject"].mean,
-                "same answer": found.effect.groups["same_answer"].mean,
-                "neutral KL": found.effect.neutral_kl,
-                **{standard: verdict.result for standard, verdict in found.verdicts.items()},
-            }
-            for name, found in self.methods.items()
-        ]
+        return record.rows([record.entry(self)])
 
     def save(self, path: str | Path) -> None:
         """Write the patch where `path` ends in .safetensors, the record where it ends in .json.
@@ -125,11 +112,11 @@ class Deletion(FactResult, Result):
 
     def save_patch(self, path: Path) -> Delta:
         """Write the first rank-1 change of a gate_proj as a patch file of any name, and return it."""
-        made = next(((found, found.delta) for found in self.methods.values() if isinstance(found.delta, Delta)), None)
-        if made is None:
+        found = next((found for found in self.methods.values() if isinstance(found.delta, Delta)), None)
+        if found is None:
             why = "its methods change other weights" if self.methods else "the model does not know this fact"
             raise ProbeError(f"{self.fact.name}: no patch to save, {why}")
-        (found, delta), loaded = made, self.bench.loaded
+        delta, loaded = cast(Delta, found.delta), self.bench.loaded
         provenance = {
             "model": loaded.name,
             "revision": loaded.revision,
@@ -140,8 +127,7 @@ class Deletion(FactResult, Result):
             "suppression": found.effect.headline.loss,
             "verdicts": {name: verdict.result for name, verdict in found.verdicts.items()},
         }
-        unpatched = weight(loaded.model, "gate_proj", delta.layer)
-        patches.save(path, delta, loaded.path, provenance, unpatched)
+        patches.save(path, delta, loaded.path, provenance, weight(loaded.model, "gate_proj", delta.layer))
         return delta
 
     def plot(self, path: str | Path) -> None:
@@ -173,21 +159,8 @@ class Deletions(Result):
         return record.all_facts(self.bench, self.asked, self.facts)
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each fact and method."""
-        return [
-            {
-                "fact": fact["name"],
-                "answer": fact["answer"],
-                "method": name,
-                "layer": found["layer"],
-                "loss": found["suppression"],
-                "paraphrases": found["sets"]["paraphrases"]["mean"],
-                "other subjects": found["sets"]["other_subjects"]["mean_absolute"],
-                **{standard: verdict["result"] for standard, verdict in found["verdicts"].items()},
-            }
-            for fact in self.facts
-            for name, found in fact["methods"].items()
-        ]
+        """A row for each fact and method, as `Deletion.rows` has them."""
+        return record.rows(self.facts)
 
     def plot(self, path: str | Path) -> None:
         """Draw what each fact, its paraphrases and other subjects lost to `path`, .html or .png."""

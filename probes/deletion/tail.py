@@ -1,16 +1,15 @@
 """The model from a layer's FFN on: what a change of that layer's gates does, at a fraction of a pass.
 
-- A patch in layer l changes nothing before that layer's FFN, and next to nothing before the subject: `begin` runs what
-  precedes both once, `Tail` the rest for any change.
-- Where later layers do more than attend to all that stands before (linear attention, a window shorter than a prompt),
-  what precedes the subject is no set of keys and values, and prompts cannot lie end to end: there a tail is the whole
-  prompts from the layer's FFN on, padded on the right (`separate`).
-- `check_parts` holds all this against the model run whole, before any work.
+A patch changes nothing before its layer's FFN, and next to nothing before the subject: `begin` runs what precedes both
+once, `Tail` the rest for any change. Where later layers do more than attend to all that stands before (linear
+attention, a window shorter than a prompt), what precedes the subject is no set of keys and values, and prompts cannot
+lie end to end: there a tail is the whole prompts from the layer's FFN on, padded on the right (`separate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate, product
 from typing import Any, NamedTuple
 
@@ -19,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from probes.facts.passes import answer_places, batch, batches, device_of, part, require_same, run_whole, summed, unembed
+from probes.facts.passes import answer_places, batch, batches, device_of, part, require_same, summed, unembed
 from probes.facts.prompts import Prompt
 from probes.live.hooks import capture, edited
 from probes.live.sites import Layer, Site, layers, sites
 
 CHECKED_CHANGE = 0.5
-"""Random change of the gates, in shares of their spread, under which the two are compared."""
-
-
+"""Random change of the gates, in shares of their spread, under which a tail is held against the model run whole."""
 CAPTURED = ("mlp_in", "mlp_out", "residual", "gate", "up")
 """What a tail needs of the patched layer; `Begun` and `Tail` call it by the same names."""
 
@@ -39,25 +36,15 @@ class Begun(NamedTuple):
     """
 
     prompt: Prompt
-    before: int
-    """S"""
-    mlp_in: Tensor
-    """(T, H)"""
-    mlp_out: Tensor
-    """(T, H)"""
-    residual: Tensor
-    """(T, H) after the layer."""
-    gate: Tensor
-    """(T, I) pre-activations."""
-    up: Tensor
-    """(T, I)"""
-    keys: Tensor
-    """(L, heads, S, D) in each of the L later layers."""
-    values: Tensor
-    """(L, heads, S, D)"""
+    before: int  # S
+    mlp_in: Tensor  # (T, H)
+    mlp_out: Tensor  # (T, H)
+    residual: Tensor  # (T, H), after the layer
+    gate: Tensor  # (T, I), pre-activations
+    up: Tensor  # (T, I)
+    past: Tensor  # (L, 2, heads, S, D), keys and values in the L later layers; of no elements where there are none
     separate: bool
-    unchanged: Tensor
-    """(N, H) the last layer's residual stream at the answer positions."""
+    unchanged: Tensor  # (N, H), the last layer's residual stream at the answer positions
 
     @property
     def subjects(self) -> list[int]:
@@ -75,9 +62,8 @@ def separate(model: nn.Module, layer: int, longest: int) -> bool:
     causal: Any = model
     config = causal.get_decoder().config
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * len(
-        layers(model)
-    )
+    kind = "sliding_attention" if window else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [kind] * len(layers(model))
     short = {"full_attention"} | ({"sliding_attention"} if window and longest <= window else set())
     return not set(kinds[layer + 1 :]) <= short
 
@@ -95,22 +81,17 @@ def begin(model: nn.Module, chosen: Sequence[int], prompts: Sequence[Prompt]) ->
             last = rest(inputs_embeds=seen[Site("residual", first)], past_key_values=cache)
         for layer, (row, prompt) in product(chosen, enumerate(group.prompts)):
             start, stop = 0 if apart else min(prompt.subject), len(prompt.ids) + len(prompt.answer[:-1])
-            later: Any = cache.layers[layer + 1 :] if cache else []
+            later: Any = cache.layers[layer + 1 :] if cache else ()
+            past = [torch.stack((each.keys[row, :, :start], each.values[row, :, :start])) for each in later]
             begun[layer, prompt] = Begun(
                 prompt,
                 start,
                 **{role: seen[Site(role, layer)][row, start:stop].clone() for role in CAPTURED},
-                keys=_stacked([each.keys[row, :, :start] for each in later]),
-                values=_stacked([each.values[row, :, :start] for each in later]),
+                past=torch.stack(past or [torch.empty(2, 0, 0, 0)]),
                 separate=apart,
                 unchanged=last[row, group.columns[group.rows == row]],
             )
     return {layer: [begun[layer, prompt] for prompt in prompts] for layer in chosen}
-
-
-def _stacked(each: Sequence[Tensor]) -> Tensor:
-    """One tensor, of no elements where no later layer has any."""
-    return torch.stack(list(each)) if each else torch.empty(0, 0, 0, 0)
 
 
 class Tail:
@@ -128,8 +109,7 @@ class Tail:
         self.mlp_in, self.mlp_out, self.residual, self.gate, self.up = (
             torch.cat([getattr(each, role) for each in begun]) for role in CAPTURED
         )
-        self._keys = torch.cat([each.keys for each in begun], -2)
-        self._values = torch.cat([each.values for each in begun], -2)
+        self._past = torch.cat([each.past for each in begun], -2)
         self._unchanged = torch.cat([each.unchanged for each in begun])
         lengths = [len(each.mlp_in) for each in begun]
         begins = list(accumulate(lengths[:-1], initial=0))
@@ -154,19 +134,24 @@ class Tail:
 
     def log_probs(self, change: Tensor | None = None) -> Tensor:
         """Float32 log-probabilities (N, V) at the answer positions, after adding `change` (T, I) to the gate."""
-        return unembed(self.model, self.last_hidden(change))
+        return unembed(self.model, self._unchanged if change is None else self.last_hidden(self.down_in(change)))
 
-    def last_hidden(self, change: Tensor | None = None) -> Tensor:
-        """The last layer's residual stream (N, H) there, from which the distributions are computed."""
-        return self._unchanged if change is None else self.last_hidden_of(self.down_in(change))
+    @cached_property
+    def said(self) -> Tensor:
+        """(B,) log-probability of each prompt's whole answer in the unchanged model."""
+        with torch.no_grad():
+            return self.answers(self.log_probs())
 
     def down_in(self, change: Tensor | float = 0.0) -> Tensor:
         """(T, I) what down_proj reads, after adding `change` (T, I) to the gate."""
         activation: Any = self.at.mlp.act_fn
         return activation((self.gate + change).to(self.gate.dtype)) * self.up
 
-    def last_hidden_of(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
-        """The same for another input of down_proj, (T, I), and after adding (T, H) to what it gives."""
+    def last_hidden(self, down_in: Tensor, added: Tensor | float = 0.0) -> Tensor:
+        """(N, H) the last layer's residual stream at the answer positions.
+
+        For this input of down_proj, (T, I), and after adding (T, H) to what it gives.
+        """
         hidden = (self.residual + (self.at.down_proj(down_in) - self.mlp_out + added)).to(self.residual.dtype)
         if self._separate:
             width = int(self._positions.max()) + 1
@@ -205,24 +190,36 @@ class Tail:
 
     def _cache(self) -> Any:
         """A cache that holds what stands before the subject; a pass appends to it, so each gets its own."""
-        if not self._keys.numel():
+        if not self._past.numel():
             return None
-        cache = DynamicCache()
-        for index in range(self.at.number + 1):  # layers before the tail's first, which it never asks for
-            cache.update(self._keys[:1], self._values[:1], index)
-        for index, (keys, values) in enumerate(zip(self._keys, self._values, strict=True), self.at.number + 1):
+        cache, earlier = DynamicCache(), self._past[:1].expand(self.at.number + 1, -1, -1, -1, -1)
+        for index, (keys, values) in enumerate((*earlier, *self._past)):  # the tail never asks for the earlier ones
             cache.update(keys[None], values[None], index)
         return cache
 
 
-def check_parts(model: nn.Module, layer: int, prompt: Prompt) -> None:
-    """The same for a tail from `layer` on, whose gates are changed at random from the subject on."""
-    tail, group = Tail.of(model, layer, [prompt]), batch([prompt], device_of(model))
-    draw = torch.Generator().manual_seed(0)
-    size = CHECKED_CHANGE * tail.gate.float().std()
-    change = size * torch.randn(tail.gate.shape, generator=draw).to(tail.gate.device)
-    everywhere = pad(change, (0, 0, group.ids.shape[1] - len(change), 0))
-    with torch.no_grad(), edited(model, {("gate", layer): lambda gate: gate + everywhere}):
-        whole = run_whole(model, group)
+def check_parts(model: nn.Module, prompt: Prompt, chosen: Sequence[int]) -> None:
+    """An architecture that does more than its layers and its final norm cannot be measured in parts: ProbeError.
+
+    On the positions of `prompt` that count, the layers all together are held against the model run whole; so is a tail
+    from each of the `chosen` layers on, with gates that are changed at random from the subject on.
+    """
+    causal: Any = model
+    group = batch([prompt], device_of(model))
+
+    def whole() -> Tensor:
+        return causal(group.ids, use_cache=False).logits[group.rows, group.columns].float().log_softmax(-1)
+
+    def require_tail(layer: int) -> None:
+        tail, draw = Tail.of(model, layer, [prompt]), torch.Generator().manual_seed(0)
+        size = CHECKED_CHANGE * tail.gate.float().std()
+        change = size * torch.randn(tail.gate.shape, generator=draw).to(tail.gate.device)
+        everywhere = pad(change, (0, 0, group.ids.shape[1] - len(change), 0))
+        with edited(model, {("gate", layer): lambda gate: gate + everywhere}):
+            changed = whole()
+        require_same(model, changed, tail.log_probs(change))
+
     with torch.no_grad():
-        require_same(model, whole, tail.log_probs(change))
+        require_same(model, whole(), unembed(model, group.hidden(model)))
+        for layer in chosen:
+            require_tail(layer)

@@ -162,9 +162,6 @@ def _relation(record: dict[str, Any], where: str) -> Relation:
         raise FactError(
             f"{where}: relation {name!r} needs a list of at least {MIN_TEMPLATES} templates (and no subject)"
         )
-    about = record.get("about", list(ABOUT))
-    if not isinstance(about, list) or not about:
-        raise FactError(f"{where}: about is {about!r}, expected a list of sentences with {{}}")
     reference = record.get("reference", [])
     if not isinstance(reference, list) or not all(isinstance(subject, str) for subject in reference):
         raise FactError(f"{where}: reference is {reference!r}, expected a list of subjects")
@@ -176,7 +173,7 @@ def _relation(record: dict[str, Any], where: str) -> Relation:
         templates=_templates(record, "templates", where),
         question=_text(record, "question", where) if "question" in record else templates[0],
         reference=tuple(reference),
-        about=_templates({"about": about}, "about", where),
+        about=_templates(record, "about", where) or ABOUT,
         fit_templates=_templates(record, "fit_templates", where),
         questions=_templates(record, "questions", where),
         subject_first=first,

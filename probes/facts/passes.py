@@ -4,7 +4,6 @@
   batch gives what single prompts give.
 - Logits are computed at the answer's positions only.
 - `part` is the model between two layers, sharing all weights.
-- `check_layers` holds the parts, all together, against the model run whole, before any work.
 """
 
 from __future__ import annotations
@@ -44,6 +43,10 @@ class Batch(NamedTuple):
     """(N,) its column."""
     targets: Tensor
     """(N,) the answer token there; 0 for a prompt without an answer."""
+
+    def hidden(self, model: nn.Module) -> Tensor:
+        """(N, H) the last layer's residual stream at the positions looked at."""
+        return last_hidden(model, self.ids)[self.rows, self.columns]
 
     def answers(self, log_probs: Tensor) -> Tensor:
         """(B,) log-probability of each prompt's whole answer, from log-probabilities (N, V) at `rows`, `columns`."""
@@ -138,23 +141,6 @@ def kl_between(model: nn.Module, before: Tensor, after: Tensor) -> Tensor:
 def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
     """Residual stream (B, T, H) after the last layer."""
     return part(model, 0, len(layers(model)))(input_ids=ids)
-
-
-def check_layers(model: nn.Module, prompt: Prompt) -> None:
-    """An architecture that does more than its layers and its final norm cannot be measured in parts: ProbeError.
-
-    The layers all together are held against the model run whole, on the positions of `prompt` that count.
-    """
-    group = batch([prompt], device_of(model))
-    with torch.no_grad():
-        parts = unembed(model, last_hidden(model, group.ids)[group.rows, group.columns])
-        require_same(model, run_whole(model, group), parts)
-
-
-def run_whole(model: nn.Module, group: Batch) -> Tensor:
-    """Float32 log-probabilities (N, V) at the positions of one prompt that count, by the model's own forward."""
-    causal: Any = model
-    return causal(group.ids, use_cache=False).logits[group.rows, group.columns].float().log_softmax(-1)
 
 
 def require_same(model: nn.Module, whole: Tensor, parts: Tensor) -> None:

@@ -16,10 +16,11 @@ Subjects with the deleted answer are never in `Fit`, and only in `same_answer` o
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 from probes.facts import BUNDLED, Fact, Panel, Relation, families
-from probes.facts.families import Asked
 from probes.facts.prompts import Encoder, Prompt
 from vindex.errors import FactError
 
@@ -43,6 +44,11 @@ class Fit(NamedTuple):
     """The deleted fact asked in other ways, by family."""
     questions: tuple[Prompt, ...]
     """From which the model may be let write freely; they have no answer."""
+
+    @property
+    def asked(self) -> tuple[Prompt, ...]:
+        """Every prompt that asks for the fact, the headline first."""
+        return self.phrasings + tuple(chain(*self.families.values()))
 
 
 class HeldOut(NamedTuple):
@@ -69,37 +75,10 @@ class Sets(NamedTuple):
     held_out: HeldOut
     seed: int
 
-    def answers(self, family: str) -> tuple[str, ...]:
-        """What a model says in that family when it knows the fact: the answer, in a language the translated one too."""
-        names = self.fact.translations.get(family)
-        return tuple(dict.fromkeys((names.answer, self.fact.answer))) if names else (self.fact.answer,)
-
-
-class Drawn(NamedTuple):
-    """What the seed gives to the method, and what it holds out."""
-
-    reference: Fact
-    fit_subjects: list[Fact]
-    held_out_subjects: list[Fact]
-    used: list[int]
-    """Numbers of the templates that the method sees, the headline's first."""
-    kept: list[int]
-    same_answer: list[Fact]
-
 
 def split(panel: Panel, fact: Fact, encoder: Encoder, seed: int = 0) -> Sets:
     """Draw the sets for `fact`. Raises FactError when the relation has too few subjects to hold any out."""
-    drawn = _draw(panel, fact, seed)
-    others = drawn.fit_subjects, [drawn.reference, *drawn.held_out_subjects]
-    draw = random.Random(f"{seed}/{fact.name}/families")
-    one, other = families.sides(panel.relations[fact.relation], (drawn.used, drawn.kept), others, draw)
-    fit = _fit(encoder, panel, fact, drawn, families.ask(encoder, fact, one, draw, families.FIT_MEMBERS))
-    held_out = _held_out(encoder, panel, fact, drawn, families.ask(encoder, fact, other, draw))
-    return Sets(fact, fit.phrasings[0], fit, held_out, seed)
-
-
-def _draw(panel: Panel, fact: Fact, seed: int) -> Drawn:
-    relation = panel.relations[fact.relation]
+    relation, draw = panel.relations[fact.relation], random.Random(f"{seed}/{fact.name}")
     others = [
         other for other in panel.of(fact.relation) if other.answer != fact.answer and other.subject != fact.subject
     ]
@@ -108,50 +87,49 @@ def _draw(panel: Panel, fact: Fact, seed: int) -> Drawn:
             f"{fact.name}: {panel.name} has {len(others)} other subjects with another answer for {fact.relation!r}, "
             f"at least {MIN_OTHERS} are needed"
         )
-    draw = random.Random(f"{seed}/{fact.name}")
     reference = _reference(relation, others, draw)
-    rest = [other for other in others if other is not reference]
-    draw.shuffle(rest)
-    half = len(rest) // 2
-    return Drawn(reference, rest[:half], rest[half:], *_templates(relation, draw), _same_answer(panel, fact, draw))
+    others.remove(reference)
+    draw.shuffle(others)
+    half = len(others) // 2
+    ours, theirs = others[:half], [reference, *others[half:]]
+    seen, kept = _templates(relation, draw)
+    same_answer = _same_answer(panel, fact, draw)
+    draw = random.Random(f"{seed}/{fact.name}/families")
+    one, other = families.sides(relation, (seen, kept), (ours, theirs), draw)
+    asked, unseen = (
+        families.ask(encoder, fact, one, draw, families.FIT_MEMBERS),
+        families.ask(encoder, fact, other, draw),
+    )
+    spoken = families.in_languages(encoder, fact, relation)
 
+    def ask(facts: Iterable[Fact], *templates: int) -> tuple[Prompt, ...]:
+        return tuple(encoder.fact(one, panel.relations[one.relation], number) for one in facts for number in templates)
 
-def _fit(encoder: Encoder, panel: Panel, fact: Fact, drawn: Drawn, asked: Asked) -> Fit:
-    relation = panel.relations[fact.relation]
-    return Fit(
-        phrasings=tuple(encoder.fact(fact, relation, template) for template in drawn.used),
-        others=tuple(
-            encoder.fact(other, relation, template)
-            for other in drawn.fit_subjects
-            for template in drawn.used[:OTHERS_TEMPLATES]
-        ),
+    fit = Fit(
+        phrasings=ask([fact], *seen),
+        others=ask(ours, *seen[:OTHERS_TEMPLATES]),
         about=tuple(
             encoder.plain(text, fact.subject, f"about {fact.subject}#{n}") for n, text in enumerate(relation.about)
         ),
         families=asked.families,
         questions=asked.questions,
     )
-
-
-def _held_out(encoder: Encoder, panel: Panel, fact: Fact, drawn: Drawn, asked: Asked) -> HeldOut:
-    def ask(other: Fact, template: int = 0) -> Prompt:
-        return encoder.fact(other, panel.relations[other.relation], template)
-
-    spoken = families.in_languages(encoder, fact, panel.relations[fact.relation])
-    return HeldOut(
-        paraphrases=tuple(ask(fact, template) for template in drawn.kept),
-        reference=(ask(drawn.reference),),
-        other_subjects=tuple(ask(other) for other in (drawn.reference, *drawn.held_out_subjects)),
+    held_out = HeldOut(
+        paraphrases=ask([fact], *kept),
+        reference=ask([reference], 0),
+        other_subjects=ask(theirs, 0),
         same_subject=tuple(
-            ask(other, n)
-            for other in _same_subject(panel, fact)
-            for n in range(len(panel.relations[other.relation].templates))
+            prompt
+            for other in panel.facts
+            if other.subject == fact.subject and other.relation != fact.relation
+            for prompt in ask([other], *range(len(panel.relations[other.relation].templates)))
         ),
-        same_answer=tuple(ask(other, n) for other in drawn.same_answer for n in (0, 1)),
+        same_answer=ask(same_answer, 0, 1),
         neutral=tuple(encoder.text(passage) for passage in passages("neutral.txt")),
-        families=asked.families | spoken.families,
-        questions=asked.questions + spoken.questions,
+        families=unseen.families | spoken.families,
+        questions=unseen.questions + spoken.questions,
     )
+    return Sets(fact, fit.phrasings[0], fit, held_out, seed)
 
 
 def passages(name: str) -> tuple[str, ...]:
@@ -174,10 +152,6 @@ def _reference(relation: Relation, others: list[Fact], draw: random.Random) -> F
         if subject in named:
             return named[subject]
     return draw.choice(others)
-
-
-def _same_subject(panel: Panel, fact: Fact) -> list[Fact]:
-    return [other for other in panel.facts if other.subject == fact.subject and other.relation != fact.relation]
 
 
 def _same_answer(panel: Panel, fact: Fact, draw: random.Random) -> list[Fact]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from probes.atlas import panel as facts
-from probes.deletion.bench import Bench, Options
+from probes.deletion.bench import Bench
 from probes.deletion.delete import run
-from probes.deletion.generic import own_text
-from probes.deletion.options import ForwardOptions
+from probes.deletion.keys import own_text
+from probes.deletion.options import ForwardOptions, Options
 from probes.gates.apply import gated
 from probes.gates.data import read_forget, read_retain
 from probes.gates.gates import Gates

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from probes.deletion.baselines import BASELINES, BaselineOptions, baseline, contrast, descend, regression, response
-from probes.deletion.controls import DRAWS, drawn
-from probes.deletion.layer import asked, least_harmful
+from probes.atlas import panel as atlas
+from probes.deletion.baselines import BASELINES, baseline, contrast, descend, regression, response
+from probes.deletion.bench import Bench
+from probes.deletion.experiment import DRAWS, METHODS, controls, named
+from probes.deletion.layer import Trial, least_harmful
 from probes.deletion.measure import answers
-from probes.deletion.methods import METHODS, named
+from probes.deletion.options import BaselineOptions, Options
 from probes.live.hooks import patched
 from probes.live.sites import layers, weight
 from probes.weights.delta import Wide, relative_norm
@@ -77,13 +79,17 @@ def test_neurons_that_fire_more_for_the_subject_stand_out():
 
 
 @pytest.fixture(scope="module")
-def made(bench, sets):
+def trial(loaded, sets):
+    return Trial(Bench(loaded, atlas.panel(), Options(baselines=OPTIONS)), sets.fact, sets.fit)
+
+
+@pytest.fixture(scope="module")
+def made(trial):
     """Each baseline's change of the atlas."""
-    moment = lambda layer: bench.generic_moments("hidden")[layer]  # noqa: E731
-    before = [layer.mlp.state_dict() for layer in layers(bench.model)]
+    before = [layer.mlp.state_dict() for layer in layers(trial.model)]
     before = [{name: value.clone() for name, value in state.items()} for state in before]
-    found = {name: baseline(name, bench.trial(sets.fit), bench.layers, moment, OPTIONS) for name in BASELINES}
-    for state, layer in zip(before, layers(bench.model), strict=True):
+    found = {name: baseline(name, trial) for name in BASELINES}
+    for state, layer in zip(before, layers(trial.model), strict=True):
         assert all(torch.equal(value, layer.mlp.state_dict()[name]) for name, value in state.items())
     return found
 
@@ -99,9 +105,8 @@ def test_every_baseline_changes_one_projection_of_a_layer_that_was_tried(name, m
 
 
 @pytest.mark.parametrize("name", ["rome", "rome_plain", "gradient"])
-def test_the_strength_is_the_least_that_suppresses_what_is_fitted(name, made, bench, sets):
-    delta = made[name].delta
-    phrasings = asked(bench.trial(sets.fit).fit)
+def test_the_strength_is_the_least_that_suppresses_what_is_fitted(name, made, bench, trial):
+    delta, phrasings = made[name].delta, trial.fit.asked
     before = {prompt: outcome.probability for prompt, outcome in answers(bench.model, phrasings)}
 
     def suppressed(change: Wide) -> float:
@@ -128,7 +133,7 @@ def test_the_shapes_of_the_changes_are_those_of_their_formulas(made, bench):
 
 def test_controls_of_a_wide_change_are_random_ones_of_its_size_in_its_place(made):
     delta = made["rome"].delta
-    tried = list(drawn(delta, 0))
+    tried = list(controls(delta, 0))
     assert [one.method for one in tried] == ["random"] * DRAWS
     assert all((one.layer, one.projection) == (delta.layer, "down_proj") for one in tried)
     assert [one.norm for one in tried] == pytest.approx([delta.norm] * DRAWS, rel=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +11,9 @@ from torch import nn
 
 from probes.atlas import panel as atlas
 from probes.deletion import verdict
-from probes.deletion.bench import Bench, Options
+from probes.deletion.bench import Bench
 from probes.deletion.certificate import (
     NEGATIONS,
-    Attacks,
     Certificate,
     Exam,
     Text,
@@ -29,7 +27,7 @@ from probes.deletion.certificate import (
 )
 from probes.deletion.delete import run
 from probes.deletion.measure import Baseline, Change, Outcome, SetChange, answers
-from probes.deletion.stages import expected
+from probes.deletion.options import Attacks, Options
 from probes.facts import Fact
 from probes.facts.prompts import Encoder, Prompt
 from probes.live.hooks import patched, same_bits
@@ -66,8 +64,8 @@ def test_a_patch_of_zero_changes_nothing_before_relearning(loaded, exam):
     assert set(found.families) == {*exam.sets.held_out.families, "negation"}
     for group in (*found.families.values(), found.four_bit):
         assert group.changes
-        assert group.losses == pytest.approx([0.0] * len(group.losses), abs=1e-5)
-    assert found.relearned.changes and any(abs(loss) > 1e-6 for loss in found.relearned.losses)
+        assert [one.loss for one in group.changes] == pytest.approx([0.0] * len(group.changes), abs=1e-5)
+    assert any(abs(one.loss) > 1e-6 for one in found.relearned.changes)
     robust = verdict.judge("robust", {"suppression of the fact": verdict.Figure(0.99, 1)} | found.figures)
     assert robust.result == "fail"
     assert {one.name for one in robust.criteria if one.holds is False} >= {"written, greedily", "families, suppression"}
@@ -245,14 +243,14 @@ def test_what_the_model_does_not_know_is_not_measured():
 
 
 def test_the_unpatched_side_is_run_once_and_every_stage_ticks(loaded):
-    told: list[str] = []
-    bench = Bench(loaded, atlas.panel(), Options(("geometric",), attacks=SHORT), tick=told.append)
-    found = run(bench, bench.panel.find("France/capital"))
-    assert len(told) == len(expected(bench))
-    assert all(stage.startswith(beginning) for stage, beginning in zip(told, expected(bench), strict=True))
-    assert found.methods["geometric"].verdicts["robust"].result == "fail"
-    plain = dataclasses.replace(bench.options, certificate=False)
-    bench = Bench(loaded, atlas.panel(), plain, tick=(quiet := []).append)
-    without = run(bench, bench.panel.find("France/capital")).methods["geometric"]
-    assert without.certificate is None and len(quiet) == len(expected(bench))
-    assert set(without.verdicts) == {"published", "strict"}
+    stages = ["unpatched answers", "attacks on the unpatched model", "geometric"]
+    stages += [f"{what} geometric" for what in ("measuring", "attacks on", "controls for")]
+    for certificate in (True, False):
+        told: list[tuple[str, int]] = []
+        bench = Bench(loaded, atlas.panel(), Options(("geometric",), attacks=SHORT, certificate=certificate))
+        bench.tick = lambda stage, seconds=1, told=told: told.append((stage, seconds))
+        found = run(bench, bench.panel.find("France/capital")).methods["geometric"]
+        assert [stage for stage, _ in told] == [one for one in stages if certificate or "attacks" not in one]
+        assert sum(seconds for _, seconds in told) == bench.seconds
+        assert (found.certificate is not None) == certificate == ("robust" in found.verdicts)
+    assert found.verdicts["strict"].result == "fail"

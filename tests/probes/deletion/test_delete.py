@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from probes.atlas import panel as atlas
-from probes.deletion.bench import Bench, Options
-from probes.deletion.controls import random_suppression
+from probes.deletion.baselines import gate_directions, geometric
+from probes.deletion.bench import Bench
 from probes.deletion.delete import run
+from probes.deletion.experiment import random_suppression
 from probes.deletion.forward import forward
-from probes.deletion.geometric import gate_directions, geometric
+from probes.deletion.layer import Trial
 from probes.deletion.measure import Baseline, measure
-from probes.deletion.options import ForwardOptions
+from probes.deletion.options import ForwardOptions, Options
 from probes.live.hooks import capture, patched, same_bits
 from probes.live.sites import Site, layers, weight
 from probes.weights.delta import Delta
@@ -75,15 +77,16 @@ def test_forward_passes_strict_on_the_fact_that_the_docs_claim_and_geometric_fai
     assert {verdict.result for verdict in other.verdicts.values()} == {"fail"}
 
 
-def test_the_methods_do_not_touch_the_model(bench, sets):
+def test_the_methods_do_not_touch_the_model(loaded, sets):
+    bench = Bench(loaded, atlas.panel(), Options(forward=ForwardOptions(steps=3)))
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
-    forward(bench.trial(sets.fit), bench.layers, bench.generic_moments(), ForwardOptions(steps=3), lambda _: [])
-    geometric(bench.model, sets.headline.answer[0])
+    forward(Trial(bench, sets.fact, sets.fit))
+    geometric(Trial(bench, sets.fact, sets.fit))
     assert all(same_bits(before[name], value) for name, value in bench.model.state_dict().items())
 
 
-def test_geometric_closes_the_direction_most_aligned_with_the_answer(loaded, sets):
-    found = geometric(loaded.model, sets.headline.answer[0])
+def test_geometric_closes_the_direction_most_aligned_with_the_answer(loaded, result):
+    found = result.methods["geometric"].found
     gate = weight(loaded.model, "gate_proj", found.delta.layer)
     with torch.no_grad():
         closed = gate + torch.outer(found.delta.gate_write, found.delta.gate_read)
@@ -92,14 +95,18 @@ def test_geometric_closes_the_direction_most_aligned_with_the_answer(loaded, set
     assert best == max(abs(a.cosine) for a in found.scan if a.layer == found.delta.layer)
 
 
-def test_geometric_takes_the_same_direction_from_a_vindex(loaded, sets):
+def test_geometric_takes_the_same_direction_from_a_vindex(loaded, sets, result):
     gates = [gate_directions(weight(loaded.model, "gate_proj", n), 128) for n in range(len(layers(loaded.model)))]
-    exact = geometric(loaded.model, sets.headline.answer[0])
-    stored = geometric(loaded.model, sets.headline.answer[0], gate=torch.stack(gates).half().numpy())
+    exact = result.methods["geometric"]
+    bench = Bench(
+        loaded, atlas.panel(), Options(("geometric",)), SimpleNamespace(gate=torch.stack(gates).half().numpy())
+    )
+    stored = geometric(Trial(bench, sets.fact, sets.fit))
     assert stored.delta.layer == exact.delta.layer
     assert abs(float(stored.delta.gate_read @ exact.delta.gate_read)) > 0.999
     with pytest.raises(ProbeError, match="vindex gate directions have shape"):
-        geometric(loaded.model, 5, gate=torch.zeros(2, 4, 8).numpy())
+        bench.gate = torch.zeros(2, 4, 8).numpy()
+        geometric(Trial(bench, sets.fact, sets.fit))
 
 
 def test_a_fact_the_model_does_not_know_is_not_applicable(bench):

@@ -10,7 +10,6 @@ import torch
 
 import probes
 from probes.deletion.layer import Found
-from probes.deletion.stages import expected_seconds, staged
 from probes.live.hooks import same_bits
 from probes.live.sites import weight
 from probes.weights.delta import Wide
@@ -46,7 +45,7 @@ def test_a_result_shows_itself(deleted):
     assert deleted.published.passed and deleted.strict.passed and not deleted.robust.passed
     rows = deleted.rows()
     assert [row["method"] for row in rows] == ["forward", "geometric"]
-    assert rows[0]["fact"] > 0.9 and rows[0]["strict"] == "pass"
+    assert rows[0]["fact"] == "France/capital" and rows[0]["loss"] > 0.9 and rows[0]["strict"] == "pass"
     assert "<th>method</th>" in deleted._repr_html_() and "France/capital → Paris" in deleted._repr_html_()
 
 
@@ -134,8 +133,8 @@ def test_progress_is_told_from_the_first_stage_to_the_last(loaded):
 
 def test_stages_never_go_past_their_sum(bench):
     steps = []
-    with staged(bench, lambda count, note="": steps.append(count)):
+    with bench.staged(lambda count, note="": steps.append(count)):
         for _ in range(100):
-            bench.tick("value in layer 3")
-    assert sum(steps) == expected_seconds(bench)
+            bench.tick("value in layer 3", 40)
+    assert sum(steps) == bench.seconds and min(steps) == 0
     assert unseen(1) is None

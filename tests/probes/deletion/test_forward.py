@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from probes.atlas import panel as atlas
-from probes.deletion.bench import Bench, Options
+from probes.deletion.bench import Bench
 from probes.deletion.delete import run
-from probes.deletion.fisher import fisher_rows
 from probes.deletion.forward import forward, prepared, thinned
-from probes.deletion.generic import own_text
-from probes.deletion.keys import observe, read_direction
-from probes.deletion.options import ForwardOptions
+from probes.deletion.keys import observe, own_text, read_direction
+from probes.deletion.layer import Trial
+from probes.deletion.options import ForwardOptions, Options
 from probes.deletion.tail import Tail, begin
-from probes.deletion.value import fit_value, least_enough, shift, suppression
+from probes.deletion.value import fisher_rows, shift, suppression
 from probes.facts import bundled
 from probes.facts.passes import kl_between, kl_rows
 from probes.facts.prompts import Prompt
@@ -47,24 +46,14 @@ def test_a_moment_with_nothing_in_it_is_refused():
 def place(bench, sets, layer, **wanted):
     """The layer, ready for fits with these options."""
     options = dataclasses.replace(BRIEF, **wanted)
-    return prepared(bench.model, sets.fit, [layer], bench.generic_moments(), options)[layer]
+    return prepared(bench, sets.fit, [layer], options)[layer]
 
 
 def test_the_patch_is_the_same_when_fitted_twice_and_smaller_when_size_weighs_more(bench, sets):
     one, again = place(bench, sets, 1).fitted(), place(bench, sets, 1).fitted()
     assert torch.equal(one.gate_write, again.gate_write)
     small = place(bench, sets, 1, size=100.0)
-    assert value(small).norm() < value(place(bench, sets, 1)).norm()
-
-
-def value(at):
-    """d before it is scaled."""
-    return fit_value(at.model, at.layer, at.asked, at.neutral, at.read, at.guard, at.options)
-
-
-def gone(tail, read, d):
-    with torch.no_grad():
-        return suppression(tail, read, d, tail.answers(tail.log_probs()))
+    assert small.value().norm() < place(bench, sets, 1).value().norm()
 
 
 def test_fisher_rows_foretell_what_a_small_gate_change_does_to_the_distribution(tiny_checkpoint):
@@ -111,10 +100,10 @@ def test_the_guard_spares_subjects_that_it_has_not_seen(bench, sets):
     def harm(**options):
         at = place(bench, sets, 0, steps=60, **options)
         d = at.fitted().gate_write
-        assert gone(Tail(bench.model, 0, at.asked), at.read, d).median() >= 0.9
+        assert suppression(Tail(bench.model, 0, at.asked), at.read, d).median() >= 0.9
         with torch.no_grad():
-            after = tail.last_hidden(shift(tail, at.read, d))
-            return float(kl_between(bench.model, tail.last_hidden(), after).mean())
+            before, after = (tail.last_hidden(tail.down_in(change)) for change in (0.0, shift(tail, at.read, d)))
+            return float(kl_between(bench.model, before, after).mean())
 
     assert harm(others=40000.0) < 0.8 * harm(others=0.0)
 
@@ -153,49 +142,47 @@ def test_a_neutral_sentence_that_begins_like_a_phrasing_is_not_held_against_it(b
     reads = []
     for about in ((), (same,), (other,)):
         held = fit._replace(about=(*sets.fit.about, *about))
-        reads.append(prepared(bench.model, held, [1], bench.generic_moments(), BRIEF)[1].read)
+        reads.append(prepared(bench, held, [1], BRIEF)[1].read)
     assert torch.allclose(reads[0], reads[1], rtol=1e-3, atol=1e-5)
     assert not torch.allclose(reads[0], reads[2], rtol=1e-3, atol=1e-5)
 
 
 def test_the_value_is_scaled_to_what_is_enough_and_no_further(bench, sets):
-    at = place(bench, sets, 0, steps=60)
-    d, tail = value(at), Tail(bench.model, 0, at.asked)
-    little, much = (least_enough(tail, at.read, d, ForwardOptions(enough=enough)) for enough in (0.9, 0.99))
-    assert gone(tail, at.read, little)[0] >= 0.9
+    at, scaled = place(bench, sets, 0, steps=60), []
+    d = at.value()
+    for enough in (0.9, 0.99):
+        at.options = ForwardOptions(enough=enough)
+        scaled.append(at.least_enough(d))
+    little, much = scaled
+    assert suppression(Tail(bench.model, 0, at.asked), at.read, little)[0] >= 0.9
     assert little.norm() < much.norm()
     torch.testing.assert_close(little / little.norm(), much / much.norm())
 
 
 def test_where_nothing_is_enough_the_largest_strength_is_taken(bench, sets):
-    at = place(bench, sets, 0)
-    d, tail = value(at), Tail(bench.model, 0, at.asked)
-    torch.testing.assert_close(least_enough(tail, at.read, d, ForwardOptions(enough=1.1)), 2 * d)
+    at = place(bench, sets, 0, enough=1.1)
+    d = at.value()
+    torch.testing.assert_close(at.least_enough(d), 2 * d)
 
 
 def test_a_value_that_does_not_stay_finite_is_refused(bench, sets):
     with pytest.raises(NumericError, match="did not stay finite"):
-        value(place(bench, sets, 0, rate=float("inf")))
+        place(bench, sets, 0, rate=float("inf")).value()
 
 
-def test_a_layer_that_is_asked_for_needs_no_trial(bench, sets):
-    found = forward(bench.trial(sets.fit), [1], bench.generic_moments(), BRIEF, lambda _: [])
-    assert (found.delta.layer, found.scan) == (1, ())
-
-
-def test_what_the_patched_model_says_by_itself_is_fitted_too(bench, sets):
-    """The second fit begins at the first, and sees one phrasing more."""
-    said, heard = sets.held_out.paraphrases[:1], []
-
-    def speak(delta):
-        heard.append(delta)
-        return said
-
-    found = forward(bench.trial(sets.fit), [0], bench.generic_moments(), BRIEF, speak)
-    silent = forward(bench.trial(sets.fit), [0], bench.generic_moments(), BRIEF, lambda _: [])
-    assert found.own == said
-    assert torch.equal(heard[0].gate_write, silent.delta.gate_write)
-    assert not torch.equal(found.delta.gate_write, silent.delta.gate_write)
+def test_what_the_patched_model_says_by_itself_is_fitted_too(loaded, sets, monkeypatch):
+    """The second fit begins at the first, and sees one phrasing more. A layer that is asked for needs no trial."""
+    trial = Trial(Bench(loaded, atlas.panel(), Options(layer=0, forward=BRIEF)), sets.fact, sets.fit)
+    found, patches = [], []
+    for said in ((), sets.held_out.paraphrases[:1]):
+        monkeypatch.setattr(
+            "probes.deletion.forward.own_words", lambda _, delta, said=said: patches.append(delta) or said
+        )
+        found.append(forward(trial))
+        assert (found[-1].delta.layer, found[-1].scan, found[-1].own) == (0, (), said)
+    silent, fitted = found
+    assert torch.equal(patches[1].gate_write, silent.delta.gate_write)
+    assert not torch.equal(fitted.delta.gate_write, silent.delta.gate_write)
 
 
 @pytest.mark.parametrize(("dtype", "chat"), [("bfloat16", False), ("float32", True)])

@@ -14,16 +14,15 @@ from torch.nn.functional import pad
 from probes import facts
 from probes.atlas import panel as atlas
 from probes.deletion import record
-from probes.deletion.bench import Bench, Options
-from probes.deletion.certificate import Attacks
+from probes.deletion.baselines import gate_directions, geometric
+from probes.deletion.bench import Bench, candidates
 from probes.deletion.delete import run
-from probes.deletion.geometric import gate_directions, geometric
-from probes.deletion.layer import candidates
+from probes.deletion.layer import Trial
 from probes.deletion.measure import answers
-from probes.deletion.options import ForwardOptions
+from probes.deletion.options import Attacks, ForwardOptions, Options
 from probes.deletion.tail import Tail, begin, check_parts, separate
-from probes.facts.passes import check_layers
 from probes.facts.prompts import Prompt
+from probes.facts.sets import split
 from probes.live.hooks import edited
 from probes.live.load import load
 from probes.live.sites import null_layers
@@ -105,7 +104,7 @@ def test_a_window_that_no_prompt_outgrows_separates_nothing():
     model = make("mistral", sliding_window=40)
     assert not separate(model, 0, 40) and separate(model, 0, 41)
     assert not begin(model, [0], PROMPTS)[0][0].separate and begin(model, [0], PROMPTS)[0][0].before == 5
-    check_parts(model, 0, prompt(5, 48, (24,)))
+    check_parts(model, prompt(5, 48, (24,)), [0])
     assert not separate(make("llama"), 0, 10**6)
 
 
@@ -137,7 +136,7 @@ def test_what_is_more_than_its_layers_is_refused_before_any_work(kind, monkeypat
         Bench(loaded, atlas.panel(), Options())
     assert "\n" not in str(error.value)
     if kind == "olmo2":
-        check_layers(model, PROMPTS[1])  # measured in parts it is what it is; only no forward patch can be fitted
+        check_parts(model, PROMPTS[1], [])  # measured in parts it is what it is; only no forward patch can be fitted
 
 
 def test_a_hybrid_is_patched_and_measured(tmp_path):
@@ -161,6 +160,13 @@ def test_a_hybrid_is_patched_and_measured(tmp_path):
     assert record.one(result)["methods"]["forward"]["layer"] == 1
 
 
+def closed(loaded):
+    """What geometric finds for France."""
+    bench = Bench(loaded, atlas.panel(), Options(("geometric",)))
+    fact = bench.panel.find("France/capital")
+    return geometric(Trial(bench, fact, split(bench.panel, fact, bench.encoder).fit))
+
+
 def emptied(target, layers, sides):
     """The atlas with these weights zero."""
     shutil.copytree(CHECKPOINT, target)
@@ -174,12 +180,11 @@ def emptied(target, layers, sides):
 
 @pytest.mark.parametrize("sides", [("gate",), ("up",), ("down",), ("gate", "up", "down")])
 def test_layers_that_write_nothing_are_passed_over(tmp_path, sides):
-    model = load(emptied(tmp_path / "null", [0, 2], sides), dtype="float32", device="cpu").model
-    assert null_layers(model) == {layer: tuple(f"{side}_proj" for side in sides) for layer in (0, 2)}
-    assert candidates(model, 3) == (1, 3)
-    found = geometric(model, 997)
+    loaded = load(emptied(tmp_path / "null", [0, 2], sides), dtype="float32", device="cpu")
+    assert null_layers(loaded.model) == {layer: tuple(f"{side}_proj" for side in sides) for layer in (0, 2)}
+    assert candidates(loaded.model, 3) == (1, 3)
+    found, whole = (closed(each) for each in (loaded, load(CHECKPOINT, dtype="float32", device="cpu")))
     assert [alignment.layer for alignment in found.scan] == [1, 3]
-    whole = geometric(load(CHECKPOINT, dtype="float32", device="cpu").model, 997)
     assert found.scan == tuple(alignment for alignment in whole.scan if alignment.layer in (1, 3))
 
 
@@ -220,7 +225,7 @@ def test_a_model_that_writes_nothing_at_all_is_one_line(tmp_path):
     with pytest.raises(ProbeError, match="no layer from 0 on writes anything, a projection of each is zero"):
         Bench(loaded, atlas.panel(), Options())
     with pytest.raises(ProbeError, match="no layer writes anything: a projection of each is zero"):
-        geometric(loaded.model, 997)
+        closed(loaded)
 
 
 def test_an_ffn_whose_activation_is_unknown_is_refused_before_any_work():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probes.deletion.layer import Trial, Tried, by_template, candidates, divide, least_harmful
+from probes.atlas import panel as atlas
+from probes.deletion.bench import Bench, candidates
+from probes.deletion.layer import Trial, Tried, by_template, divide, least_harmful
 from probes.deletion.measure import KNOWN, answers
-from probes.deletion.options import ForwardOptions
+from probes.deletion.options import ForwardOptions, Options
 from probes.live.sites import layers
 from probes.weights.delta import Delta
 
@@ -16,13 +18,13 @@ RULE = ForwardOptions()
 
 @pytest.fixture(scope="module")
 def trial(loaded, sets):
-    return Trial(loaded.model, sets.fit, RULE)
+    return Trial(Bench(loaded, atlas.panel(), Options()), sets.fact, sets.fit)
 
 
 @pytest.mark.parametrize(("depth", "chosen"), [(30, (5, 9, 14)), (24, (4, 8, 11)), (12, (2, 4, 5)), (4, (0, 1))])
 def test_candidates_are_spread_from_the_first_sixth_to_the_half(depth, chosen, monkeypatch):
-    monkeypatch.setattr("probes.deletion.layer.layers", lambda model: range(depth))
-    monkeypatch.setattr("probes.deletion.layer.null_layers", lambda model: {})
+    monkeypatch.setattr("probes.deletion.bench.layers", lambda model: range(depth))
+    monkeypatch.setattr("probes.deletion.bench.null_layers", lambda model: {})
     assert candidates(torch.nn.Module(), RULE.layers) == chosen
 
 
@@ -59,15 +61,16 @@ def test_a_change_of_nothing_does_no_harm_but_suppresses_nothing(loaded, trial):
     assert still.harm == pytest.approx(0.95, abs=1e-4)
 
 
-def test_the_layer_where_the_change_does_least_harm_is_chosen(loaded, trial):
+def test_the_layer_where_the_change_does_least_harm_is_chosen(loaded, trial, monkeypatch):
     asked = []
 
     def make(fit, layer):
         asked.append((fit, layer))
         return random_change(loaded.model, layer, 4 if layer == 1 else 0)  # neither suppresses
 
-    layer, scan = trial.choose((1, 2), make)
-    assert asked == [(trial.seen, 1), (trial.seen, 2)]
+    monkeypatch.setattr(Bench, "layers", (1, 2))
+    layer, scan = trial.choose(make)
+    assert asked == [(trial.parts[0], 1), (trial.parts[0], 2)]
     assert scan[0].about_kl > 1 and scan[0].withheld_kl > 0.01
     assert layer == 2
 

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from probes.deletion import record
-from probes.deletion.baselines import BaselineOptions
-from probes.deletion.certificate import Attacks
-from probes.deletion.options import ForwardOptions
+from probes.deletion.options import Attacks, BaselineOptions, ForwardOptions
 from probes.records import plain
 
 DOCS = Path(__file__).parents[3] / "docs" / "gate3-method.md"

@@ -63,7 +63,7 @@ def test_running_a_model_in_parts_that_has_more_to_it_is_refused(loaded, sets, m
 
     monkeypatch.setattr(loaded.model, "forward", scaled)
     with pytest.raises(ProbeError, match="run in parts it gives other probabilities"):
-        check_parts(loaded.model, 1, sets.headline)
+        check_parts(loaded.model, sets.headline, [1])
 
 
 @pytest.mark.parametrize("layer", [0, 3])

@@ -54,7 +54,6 @@ def test_every_reference_and_relation_of_the_bundled_panel_exists(panel):
             json.dumps({"relation": "color", "templates": [*TEMPLATES, "A {} is "]}),
             r"facts.jsonl:3: template 'A {} is ': expected text with one {} and no space at the end",
         ),
-        (json.dumps({"relation": "color", "templates": TEMPLATES, "about": []}), r"facts.jsonl:3: about is \[\]"),
         (json.dumps({"relation": "color", "templates": TEMPLATES, "reference": "cat"}), r"facts.jsonl:3: reference is"),
         (
             json.dumps({"relation": "color", "templates": TEMPLATES, "fit_templates": "A {} is"}),

@@ -177,8 +177,6 @@ def test_a_language_asks_for_the_translated_answer_and_for_the_facts_own(tokeniz
     assert [tokenizer.decode(prompt.answer) for prompt in asked] == [" Wien", " Wien", " Vienna", " Vienna"]
     assert all(tokenizer.decode(prompt.ids[: prompt.subject[0] + 1]).endswith("Österreich") for prompt in asked)
     assert len([prompt for prompt in drawn.held_out.questions if prompt.family == "de"]) == 2
-    assert drawn.answers("de") == ("Wien", "Vienna")
-    assert drawn.answers("it") == drawn.answers("chat") == ("Vienna",)
     assert not set(drawn.fit.families) & set(LANGUAGES)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from probes import facts, texts
 from probes.atlas import panel as atlas
-from probes.deletion.generic import generic_prompts
+from probes.deletion.keys import generic_prompts
 from probes.facts.prompts import Encoder
 from probes.facts.sets import split
 from probes.gates.data import forget_row, retain_row
