@@ -11,7 +11,7 @@ import typer
 from extract.cli.build import SOURCE, resumable
 from vindex.cli import Json, Output, VindexPath
 from vindex.console import check_places, print_table, progress, put, say, styled
-from vindex.errors import FormatError
+from vindex.errors import FormatError, QueryError
 
 if TYPE_CHECKING:
     from vindex.audits import Audit
@@ -31,6 +31,10 @@ def audit(
     repair: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Then build a certified vindex of the same shape here.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a repair that was stopped.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the vindex there, or start a stopped repair over.")
+    ] = False,
     json: Json = False,
     output: Output = None,
     plot: Annotated[
@@ -48,7 +52,9 @@ def audit(
 
     check_places(output, plot)
     if repair:
-        refuse_taken(repair, resume=False, force=False)
+        refuse_taken(repair, resume=resume, force=force)
+    elif resume or force:
+        raise QueryError("--resume and --force are for a repair: give --repair DIR, or leave them out")
     with progress() as stage:
         v = vindex.open(path, progress=stage)
         if repair or plot:
@@ -60,7 +66,7 @@ def audit(
         _print(found, plot)
     if repair:
         with resumable(repair), progress() as stage:
-            extract.repair(found, repair, progress=stage)
+            extract.repair(found, repair, resume=resume, force=force, progress=stage)
         if not json:
             say(f"next: vindex audit {quote(str(repair))} --source {quote(source)}")
     elif not found.holds:
