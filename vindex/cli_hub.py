@@ -57,5 +57,6 @@ def pull(
         v = vindex.pull(repo, directory, revision=revision, force=force, progress=stage)
     if put(v.info(), json, output):
         return
-    say(styled(f"{v.path} holds {v.id}", "bold"), f", {bytes_of(v.size_bytes)}, of {v.index.model}")
-    say(f"next: vindex verify {quote(str(v.path))}")
+    of, there = f", of {v.index.model}" if v.index.model else "", quote(str(v.path))
+    say(styled(f"{v.path} holds {v.id}", "bold"), f", {bytes_of(v.size_bytes)}{of}")
+    say(f"next: vindex audit {there} --source MODEL" if v.family.title else f"next: vindex verify {there}")

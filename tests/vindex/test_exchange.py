@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import vindex
+from tests.foreign import weights, write_published
 from tests.hub_server import TOKEN, Bytes, HubServer, pointed_at, serve_directory
+from vindex.__main__ import app
 from vindex.errors import CheckpointError, FormatError, QueryError, TargetError
 from vindex.places import partial_of
 
@@ -180,6 +183,15 @@ def test_a_file_that_was_changed_on_the_hub(hub, copy, tmp_path, name):
     assert message.startswith(f"hf://{REPO}/{name} has SHA-256 ") and "… and SHA256SUMS says " in message
     assert message.endswith("choose another revision, or ask its owner to push it again")
     assert not (tmp_path / "p").exists() and not (tmp_path / "hf" / name).exists()
+
+
+def test_what_comes_of_another_family_is_to_be_audited(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_published(tmp_path / "theirs", weights(1, 2, 4), weights(1, 2, 4), weights(9, 4))
+    hub.repositories["someone/theirs"] = serve_directory(tmp_path / "theirs")
+    done = CliRunner().invoke(app, ["pull", "someone/theirs", "p"])
+    assert done.output.endswith(" bytes\nnext: vindex audit p --source MODEL\n") and " of None" not in done.output
+    assert bytes_of(Path("p")) == bytes_of(tmp_path / "theirs")
 
 
 def test_what_is_not_pulled(hub, copy, tmp_path):
