@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ from extract.svd import top_directions
 HIDDEN, NEURONS, FEATURES = 2048, 768, 32
 MEMORY_RUNS = ((1, 16), (1, 64), (2, 64), (1, 128))  # layers, experts
 VOCABULARY = 16384
+
+Expert = tuple[torch.Tensor, torch.Tensor]  # gate_proj (I, H) and down_proj (H, I)
 
 
 def real_looking_experts(count: int) -> torch.Tensor:
@@ -94,43 +96,56 @@ def time_experts(count: int, repeat: int) -> None:
 
 
 def write_checkpoint(directory: Path, layers: int, experts: int) -> Path:
-    """A Qwen3-MoE checkpoint with released names, a shard for each layer."""
-    directory.mkdir(parents=True)
+    """A Qwen3-MoE checkpoint of random numbers in the shapes above."""
     random = torch.Generator().manual_seed(0)
     scale = real_spectrum(HIDDEN) / NEURONS**0.5
 
     def matrix(rows: int, columns: int, scales: torch.Tensor | float) -> torch.Tensor:
         return (torch.randn(rows, columns, generator=random) * scales).bfloat16()
 
-    weight_map = {}
-    for layer in range(layers):
-        at = f"model.layers.{layer}"
-        tensors = {f"{at}.mlp.gate.weight": matrix(experts, HIDDEN, 0.02)}
+    ffns = (
+        ((matrix(NEURONS, HIDDEN, scale), matrix(HIDDEN, NEURONS, scale[:, None])) for _ in range(experts))
+        for _ in range(layers)
+    )
+    return write_experts(directory, ffns, matrix(VOCABULARY, HIDDEN, 0.02))
+
+
+def write_experts(directory: Path, ffns: Iterable[Iterable[Expert]], embeddings: torch.Tensor) -> Path:
+    """A Qwen3-MoE checkpoint of these experts of each layer, with released names and a shard for each layer."""
+    directory.mkdir(parents=True)
+    vocabulary, hidden = embeddings.shape
+    random, weight_map = torch.Generator().manual_seed(0), {}
+    for layer, pairs in enumerate(ffns):
+        at, tensors = f"model.layers.{layer}", {}
+        for expert, (gate, down) in enumerate(pairs):
+            tensors[f"{at}.mlp.experts.{expert}.gate_proj.weight"] = gate
+            tensors[f"{at}.mlp.experts.{expert}.down_proj.weight"] = down
+        router = torch.randn(len(tensors) // 2, hidden, generator=random) * 0.02
+        tensors[f"{at}.mlp.gate.weight"] = router.bfloat16()
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{at}.{norm}.weight"] = torch.ones(HIDDEN).bfloat16()
-        for expert in range(experts):
-            tensors[f"{at}.mlp.experts.{expert}.gate_proj.weight"] = matrix(NEURONS, HIDDEN, scale)
-            tensors[f"{at}.mlp.experts.{expert}.down_proj.weight"] = matrix(HIDDEN, NEURONS, scale[:, None])
+            tensors[f"{at}.{norm}.weight"] = torch.ones(hidden).bfloat16()
+        for norm in ("q_norm", "k_norm"):
+            tensors[f"{at}.self_attn.{norm}.weight"] = torch.ones(128).bfloat16()
         save_file(tensors, directory / f"model-{layer}.safetensors")
         weight_map |= dict.fromkeys(tensors, f"model-{layer}.safetensors")
-    others = {"model.embed_tokens.weight": matrix(VOCABULARY, HIDDEN, 0.02), "model.norm.weight": torch.ones(HIDDEN)}
+    others = {"model.embed_tokens.weight": embeddings, "model.norm.weight": torch.ones(hidden)}
     save_file(others, directory / "model-others.safetensors")
     weight_map |= dict.fromkeys(others, "model-others.safetensors")
     config = {
         "model_type": "qwen3_moe",
-        "num_hidden_layers": layers,
-        "hidden_size": HIDDEN,
-        "moe_intermediate_size": NEURONS,
-        "num_experts": experts,
-        "num_experts_per_tok": 8,
-        "vocab_size": VOCABULARY,
+        "num_hidden_layers": layer + 1,
+        "hidden_size": hidden,
+        "moe_intermediate_size": len(gate),
+        "num_experts": len(router),
+        "num_experts_per_tok": min(8, len(router)),
+        "vocab_size": vocabulary,
         "num_attention_heads": 32,
         "head_dim": 128,
         "tie_word_embeddings": True,
     }
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    write_tokenizer(directory / "tokenizer.json", VOCABULARY)
+    write_tokenizer(directory / "tokenizer.json", vocabulary)
     return directory
 
 

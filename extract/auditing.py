@@ -95,13 +95,17 @@ def audit(
     )
 
 
-def repair(found: Audit, target: str | Path, *, progress: Progress = silent) -> Vindex:
+def repair(
+    found: Audit, target: str | Path, *, resume: bool = False, force: bool = False, progress: Progress = silent
+) -> Vindex:
     """Build a certified vindex with as many directions of each weight, and embeddings where there were some.
 
-    It is of the source of the audit. Raises as `build` does, and LackingError where rows are neurons.
+    It is of the source of the audit. resume, force: as of `build`. Raises as that does, and LackingError where rows are
+    neurons.
     """
     require_directions(found.name, bool(found.weights))
-    return build(found.source, target, features=found.features, embeddings=found.embeddings, progress=progress)
+    of_same_shape = {"features": found.features, "embeddings": found.embeddings}
+    return build(found.source, target, **of_same_shape, resume=resume, force=force, progress=progress)
 
 
 class _Room:

@@ -56,5 +56,6 @@ def pull(
         v = vindex.pull(repo, directory, revision=revision, force=force, progress=stage)
     if put(v.info(), json, output):
         return
-    say(styled(f"{v.path} holds {v.id}", "bold"), f", {bytes_of(v.size_bytes)}, of {v.index.model}")
-    say(f"next: {command('verify', v.path)}")
+    of = f", of {v.index.model}" if v.index.model else ""
+    say(styled(f"{v.path} holds {v.id}", "bold"), f", {bytes_of(v.size_bytes)}{of}")
+    say(f"next: {command('audit', v.path, '--source', 'MODEL') if v.family.title else command('verify', v.path)}")

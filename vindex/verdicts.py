@@ -38,6 +38,9 @@ class Limits:
     overlap: float = _limit(0.5, "The overlap under which directions are not of these weights.")
     lag: float = _limit(0.3, "The growth × (1 − overlap) from which on directions are those of an iteration cut off.")
     fraction: float = _limit(0.5, "F/H over which any directions fill the space, so that a subspace says nothing.")
+    alike: float = _limit(
+        0.9, "The median absolute cosine with the best match from which rows that fill the space are near."
+    )
     neuron: float = _limit(1e-3, "How far below 1 the absolute cosine of a row with a neuron of W may be.")
 
 
@@ -150,6 +153,8 @@ def judge(of: Figures) -> Verdict:
     if not wrong:
         return _of_true_ones(of)
     if of.fraction > LIMITS.fraction:
+        if np.median(of.cosine) >= LIMITS.alike:
+            return Verdict(NEAR, f"{wrong} of {count} are turned away")
         return Verdict(FOREIGN, f"{wrong} of {count} are not its directions")
     if (of.outside <= of.allowed).all() and of.held >= of.best * (1 - LIMITS.held):
         return Verdict(ROTATED, f"{wrong} of {count} are mixtures of true ones")

@@ -10,7 +10,7 @@ import typer
 from extract.cli.build import SOURCE, kept
 from vindex.cli import Json, Output, VindexPath
 from vindex.console import check_places, command, print_table, progress, put, say, say_places, stopped, styled
-from vindex.errors import FormatError
+from vindex.errors import FormatError, QueryError
 
 if TYPE_CHECKING:
     from vindex.audits import Audit
@@ -30,6 +30,10 @@ def audit(
     repair: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Then build a certified vindex of the same shape here.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a repair that was stopped.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the vindex there, or start a stopped repair over.")
+    ] = False,
     json: Json = False,
     output: Output = None,
     plot: Annotated[
@@ -47,7 +51,9 @@ def audit(
 
     check_places(output, plot)
     if repair:
-        refuse_taken(repair, resume=False, force=False)
+        refuse_taken(repair, resume=resume, force=force)
+    elif resume or force:
+        raise QueryError("--resume and --force are for a repair: give --repair DIR, or leave them out")
     with progress() as stage:
         v = vindex.open(path, progress=stage)
         if repair or plot:
@@ -58,10 +64,8 @@ def audit(
     if not put(found.record(), json, output):
         _print(found, plot)
     if repair:
-        again = command("build", source, "-o", repair, "--features", found.features)
-        again += "" if found.embeddings else " --no-embeddings"
-        with stopped(lambda: kept(repair, again)), progress() as stage:
-            extract.repair(found, repair, progress=stage)
+        with stopped(lambda: kept(repair)), progress() as stage:
+            extract.repair(found, repair, resume=resume, force=force, progress=stage)
         if not json:
             say(f"next: {command('audit', repair, '--source', source)}")
     elif not found.holds:

@@ -18,6 +18,7 @@ from extract.ffn import Weight
 from extract.measuring import measure
 from tests.checkpoints import write_checkpoint
 from tests.conftest import build_quietly
+from tests.extract.test_stopped_build import stop_after
 from vindex.__main__ import app
 from vindex.audits import draw
 from vindex.errors import FormatError, NumericError, QueryError, TargetError
@@ -173,6 +174,7 @@ def test_rows_that_fill_the_space_are_judged_by_themselves():
     """Any 64 orthonormal rows span a space of 64."""
     assert verdict(RIGHT * SIGNS[:, None]).word == "correct"
     assert str(verdict(orthonormal(HIDDEN, HIDDEN))) == "not of these weights: 64 of 64 are not its directions"
+    assert str(verdict(RIGHT @ turned(HIDDEN, 0.1))) == "near, not exact: 64 of 64 are turned away"
 
 
 @pytest.mark.parametrize("pair", [("built", "checkpoint"), ("built_mixture", "mixture")])
@@ -286,21 +288,25 @@ def test_what_cannot_be_audited_is_one_line(built, built_mixture, checkpoint, tm
         verdict(holed)
     with pytest.raises(FormatError, match="nowhere is not a directory"):
         extract.audit(tmp_path / "nowhere", checkpoint)
-    with pytest.raises(TargetError, match="already exists"):
+    with pytest.raises(TargetError, match=r"already exists; choose another place, or replace it with --force"):
         raise command(built, "--source", checkpoint, "--repair", built).exception
+    for option in ("--resume", "--force"):
+        with pytest.raises(QueryError, match="--resume and --force are for a repair: give --repair DIR, or leave them"):
+            raise command(built, "--source", checkpoint, option).exception
     with pytest.raises(TargetError, match="plots are written as .html or .png"):
         extract.audit(built, checkpoint, layers=1).plot(tmp_path / "p.pdf")
 
 
-def test_ctrl_c_during_a_repair_leaves_what_can_be_resumed(built, checkpoint, tmp_path, monkeypatch):
-    def stopped(*arguments, **options):
-        (tmp_path / "r.vindex.partial").mkdir()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("extract.auditing.build", stopped)
-    done = command(built, "--source", checkpoint, "--layers", 1, "--repair", tmp_path / "r.vindex")
+def test_a_repair_that_was_stopped_goes_on(built, checkpoint, tmp_path, monkeypatch):
+    words = (built, "--source", checkpoint, "--layers", 1, "--repair", tmp_path / "r.vindex")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, KeyboardInterrupt())
+        done = command(*words)
     assert done.exit_code == 130 and "what is finished is kept in" in done.output
-    assert f": vindex build {checkpoint} -o {tmp_path}/r.vindex --features 8 with --resume to go on" in done.output
+    with pytest.raises(TargetError, match=r"an unfinished build is in .*; continue it with --resume"):
+        raise command(*words).exception
+    assert command(*words, "--resume").exit_code == 0 and vindex.verify(vindex.open(tmp_path / "r.vindex")).holds
+    assert command(*words, "--force").exit_code == 0, "what is there is replaced"
 
 
 def test_memory_holds_one_weight_and_the_next(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vindex
+from tests.foreign import weights, write_published
 from tests.hub_server import TOKEN, Bytes, HubServer, pointed_at, serve_directory
 from vindex.__main__ import app
 from vindex.errors import CheckpointError, FormatError, QueryError, TargetError
@@ -191,6 +192,15 @@ def test_ctrl_c_during_a_pull_says_that_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("vindex.exchange.HubShelf", stop)
     done = CliRunner().invoke(app, ["pull", REPO, str(tmp_path / "p")])
     assert done.exit_code == 130 and done.stderr == "stopped; what has come is kept: the same command goes on\n"
+
+
+def test_what_comes_of_another_family_is_to_be_audited(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_published(tmp_path / "theirs", weights(1, 2, 4), weights(1, 2, 4), weights(9, 4))
+    hub.repositories["someone/theirs"] = serve_directory(tmp_path / "theirs")
+    done = CliRunner().invoke(app, ["pull", "someone/theirs", "p"])
+    assert done.output.endswith(" bytes\nnext: vindex audit p --source MODEL\n") and " of None" not in done.output
+    assert bytes_of(Path("p")) == bytes_of(tmp_path / "theirs")
 
 
 def test_what_is_not_pulled(hub, copy, tmp_path):
