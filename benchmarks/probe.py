@@ -2,9 +2,9 @@
 
     python benchmarks/probe.py MODEL [DTYPE]
 
-1. Time, on one text, rounds interleaved, the fastest of each: `bare`, a forward pass without hooks; `statistics`, the
-   same statistics on activations captured beforehand; `suite`, everything `vindex probe` does after loading but the
-   eigendecompositions (which a vindex saves). Limit: suite ≤ 1.5 × (bare + statistics).
+1. Time, on one text, processor seconds, rounds interleaved, the least of each: `bare`, a forward pass without hooks;
+   `statistics`, the same statistics on activations captured beforehand; `suite`, everything `vindex probe` does after
+   loading but the eigendecompositions (which a vindex saves). Limit: suite ≤ 1.5 × (bare + statistics).
 2. Memory (Linux): the peak of the resident size above the loaded model, in a fresh process for each number of texts,
    beside the same number of bare passes. The C library's threshold for returning memory is fixed: left to adapt, a
    process's heap grows by fragmentation over the first texts in bfloat16, and hides what the suite holds.
@@ -24,13 +24,13 @@ LIMIT = 1.5
 
 
 def fastest(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds of the fastest of ROUNDS runs of each job, run in turn."""
+    """Processor seconds of the fastest of ROUNDS runs of each job, run in turn."""
     best = dict.fromkeys(jobs, float("inf"))
     for _ in range(ROUNDS):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             job()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 
