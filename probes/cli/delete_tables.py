@@ -31,7 +31,7 @@ def show(found: Deletion | Deletions) -> None:
     """Everything about one fact, or the rates of many."""
     from probes.deletion.results import Deletion
 
-    _left_out(found.bench)
+    _notes(found.bench)
     if not isinstance(found, Deletion):
         rates(found)
         return
@@ -96,8 +96,10 @@ def claims(found: Sequence[Claim]) -> None:
         say("the patch records no verdicts: nothing to confirm")
 
 
-def _left_out(bench: Bench) -> None:
-    """Which layers no method may use, and why."""
+def _notes(bench: Bench) -> None:
+    """What to hold against the figures, and which layers no method may use."""
+    if bench.caution:
+        say(f"measured {bench.caution}")
     zero = [f"{layer} ({', '.join(names)})" for layer, names in bench.null_layers.items()]
     if zero:
         say(f"layers that write nothing, since a projection is zero, are left out: {', '.join(zero)}")

@@ -110,6 +110,12 @@ class Bench:
         return [fact for fact, outcome in zip(facts, said, strict=True) if outcome.probability >= least]
 
     @property
+    def caution(self) -> str:
+        """What to hold against figures of a model that is not in float32; empty otherwise."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return "" if dtype == "float32" else f"in {dtype}, whose rounding counts as harm; load it with float32"
+
+    @property
     def seconds(self) -> int:
         """About how long one fact takes by all methods, as the stages say of themselves when they begin."""
         tried, attacks = 10 * len(self.layers), self.options.certificate

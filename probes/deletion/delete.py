@@ -53,7 +53,7 @@ def delete(
 ) -> Deletion:
     """Delete `fact` (SUBJECT/RELATION) by a rank-1 change of one gate_proj, and measure what else it changes.
 
-    Load the model with dtype="float32", as the command does: in bfloat16 the patch harms other subjects more.
+    Load the model with dtype="float32", as the command does: the rounding of bfloat16 alone fails `strict`.
     method: forward, geometric, rome, rome_plain, gradient, ultraedit or neurons, or several; "both" is forward and
     geometric, "all" every one. layer: the one to change, by default each method's own choice. vindex: whose directions
     `geometric` uses. facts: a JSON-lines file of your own, on top of the bundled ones. chat: ask in the model's chat

@@ -136,7 +136,8 @@ class Deletion(FactResult, Result):
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name} {verdict.result}" for name, verdict in self.verdicts.items())
-        return f"<Deletion of {self.fact.name} → {self.fact.answer} by {self.main or 'nothing'}: {found}>"
+        caution = self.bench.caution and f" ({self.bench.caution})"
+        return f"<Deletion of {self.fact.name} → {self.fact.answer} by {self.main or 'nothing'}: {found}{caution}>"
 
 
 @dataclass(frozen=True, repr=False)

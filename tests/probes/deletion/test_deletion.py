@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import probes
 from probes.deletion.layer import Found
 from probes.live.hooks import same_bits
 from probes.live.sites import weight
 from probes.weights.delta import Wide
+from vindex.__main__ import app
 from vindex.errors import FactError, PatchError, ProbeError, TargetError
 from vindex.progress import unseen
 
@@ -47,6 +49,15 @@ def test_a_result_shows_itself(deleted):
     assert [row["method"] for row in rows] == ["forward", "geometric"]
     assert rows[0]["fact"] == "France/capital" and rows[0]["loss"] > 0.9 and rows[0]["strict"] == "pass"
     assert "<th>method</th>" in deleted._repr_html_() and "France/capital → Paris" in deleted._repr_html_()
+
+
+def test_a_result_that_is_not_of_float32_says_so():
+    found = probes.delete(probes.load("atlas", dtype="bfloat16"), **QUICK)
+    assert repr(found).endswith("(in bfloat16, whose rounding counts as harm; load it with float32)>")
+    done = CliRunner().invoke(
+        app, ["gate3", "atlas", "--dtype", "bfloat16", "--method", "geometric", "--no-certificate"]
+    )
+    assert done.output.startswith("measured in bfloat16, whose rounding counts as harm; load it with float32\n")
 
 
 def test_a_result_is_saved_by_its_ending(deleted, tmp_path):
