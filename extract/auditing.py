@@ -104,8 +104,15 @@ def repair(
     neurons.
     """
     require_directions(found.name, bool(found.weights))
-    of_same_shape = {"features": found.features, "embeddings": found.embeddings}
-    return build(found.source, target, **of_same_shape, resume=resume, force=force, progress=progress)
+    return build(
+        found.source,
+        target,
+        features=found.features,
+        embeddings=found.embeddings,
+        resume=resume,
+        force=force,
+        progress=progress,
+    )
 
 
 class _Room:
