@@ -104,8 +104,20 @@ def repair(
     neurons.
     """
     require_directions(found.name, bool(found.weights))
+<<<<<<< HEAD
     shape: dict[str, Any] = {"features": found.features, "embeddings": found.embeddings}
     return build(found.source, target, **shape, resume=resume, force=force, progress=progress)
+=======
+    return build(
+        found.source,
+        target,
+        features=found.features,
+        embeddings=found.embeddings,
+        resume=resume,
+        force=force,
+        progress=progress,
+    )
+>>>>>>> exch
 
 
 class _Room:
