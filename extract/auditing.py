@@ -104,10 +104,6 @@ def repair(
     neurons.
     """
     require_directions(found.name, bool(found.weights))
-<<<<<<< HEAD
-    shape: dict[str, Any] = {"features": found.features, "embeddings": found.embeddings}
-    return build(found.source, target, **shape, resume=resume, force=force, progress=progress)
-=======
     return build(
         found.source,
         target,
@@ -117,7 +113,6 @@ def repair(
         force=force,
         progress=progress,
     )
->>>>>>> exch
 
 
 class _Room:
