@@ -78,8 +78,12 @@ def line(*parts: str | Text) -> Text:
 
 
 def say(*parts: str | Text) -> None:
-    """Print plain and styled parts as one line to stdout, broken where the terminal ends."""
-    _print(_console(), line(*parts))
+    """Print plain and styled parts as one line to stdout, broken between words where the terminal ends.
+
+    A line with a word that is longer than that, as paths are, is left whole, so that it can be copied.
+    """
+    console, text = _console(), line(*parts)
+    _print(console, text, whole=any(len(word) > console.width for word in text.plain.split()))
 
 
 def command(*words: object) -> str:
@@ -178,10 +182,10 @@ def print_table(
     _print(console, table)
 
 
-def _print(console: Console, what: Table | Text | str, style: str | None = None) -> None:
+def _print(console: Console, what: Table | Text | str, style: str | None = None, *, whole: bool = False) -> None:
     """Where stdout is no terminal, without the spaces with which rich fills its lines."""
     with nullcontext() if console.is_terminal else console.capture() as taken:
-        console.print(what, style=style, overflow="fold")
+        console.print(what, style=style, overflow="ignore" if whole else "fold", soft_wrap=whole)
     if taken:
         sys.stdout.write("".join(f"{one.rstrip()}\n" for one in taken.get().splitlines()))
 

@@ -199,6 +199,14 @@ def test_long_text_is_folded_and_not_cut(capsys, monkeypatch):
     assert "[/INST]" in text and "\x1b" not in text
 
 
+def test_a_line_with_a_long_path_is_left_whole_and_others_break_between_words(capsys):
+    place = Path("/".join(f"part{number}" for number in range(40)))
+    console.say_places(record=place)
+    console.say("some words " * 20)
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == f"record: {place}" and len(others) == 3 and max(map(len, others)) <= 80
+
+
 def test_our_own_styles_are_kept_and_never_read_from_the_text(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
