@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,17 +46,40 @@ def load_model(
 
     head: a model without one is refused.
     """
-    from probes.live.load import load, require_head
-
-    _steady_products()
     advance = progress("loading", 1)
-    loaded = load(model, dtype=dtype, device=device, attn=attn, revision=revision)
+    with _quick_start():
+        from probes.live.load import load, require_head
+
+        _steady_products()
+        loaded = load(model, dtype=dtype, device=device, attn=attn, revision=revision)
     advance(1)
     if head:
         require_head(loaded)
     for note in loaded.notes:
         warn(f"note: {note}")
     return loaded
+
+
+@contextmanager
+def _quick_start() -> Iterator[None]:
+    """Import transformers and load a model in four fifths of the time (docs/log/trace-start.md).
+
+    What is imported lives as long as the process, and looking through it for garbage again and again finds none: it is
+    let alone, then and later. And scipy and scikit-learn are hidden from transformers, which wants them for the losses
+    of object detectors and for drafts of another model.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import transformers.utils
+
+        transformers.utils.is_scipy_available = transformers.utils.is_sklearn_available = lambda: False
+        yield
+    finally:
+        if not gc.get_freeze_count():  # once: whoever loads another model may want rid of the first
+            gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 def _steady_products() -> None:

@@ -55,7 +55,7 @@ def trace(
     """
     import probes
     import vindex as artifact
-    from probes.tracing.result import check_target
+    from probes.tracing.target import check_target
 
     if output:
         check_target(output)

@@ -13,14 +13,14 @@ from probes.records import Result, head, plain
 from probes.tracing.causal import Tested
 from probes.tracing.directions import Along, Generic, largest
 from probes.tracing.stream import Seen
+from probes.tracing.target import check_target
 from vindex import targets
-from vindex.errors import ProbeError, QueryError, TargetError
+from vindex.errors import ProbeError, QueryError
 from vindex.reader import Vindex
 from vindex.records import TokenScore
 from vindex.tokens import Vocabulary
 
 RECORD = "vindex-trace/1"
-SUFFIXES = (".html", ".json")
 STRONGEST = 10
 """Directions of each layer and side that the record and the page keep."""
 SHOWN = 10
@@ -260,13 +260,6 @@ class Trace(Result):
         """What was measured of a direction; None where it was not tested."""
         tested = self._directions().tested
         return next((test.causal for test in tested if test[:3] == (side, layer, feature)), None)
-
-
-def check_target(path: Path) -> None:
-    """Raise TargetError now if a trace cannot be written to `path` later."""
-    targets.check_file(path)
-    if path.suffix not in SUFFIXES:
-        raise TargetError(f"{path}: a trace is written as {' or '.join(SUFFIXES)}")
 
 
 def _stage(stage: int) -> str:

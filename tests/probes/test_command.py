@@ -1,5 +1,6 @@
 """`vindex probe` as a user runs it."""
 
+import gc
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from probes.cli.model import load_model
 from probes.suite.plot import describe
 from probes.suite.words import choice_of_stages, meanings
 from vindex.__main__ import main
+from vindex.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -137,6 +139,16 @@ def test_only_a_command_on_a_processor_without_avx512_asks_for_reproducible_prod
     assert os.environ.get("MKL_CBWR") == asked
     load_model(str(tiny_checkpoint), device="cpu")
     assert os.environ.get("MKL_CBWR") == found
+
+
+def test_garbage_is_collected_again_once_a_command_has_its_model(tiny_checkpoint):
+    for collecting in (False, True):
+        (gc.enable if collecting else gc.disable)()
+        load_model(str(tiny_checkpoint), device="cpu")
+        assert gc.isenabled() == collecting and gc.get_freeze_count()
+    with pytest.raises(CheckpointError):
+        load_model("no/such/model/here")
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
