@@ -26,6 +26,13 @@ def run(*arguments, cwd=ROOT, columns: int = 80) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(words, process.exitcode, *texts)
 
 
+def too_wide(text: str, columns: int) -> list[str]:
+    """Lines that are longer, but for those with a word that is, as paths are: these are left whole."""
+    return [
+        one for one in text.splitlines() if len(one) > columns and all(len(word) <= columns for word in one.split())
+    ]
+
+
 def _become(words: list[str], cwd: Path, columns: int, folder: str) -> None:
     for descriptor, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), descriptor)

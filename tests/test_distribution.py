@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -32,8 +32,7 @@ def build(kind: str, source: Path, target: Path) -> Path:
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
-    with tarfile.open(build("sdist", ROOT, folder / "made")) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(build("sdist", ROOT, folder / "made"), folder)
     (tree,) = (path for path in folder.iterdir() if path.name != "made")
     return tree
 

@@ -16,6 +16,7 @@ import probes
 from probes.cli.model import load_model
 from probes.suite.plot import describe
 from probes.suite.words import choice_of_stages, meanings
+from tests.commands import too_wide
 from vindex.__main__ import main
 from vindex.errors import CheckpointError
 
@@ -75,10 +76,10 @@ def test_numbers_stay_whole_at_60_columns(tiny_checkpoint, tmp_path, monkeypatch
     monkeypatch.setenv("COLUMNS", "60")
     saved = tmp_path / "p.json"
     assert run(monkeypatch, "probe", tiny_checkpoint, "--text", "code", "--text", "story", "-o", saved) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 60
+    shown = capsys.readouterr().out
+    assert not too_wide(shown, 60)
     low, high = json.loads(saved.read_text())["constants"]["C1"]["interval"]
-    assert any(f"{low:#.3g} … {high:#.3g}" in line for line in lines)
+    assert any(f"{low:#.3g} … {high:#.3g}" in line for line in shown.splitlines())
 
 
 def test_progress_moves_with_every_layer_of_every_text_and_weight(tiny):

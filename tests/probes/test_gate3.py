@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from probes.deletion import delete
 from probes.live.load import load
 from probes.weights import patches
+from tests.commands import too_wide
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
@@ -62,7 +63,7 @@ def test_one_fact_prints_both_methods_all_sets_controls_and_verdicts(whole):
     )
     sets = ("Germany", "paraphrases", "other subjects", "its other facts", "neutral text: KL", "before: ' Paris'")
     assert [part for part in (*methods, *sets, "s for this fact") if part not in printed] == []
-    assert max(map(len, printed.splitlines())) <= 80
+    assert not too_wide(printed, 80)
 
 
 def test_each_attack_is_one_short_line_with_what_was_before_and_after(whole):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import too_wide
 from tests.probes.test_gate3 import fails, run
 from vindex.demo import CHECKPOINT
 
@@ -25,7 +26,7 @@ def test_methods_stand_side_by_side(baselines):
     printed, record = baselines
     table = [line.split() for line in printed.partition("Methods side by side")[2].splitlines()]
     assert [row[0] for row in table if row and row[0] in record["methods"]] == ["geometric", "rome", "neurons"]
-    assert max(map(len, printed.splitlines())) <= 80
+    assert not too_wide(printed, 80)
     assert record["method"] == "geometric" and list(record["methods"]) == ["geometric", "rome", "neurons"]
 
 

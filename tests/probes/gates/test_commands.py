@@ -19,6 +19,7 @@ from probes.cli import gates_eval, gates_train
 from probes.gates.files import write_logits
 from probes.gates.gates import Gates
 from probes.gates.options import EvalOptions, PanelOptions, TrainOptions
+from tests.commands import too_wide
 from tests.probes.gates.progress import Told
 from vindex.__main__ import EXAMPLES, app
 from vindex.demo import CHECKPOINT
@@ -32,7 +33,7 @@ def run(*arguments) -> str:
     """What a command that succeeds prints, tables in 80 columns."""
     done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["gates", *map(str, arguments)])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "--json" in arguments or max(map(len, done.stdout.splitlines()), default=0) <= 80
+    assert "--json" in arguments or not too_wide(done.stdout, 80)
     return done.stdout
 
 
