@@ -16,14 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from benchmarks.synthetic import QWEN3_8B, write_tokenizer
 from vindex import format as form
 from vindex.checksums import render_sums
 from vindex.index import EffectiveRank, Index, NormEntry, Projection, layer_entry
+from vindex.schema import to_json
 
 FEATURES = 128
+SCALE = 0.01  # of random numbers: rows and the mean embedding are about as long as real ones
 
 
 def write_vindex(directory: Path, layers: int) -> Path:
@@ -36,12 +37,14 @@ def write_vindex(directory: Path, layers: int) -> Path:
     flags = ("f16", "none", "browse", False, True, 1.0, form.META_TOP_K)
     head = ({"name": form.FORMAT_NAME, "version": form.FORMAT_VERSION}, form.LARQL_VERSION, "random", "qwen3")
     index = Index(*head, *flags, *sizes, entries, norms, Projection("lm_head", True, False), {}, {}, {})
+    index = replace(index, has_gate_stats=True)
     random = np.random.default_rng(0)
     for spec in form.files_of(index):
         if spec.shape and spec.dtype:
             with (directory / spec.name).open("wb") as file:
                 for _ in range(spec.shape(index)[0]):
-                    file.write(random.standard_normal(spec.shape(index)[1:], np.float32).astype(spec.dtype).tobytes())
+                    numbers = SCALE * random.standard_normal(spec.shape(index)[1:], np.float32)
+                    file.write(numbers.astype(spec.dtype).tobytes())
         elif spec.byte_size:
             header = np.array((form.META_MAGIC, form.META_VERSION, layers, form.META_TOP_K), form.META_HEADER).tobytes()
             (directory / spec.name).write_bytes(header + bytes(spec.byte_size(index) - len(header)))
@@ -50,7 +53,7 @@ def write_vindex(directory: Path, layers: int) -> Path:
     write_tokenizer(directory / form.TOKENIZER.name, QWEN3_8B.vocabulary)
     digests = {spec.name: "0" * 64 for spec in form.files_of(index) if spec is not form.SUMS}
     payload = {spec.name: "0" * 64 for spec in form.files_of(index) if form.is_payload(spec)}
-    (directory / form.INDEX.name).write_bytes(orjson.dumps(replace(index, checksums=payload)))
+    (directory / form.INDEX.name).write_bytes(to_json(replace(index, checksums=payload)))
     (directory / form.SUMS.name).write_text(render_sums(digests))
     return directory
 

@@ -51,6 +51,8 @@ def report(
     if other and tokenizer and not other.family.can_spell:
         other = vindex.open(other.path, tokenizer)
     with opened(path, tokenizer) as v, progress(not json) as stage:
+        if tokenizer:
+            _ = v.vocabulary  # refused now, whether the page has tokens or not
         vindex.write_report(v, output, **records, against=other, force=force, progress=stage)
     size = output.stat().st_size
     if json:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -29,7 +29,6 @@ TEXT_LIMIT = 1 << 26  # bytes of a JSON or text file; the manifest of a mixture 
 MOST_VALUES = 1 << 22  # of a JSON text, counted by commas and brackets; a large tokenizer has a quarter of it
 NESTING = 64
 HOLES = 1 << 30  # bytes of a file that may be holes; a file that is mostly a hole takes hours to read and says nothing
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?')  # in valid JSON; one with a colon after it is a key
 ODD_KINDS = {
     stat.S_IFDIR: "is a directory",
     stat.S_IFIFO: "is a FIFO",
@@ -112,7 +111,7 @@ def parse_json(content: bytes | bytearray, where: str, kind: Kind) -> Any:
         raise kind.refusal(where, f"holds more than {MOST_VALUES:,} values")
     try:
         value = orjson.loads(content)
-        if _keys(value) != sum(1 for string in STRING.finditer(content) if string[1]):
+        if _keys(value) != _keys_written(content):
             json.loads(content.decode(), object_pairs_hook=_once)  # slower, and says which key it is
     except ValueError as error:  # orjson's and json's errors among them
         raise kind.refusal(where, f"not valid JSON ({error})") from error
@@ -127,17 +126,24 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         raise ValueError(f"the key {again[:60]!r} stands twice in one object")
 
 
+def _keys_written(content: bytes | bytearray) -> int:
+    """How many keys there are in valid JSON, kept or not: a colon outside of strings follows each."""
+    unescaped = content.replace(rb"\\", b"").replace(rb"\"", b"")
+    return b"".join(unescaped.split(b'"')[::2]).count(b":")
+
+
+def _holds_more(values: Collection[Any]) -> bool:
+    """Whether an object or a list is among the values, of which a vocabulary has hundreds of thousands."""
+    return not {dict, list}.isdisjoint(map(type, values))
+
+
 def _keys(value: Any) -> int:
     """How many keys all objects in a value have. Raises ValueError when it is nested too deep."""
     level, keys = [value] if isinstance(value, dict | list) else [], 0
     for _ in range(NESTING):
         keys += sum(len(one) for one in level if isinstance(one, dict))
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
+        insides = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [inner for inside in insides if _holds_more(inside) for inner in inside if type(inner) in (dict, list)]
     if level:
         raise ValueError(f"nested more than {NESTING} levels deep")
     return keys

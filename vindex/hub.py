@@ -80,14 +80,10 @@ def snapshot(repo: str, revision: str | None = None, *, wanted: Sequence[str] = 
 
 def one_file(repo: str, name: str) -> Path:
     """A file of a repository in the Hub's cache, downloaded where it is missing. Raises CheckpointError."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    with explained(repo, None):
-        try:
-            return Path(hf_hub_download(repo, name))
-        except RemoteEntryNotFoundError as error:
-            raise CheckpointError(f"{repo} has no {name}; name a model that has one") from error
+    path = snapshot(repo, wanted=[name]) / name  # which, unlike a download of one file, does not try for half a minute
+    if not path.is_file():
+        raise CheckpointError(f"{repo} has no {name}; name a model that has one")
+    return path
 
 
 @contextmanager

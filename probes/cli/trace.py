@@ -13,6 +13,7 @@ from vindex.console import command, print_json, print_table, progress, say, stop
 
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
+    from vindex.reader import Vindex
 
 POLE_SHOWN = 3
 LONGEST_PIECE = 10
@@ -60,6 +61,8 @@ def trace(
     if output:
         check_target(output)
     opened = artifact.open(vindex) if vindex else None
+    if layer is not None:
+        _check_layer(layer, opened)
     with stopped(), progress() as stage:
         loaded = load_model(model, dtype=dtype, device=device, revision=revision, progress=stage)
         found = probes.trace(
@@ -83,6 +86,16 @@ def trace(
     if output:
         say(f"wrote {output}{': open it in a browser' if output.suffix == '.html' else ''}")
     say(f"next: {_next(found, model, vindex, output)}")
+
+
+def _check_layer(layer: int, vindex: Vindex | None) -> None:
+    """Raise QueryError now if there is no such layer to show later."""
+    from vindex.errors import QueryError
+
+    if vindex is None:
+        raise QueryError(f"--layer {layer} shows what the FFN there reads and writes; give a --vindex of the model")
+    if not 0 <= layer < vindex.index.num_layers:
+        raise QueryError(f"--layer {layer}: {vindex.name} has layers 0 to {vindex.index.num_layers - 1}")
 
 
 def print_trace(found: Trace, layer: int | None, k: int) -> None:

@@ -273,6 +273,21 @@ def test_a_tokenizer_that_cannot_be_had(published, place, message):
         vindex.open(published, place).token_id(" Paris")
 
 
+def test_a_tokenizer_comes_from_the_hub_by_itself(published, tmp_path, monkeypatch):
+    """Nothing else of its model travels, and without a network there is one answer, soon."""
+    asked = []
+
+    def snapshot_download(repo, *, allow_patterns, **_):
+        asked.append((repo, allow_patterns))
+        return str(ATLAS_TOKENIZER.parent if repo == "someone/atlas" else tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert vindex.open(published, "someone/atlas").token_id(" Paris") == 997
+    assert asked == [("someone/atlas", ["tokenizer.json"])]
+    with pytest.raises(VindexError, match=r"someone/else has no tokenizer.json; name a model that has one"):
+        vindex.open(published, "someone/else").token_id(" Paris")
+
+
 def test_a_tokenizer_of_another_model_is_refused(browse, tmp_path):
     small = write_published(tmp_path / "p", weights(1, 2, 4), weights(1, 2, 4), weights(9, 4))
     with pytest.raises(

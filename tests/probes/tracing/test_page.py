@@ -72,5 +72,12 @@ def test_the_command_prints_tables_of_60_columns_and_says_what_to_do_next(v, pat
     assert "The answer dies at" in out and "Later the lens still shows it at" in out and "next: vindex build" in out
     assert command(monkeypatch, *asked, "--against", OTHER, "--json") == 0
     assert json.loads(capsys.readouterr().out)["against"] == OTHER
+    for options, message in (
+        (("--layer", 1), "--layer 1 shows what the FFN there reads and writes; give a --vindex of the model"),
+        (("--layer", 4, "--vindex", v.path), "--layer 4: atlas.vindex has layers 0 to 3"),
+    ):
+        assert command(monkeypatch, *asked, *options) == 1
+        told = capsys.readouterr()
+        assert not told.out and message in told.err
     assert command(monkeypatch, *asked, "-o", tmp_path / "t.txt") == 1
     assert "a trace is written as .html or .json" in capsys.readouterr().err

@@ -69,6 +69,7 @@ def test_a_tokenizer_that_is_given_names_the_tokens_of_both(published, tmp_path)
     for options, named in (([], False), (["--tokenizer", str(CHECKPOINT)], True)):
         assert CliRunner().invoke(app, [*asked, *options]).exit_code == 0
         assert ("<id" not in Seen(page.read_text()).text) is named
+    assert CliRunner().invoke(app, ["report", str(published), "-o", str(page), "--tokenizer", "a/b/c"]).exit_code == 1
 
 
 def test_numbers_that_are_not_finite_have_no_neighbours(published, tmp_path):
