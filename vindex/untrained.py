@@ -15,6 +15,7 @@ import numpy as np
 CLOSE = 0.99
 TOGETHER = 0.9
 """The length of the mean of their directions from which on they lie at one place."""
+BLOCK = 4096
 
 
 def untrained(ids: np.ndarray, embeddings: np.ndarray, centre: np.ndarray, in_no_text: Sequence[int]) -> np.ndarray:
@@ -33,4 +34,5 @@ def untrained(ids: np.ndarray, embeddings: np.ndarray, centre: np.ndarray, in_no
     length = float(np.linalg.norm(place))
     if length < TOGETHER:
         return np.zeros(len(ids), bool)
-    return directions(ids) @ (place / length) >= CLOSE
+    blocks = np.split(ids, range(BLOCK, len(ids), BLOCK))
+    return np.concatenate([directions(block) @ (place / length) >= CLOSE for block in blocks])

@@ -203,7 +203,7 @@ function welcome() {
   const shown = best.filter(([, row, at]) => met(row, at)).sort((a, b) => b[0] - a[0]), left = best.length - shown.length;
   fill("card", el("h3", {}, "Most coherent directions"), el("p", {class: "note"}, "What is read at one pole, by how alike its tokens are beside those of random directions."
     + (left ? ` Left out: ${left} poles of which half the tokens or more were never met in training, told by their embeddings.` : "")),
-    table([["direction, pole", ""], ["coherence z", "n"], ["reads", "t"]], shown.slice(0, 12).map(([z, row, at]) => [el("span", {}, link(placeOf(row)), ` ${at ? "−" : "+"}`), signed(z, 1), pieces(row, at, 8)]), "narrow"));
+    table([["pole", ""], ["coherence z", "n"], ["reads", "t"]], shown.slice(0, 12).map(([z, row, at]) => [el("span", {}, link(placeOf(row)), ` ${at ? "−" : "+"}`), signed(z, 1), pieces(row, at, 8)]), "narrow"));
 }
 function follow(focus) {
   const place = parse(location.hash);

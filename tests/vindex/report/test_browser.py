@@ -99,6 +99,16 @@ def test_search_finds_paris_and_a_hit_opens_its_card(page, report):
     assert f"vindex feature atlas.vindex {place[1]} {place[2]}" in card
 
 
+def test_the_page_begins_with_poles_of_tokens_that_training_met(page, report):
+    said = page.inner_text("#card")
+    assert "Left out: 14 poles of which half the tokens or more were never met in training" in said
+    assert "␣foggy" in said and page.locator("#card .never").count() == 0
+    page.goto("about:blank")
+    page.goto(f"{report.as_uri()}#L0F90")
+    assert page.locator("#card .pole.reads:not(.against) .never").count() == 10
+    assert "In italics: tokens that training never met" in page.inner_text("#card")
+
+
 def test_search_takes_spaces_case_and_places(page):
     assert hits(page, "Paris") == hits(page, " Paris")
     assert any("Paris" in hit for hit in hits(page, "paris"))
@@ -153,7 +163,7 @@ def test_everything_is_within_reach_of_the_keyboard(page):
     page.keyboard.press("Home")
     assert page.locator(".traced:visible").count() == 1 and "Layer 0" in page.inner_text(".traced.shown")
     page.keyboard.press("ArrowRight")
-    assert "Layer 1" in page.inner_text(".traced.shown")
+    assert "Layer 1" in page.inner_text(".traced.shown") and "RESPONSE" in page.inner_text(".traced.shown")
 
 
 def test_in_print_the_panels_stay_and_the_search_goes(page):
@@ -191,6 +201,7 @@ def _luminance(colour: str) -> float:
 def test_a_narrow_window_scrolls_only_down(page):
     page.set_viewport_size({"width": 380, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#trace .traced.shown .t .tokens").first.bounding_box()["width"] > 100  # on lines of their own
 
 
 def test_the_first_paint_takes_less_than_two_seconds(page):
