@@ -110,20 +110,21 @@ def print_json(record: Any) -> None:
 
 def check_places(output: Path | None, plot: Path | None = None) -> None:
     """Before the work: raise TargetError where --output or --plot could not be written after it."""
-    from vindex.charts import check_target
-    from vindex.targets import check_file
-
     if output:
+        from vindex.targets import check_file
+
         check_file(output)
     if plot:
+        from vindex.charts import check_target
+
         check_target(plot)
 
 
 def put(record: Any, as_json: bool, output: Path | None) -> bool:
     """Write a record to the file of --output, and with --json to stdout; returns whether it took the tables' place."""
-    from vindex.targets import write_json
-
     if output:
+        from vindex.targets import write_json
+
         write_json(output, record, indent=True)
     if as_json:
         print_json(record)
