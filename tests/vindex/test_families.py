@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 import vindex
 from tests.foreign import (
-    ATLAS_TOKENIZER,
     EXPERTS,
     FEATURES,
     HIDDEN,
@@ -30,7 +29,7 @@ from tests.foreign import (
 from tests.vindex.damaged import change, cut, shift
 from vindex.__main__ import app
 from vindex.console import visible
-from vindex.errors import FormatError, LackingError, QueryError, VindexError
+from vindex.errors import FormatError, LackingError, QueryError
 
 PUBLISHED_CODE = Path(__file__).with_name("published_how_to_use.txt").read_text()
 
@@ -248,54 +247,6 @@ def test_ours_lacks_nothing(built):
 def test_an_id_is_that_of_the_checksums_or_the_name(published, summary, built, tmp_path):
     assert len(vindex.open(published).id) == 8 and vindex.open(summary).id == "summary"
     np.testing.assert_array_equal(vindex.open(published).score(3).vindex, vindex.open(published).id)
-
-
-# Tokenizers
-
-
-def test_words_are_found_with_the_models_tokenizer(published, tmp_path):
-    by_file, by_directory = (vindex.open(published, place) for place in (ATLAS_TOKENIZER, ATLAS_TOKENIZER.parent))
-    word = by_file.vocabulary.piece(500)
-    np.testing.assert_array_equal(by_directory.cosines(word), vindex.open(published).cosines(500))
-    shown = run("score", published, word, "--tokenizer", ATLAS_TOKENIZER.parent, "-k", 2)
-    assert "id 500" in shown
-
-
-@pytest.mark.parametrize(
-    "place, message",
-    [
-        ("nowhere/here", "nowhere/here: .*"),
-        (ATLAS_TOKENIZER.parent.parent, "tokenizer.json: cannot be read"),
-    ],
-)
-def test_a_tokenizer_that_cannot_be_had(published, place, message):
-    with pytest.raises(VindexError, match=message):
-        vindex.open(published, place).token_id(" Paris")
-
-
-def test_a_tokenizer_comes_from_the_hub_by_itself(published, tmp_path, monkeypatch):
-    """Nothing else of its model travels, and without a network there is one answer, soon."""
-    asked = []
-
-    def snapshot_download(repo, *, allow_patterns, **_):
-        asked.append((repo, allow_patterns))
-        return str(ATLAS_TOKENIZER.parent if repo == "someone/atlas" else tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert vindex.open(published, "someone/atlas").token_id(" Paris") == 997
-    assert asked == [("someone/atlas", ["tokenizer.json"])]
-    with pytest.raises(VindexError, match=r"someone/else has no tokenizer.json; name a model that has one"):
-        vindex.open(published, "someone/else").token_id(" Paris")
-
-
-def test_a_tokenizer_of_another_model_is_refused(browse, tmp_path):
-    small = write_published(tmp_path / "p", weights(1, 2, 4), weights(1, 2, 4), weights(9, 4))
-    with pytest.raises(
-        QueryError, match=r"has token ids up to \d+, and p only 9 tokens: give the tokenizer of its own"
-    ):
-        vindex.open(small, ATLAS_TOKENIZER).token_id(" Paris")
-    with pytest.raises(QueryError, match=r"browse has a tokenizer.json of its own; leave out --tokenizer"):
-        vindex.open(browse, ATLAS_TOKENIZER).token_id(" Paris")
 
 
 # Commands
