@@ -10,6 +10,9 @@ import torch
 
 import vindex
 from extract.checkpoint import open_checkpoint
+from probes.gates import reasoning
+from probes.gates.forced import answered
+from probes.gates.known import _question
 from probes.live.load import load
 from tests.commands import run
 from tests.conftest import build_quietly
@@ -63,3 +66,10 @@ def test_the_live_model_knows_its_capitals_and_is_probed(qwen_model, tmp_path):
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "p.json").read_text())
     assert all(constant["value"] is not None for constant in record["constants"].values())
+
+
+def test_answers_that_end_where_a_line_does_count(qwen_model):
+    """Its `]` and the line break after it are one token."""
+    kinds = ("code lists", "code reverse", "tags", "capitals")
+    asked = [_question(item) for kind in kinds for item in reasoning.some(kind, 8)]
+    assert sum(answered(load(qwen_model, device="cpu", dtype="float32"), asked, 32)) >= 26

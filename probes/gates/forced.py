@@ -1,14 +1,16 @@
 """Which answers a model would write greedily, without writing them: teacher-forced.
 
 An answer counts when every one of its tokens is the most probable next one after the prompt, and a number does not go
-on. What prompts begin with alike (their `shots`) is computed once for a batch, and the head only where an answer is.
+on. Some tokenizers write a line break together with the sign before it (`]\\n` is one token of Qwen's): the last token
+counts with what is blank after it. What prompts begin with alike (their `shots`) is computed once for a batch, and the
+head only where an answer is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,9 +46,19 @@ def answered(loaded: Loaded, prompts: Sequence[Prompt], batch_size: int, advance
                 *said, after = best
                 number = prompts[asked.number].answers[0][-1:].isdigit()
                 goes_on = number and loaded.tokenizer.decode([after])[:1].isdigit()
-                right[asked.number] |= bool(said) and said == asked.tail and not goes_on
+                right[asked.number] |= _same_text(loaded.tokenizer, said, asked.tail) and not goes_on
             advance(len(batch))
     return right
+
+
+def _same_text(tokenizer: Any, said: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether the tokens are the same, but for blanks that the last one has at its end; False of none."""
+    if not wanted or said[:-1] != wanted[:-1]:
+        return False
+    if said[-1] == wanted[-1]:
+        return True
+    longer, last = tokenizer.decode([said[-1]]), tokenizer.decode([wanted[-1]])
+    return longer != last and longer.rstrip() == last
 
 
 def batches(loaded: Loaded, prompts: Sequence[Prompt], size: int) -> list[list[Asked]]:

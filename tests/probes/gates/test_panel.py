@@ -12,7 +12,7 @@ from probes.gates.controls import masks
 from probes.gates.data import read_forget, read_retain
 from probes.gates.encode import collate, forget_example
 from probes.gates.evaluate import evaluate_gates
-from probes.gates.forced import answered
+from probes.gates.forced import _same_text, answered
 from probes.gates.gates import Gates
 from probes.gates.known import make_panel
 from probes.gates.learn import train_gates
@@ -83,6 +83,21 @@ def test_what_prompts_share_is_computed_once_and_changes_no_answer(atlas):
     handle.remove()
     assert len(widths) == 2 and widths[0] > widths[1] and sum(widths) <= whole
     assert answered(atlas, [Prompt("x", ("",))], 64) == [False]  # an answer without tokens
+
+
+@pytest.mark.parametrize(
+    ("said", "counts"),
+    [([0, 1], True), ([0, 2], True), ([3, 2], False), ([0, 3], False), ([0, 4], False), ([0, 5], False)],
+)
+def test_an_answer_counts_whose_last_token_holds_the_line_break_as_well(said, counts):
+    class Merging:
+        """Qwen's way: a sign and the line break after it are one token."""
+
+        def decode(self, ids):
+            return "".join(("[1", "]", "]\n", "[2", "\n]", "]'\n")[i] for i in ids)
+
+    assert _same_text(Merging(), said, [0, 1]) is counts
+    assert not _same_text(Merging(), [], [])
 
 
 def test_gates_are_trained_and_scored_on_a_panel(atlas, made, tmp_path):
