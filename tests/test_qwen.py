@@ -11,7 +11,7 @@ import torch
 import vindex
 from extract.checkpoint import open_checkpoint
 from probes.gates import reasoning
-from probes.gates.forced import answered
+from probes.gates.forced import answered, batches
 from probes.gates.known import _question
 from probes.live.load import load
 from tests.commands import run
@@ -72,4 +72,5 @@ def test_answers_that_end_where_a_line_does_count(qwen_model):
     """Its `]` and the line break after it are one token."""
     kinds = ("code lists", "code reverse", "tags", "capitals")
     asked = [_question(item) for kind in kinds for item in reasoning.some(kind, 8)]
-    assert sum(answered(load(qwen_model, device="cpu", dtype="float32"), asked, 32)) >= 26
+    loaded = load(qwen_model, device="cpu", dtype="float32")
+    assert sum(answered(loaded, asked, batches(loaded, asked, 32))) >= 26

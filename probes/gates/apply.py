@@ -43,16 +43,17 @@ def require_fit(shape: tuple[int, ...], model: nn.Module) -> None:
 def gated(model: nn.Module, factors: Tensor) -> Iterator[None]:
     """Multiply h of every layer by `factors` (L, I) float32 in the forward passes run inside the `with` block.
 
-    The product is taken in float32 and rounded once to the model's dtype. Gradients flow to `factors`.
+    The product is taken in float32 and rounded once to the model's dtype. Gradients flow to `factors`. Where every
+    factor of a layer is 0 or 1, zeros are filled in, which gives the same sooner.
     Raises PatchError when the shape is not the model's.
     """
     require_fit(factors.shape, model)
 
     def multiply(row: Tensor) -> Callable[[Tensor], Tensor]:
-        def change(h: Tensor) -> Tensor:
-            return (h * row.to(h.device)).to(h.dtype)  # bfloat16 · float32 is computed in float32
-
-        return change
+        off = (row == 0).nonzero().flatten()
+        if not row.requires_grad and len(off) + int((row == 1).sum()) == len(row):
+            return lambda h: h.index_fill(-1, off.to(h.device), 0)
+        return lambda h: (h * row.to(h.device)).to(h.dtype)  # bfloat16 · float32 is computed in float32
 
     rows = factors.to(device=layers(model)[0].down_proj.weight.device, dtype=torch.float32)
     with edited(model, {("hidden", number): multiply(row) for number, row in enumerate(rows)}):

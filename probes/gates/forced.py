@@ -37,11 +37,16 @@ class Asked(NamedTuple):
         return len(self.head) + len(self.tail)
 
 
-def answered(loaded: Loaded, prompts: Sequence[Prompt], batch_size: int, advance: Advance = unseen) -> list[bool]:
-    """Whether one of each prompt's answers is what the model, as it is now, writes. `advance` hears of answers."""
+def answered(
+    loaded: Loaded, prompts: Sequence[Prompt], made: Sequence[Sequence[Asked]], advance: Advance = unseen
+) -> list[bool]:
+    """Whether one of each prompt's answers is what the model, as it is now, writes.
+
+    made: the `batches` of the prompts, which serve any number of masks. `advance` hears of answers.
+    """
     right = [False] * len(prompts)
     with torch.no_grad():
-        for batch in batches(loaded, prompts, batch_size):
+        for batch in made:
             for asked, best in zip(batch, _best(loaded, batch), strict=True):
                 *said, after = best
                 number = prompts[asked.number].answers[0][-1:].isdigit()

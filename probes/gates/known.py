@@ -24,7 +24,7 @@ import orjson
 
 from probes.facts import BUNDLED, Fact, Panel, Relation, bundled
 from probes.gates import reasoning
-from probes.gates.forced import answered
+from probes.gates.forced import answered, batches
 from probes.gates.options import PanelOptions
 from probes.gates.panels import QUESTIONS, Prompt
 from probes.gates.reasoning import Item
@@ -110,7 +110,7 @@ def make_panel(
     pools = {kind: reasoning.some(kind, chosen.pool // 2, chosen.seed) for kind in reasoning.KINDS}
     tried = [_closed(known) for known in everything]
     tried += [_question(item) for pool in pools.values() for item in pool]
-    right = answered(model, tried, chosen.batch_size, progress("asking", len(tried)))
+    right = answered(model, tried, batches(model, tried, chosen.batch_size), progress("asking", len(tried)))
     knows = [known for known, said in zip(everything, right, strict=False) if said]
     if not knows:
         raise ProbeError(f"{model.name}: knows none of {len(everything)} facts; train on files of your own")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from probes.gates.apply import gated, require_fit
 from probes.gates.data import boxed
-from probes.gates.forced import answered
+from probes.gates.forced import Asked, answered, batches
 from probes.gates.panels import QUESTIONS, Panels, Prompt
 from probes.live.chat import ask, render
 from probes.live.load import Loaded
@@ -115,9 +115,10 @@ def score(
     `advance` hears of answers and texts, `work` of them for each. The plain model reads every neutral text once.
     """  # fmt: skip
     texts = neutral(loaded, panels.neutral, several, advance)
+    asked = [_Asked.of(loaded, name, getattr(panels, name), settings) for name in QUESTIONS]
     for factors, found in zip(several, texts, strict=True):
         with nullcontext() if factors is None else gated(loaded.model, factors):
-            by_panel = [_cells(loaded, name, getattr(panels, name), settings, advance) for name in QUESTIONS]
+            by_panel = [panel.cells(loaded, settings, advance) for panel in asked]
         yield Scores(tuple(chain(*by_panel)), *found)
 
 
@@ -127,15 +128,26 @@ def work(panels: Panels, settings: Settings) -> int:
     return len(panels.neutral) + (len(prompts) if settings.generate else sum(len(p.answers) for p in prompts))
 
 
-def _cells(loaded: Loaded, panel: str, prompts: Sequence[Prompt], settings: Settings, advance: Advance) -> list[Cell]:
-    if settings.generate:
-        right = _written(loaded, prompts, settings, advance)
-    else:
-        right = answered(loaded, prompts, settings.batch_size, advance)
-    found: dict[tuple[str, bool], list[bool]] = {}
-    for prompt, good in zip(prompts, right, strict=True):
-        found.setdefault((prompt.kind, prompt.held_out), []).append(good)
-    return [Cell(panel, *key, sum(good), len(good)) for key, good in sorted(found.items())]
+class _Asked(NamedTuple):
+    """A panel's prompts, in tokens once for all masks."""
+
+    panel: str
+    prompts: Sequence[Prompt]
+    batches: list[list[Asked]]
+
+    @classmethod
+    def of(cls, loaded: Loaded, panel: str, prompts: Sequence[Prompt], settings: Settings) -> _Asked:
+        return cls(panel, prompts, [] if settings.generate else batches(loaded, prompts, settings.batch_size))
+
+    def cells(self, loaded: Loaded, settings: Settings, advance: Advance) -> list[Cell]:
+        if settings.generate:
+            right = _written(loaded, self.prompts, settings, advance)
+        else:
+            right = answered(loaded, self.prompts, self.batches, advance)
+        found: dict[tuple[str, bool], list[bool]] = {}
+        for prompt, good in zip(self.prompts, right, strict=True):
+            found.setdefault((prompt.kind, prompt.held_out), []).append(good)
+        return [Cell(self.panel, *key, sum(good), len(good)) for key, good in sorted(found.items())]
 
 
 def neutral(

@@ -8,7 +8,7 @@ import torch
 from probes.gates.apply import gated
 from probes.gates.gates import Gates
 from probes.gates.masks import lowest_keep, random_keep, rescaled
-from probes.live.hooks import capture, patched, same_bits
+from probes.live.hooks import capture, edited, patched, same_bits
 from probes.live.load import load
 from probes.live.sites import sites
 from vindex.errors import PatchError, ProbeError
@@ -49,6 +49,17 @@ def test_one_neuron_off_equals_zeroing_its_down_proj_column_by_hand(tiny):
         by_hand = logits_of(tiny.model)
     assert not same_bits(masked, logits_of(tiny.model))
     torch.testing.assert_close(masked, by_hand, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mask_gives_what_multiplying_h_by_it_gives(tiny_checkpoint, dtype):
+    model = load(tiny_checkpoint, dtype=dtype, device="cpu").model
+    mask = (torch.rand(3, 48, generator=torch.Generator().manual_seed(0)) > 0.3).float()
+    with gated(model, mask):
+        filled = logits_of(model)
+    with edited(model, {("hidden", n): lambda h, n=n: h * mask[n] for n in range(3)}):
+        assert same_bits(filled, logits_of(model))
+    assert not same_bits(filled, logits_of(model))
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -12,7 +12,7 @@ from probes.gates.controls import masks
 from probes.gates.data import read_forget, read_retain
 from probes.gates.encode import collate, forget_example
 from probes.gates.evaluate import evaluate_gates
-from probes.gates.forced import _same_text, answered
+from probes.gates.forced import _same_text, answered, batches
 from probes.gates.gates import Gates
 from probes.gates.known import make_panel
 from probes.gates.learn import train_gates
@@ -68,6 +68,10 @@ def test_no_question_names_an_entity_and_every_kind_repeats_by_its_seed():
         assert words <= {"A", "The", "Every", "This", "So"}
 
 
+def say(loaded, prompts):
+    return answered(loaded, prompts, batches(loaded, prompts, 64))
+
+
 def test_what_prompts_share_is_computed_once_and_changes_no_answer(atlas):
     shots = "The capital of France is Paris.\nThe capital of Spain is Madrid.\n"
     asked = [("Italy", "Rome"), ("Germany", "Berlin"), ("Japan", "Paris"), ("South Korea", "Seoul")]
@@ -77,12 +81,12 @@ def test_what_prompts_share_is_computed_once_and_changes_no_answer(atlas):
     handle = atlas.model.model.register_forward_pre_hook(
         lambda _, args, kwargs: widths.append((args[0] if args else kwargs["input_ids"]).shape[1]), with_kwargs=True
     )
-    expected = answered(atlas, apart, 64)
+    expected = say(atlas, apart)
     whole, widths[:] = sum(widths), []
-    assert answered(atlas, shared, 64) == expected and expected[:3] == [True, True, False]
+    assert say(atlas, shared) == expected and expected[:3] == [True, True, False]
     handle.remove()
     assert len(widths) == 2 and widths[0] > widths[1] and sum(widths) <= whole
-    assert answered(atlas, [Prompt("x", ("",))], 64) == [False]  # an answer without tokens
+    assert say(atlas, [Prompt("x", ("",))]) == [False]  # an answer without tokens
 
 
 @pytest.mark.parametrize(
