@@ -4,8 +4,8 @@
 
 The passes needed: the plain model over every token that is not padding, what prompts begin with alike once, and its
 head where an answer or a neutral token is; for four masks, one of them soft, four times this and the plain model over
-the neutral texts once. `gates eval` has about fifty. Limit: 1.3 times that. Rounds are interleaved, and the fastest of each
-counts: on a busy machine one round alone says nothing.
+the neutral texts once. `gates eval` has about fifty. Limit: 1.3 times that. Rounds are interleaved, and the fastest of
+each counts: on a busy machine one round alone says nothing.
 """
 
 from __future__ import annotations

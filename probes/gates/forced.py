@@ -74,11 +74,22 @@ def batches(loaded: Loaded, prompts: Sequence[Prompt], size: int) -> list[list[A
         heads = {number: list(prompt_ids(loaded.tokenizer, prompts[number].whole)) for number in numbers}
         shared = _same(list(heads.values())) if shots else 0
         for number, head in heads.items():
-            tails = (loaded.tokenizer(a, add_special_tokens=False)["input_ids"] for a in prompts[number].answers)
-            everything += [Asked(number, head, tail, shared) for tail in tails]
+            for answer in prompts[number].answers:
+                everything.append(Asked(number, head, _after(loaded, prompts[number], head, answer), shared))
     everything.sort(key=lambda asked: (asked.shared, asked.length))
     alike = (list(same) for _, same in groupby(everything, key=lambda asked: asked.shared))
     return [same[start : start + size] for same in alike for start in range(0, len(same), size)]
+
+
+def _after(loaded: Loaded, prompt: Prompt, head: list[int], answer: str) -> list[int]:
+    """The answer's tokens as they follow the prompt: alone, Llama's and Mistral's would begin with a space.
+
+    Where the tokenizer joins the two, those of the answer alone.
+    """
+    whole = list(prompt_ids(loaded.tokenizer, prompt.whole + answer))
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    return list(loaded.tokenizer(answer, add_special_tokens=False)["input_ids"])
 
 
 def _same(heads: Sequence[list[int]]) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from probes.gates import reasoning
 from probes.gates.controls import masks
@@ -87,6 +90,18 @@ def test_what_prompts_share_is_computed_once_and_changes_no_answer(atlas):
     handle.remove()
     assert len(widths) == 2 and widths[0] > widths[1] and sum(widths) <= whole
     assert say(atlas, [Prompt("x", ("",))]) == [False]  # an answer without tokens
+
+
+def test_an_answers_tokens_are_those_that_follow_its_prompt():
+    """Llama's and Mistral's tokenizers put a space before every text: alone, `4` is `▁4`."""
+    letters = {letter: at for at, letter in enumerate("▁?ABCDEFGHIPabcdefghinprst 24=+")}
+    made = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="?"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaced = SimpleNamespace(tokenizer=PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?"))
+    asked = [Prompt("2+2=", ("4",)), Prompt("Is it", (" Paris",))]
+    found = {asked.number: asked for batch in batches(spaced, asked, 1) for asked in batch}
+    assert found[0].tail == [letters["4"]]
+    assert found[1].tail == [letters[letter] for letter in "▁Paris"]
 
 
 @pytest.mark.parametrize(
