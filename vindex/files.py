@@ -11,6 +11,7 @@ refuses them.
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
@@ -101,6 +102,18 @@ def read_lines(path: Path, kind: Kind, longest: int = TEXT_LIMIT) -> Iterator[tu
                 raise kind.refusal(path, f"line {number} is longer than {longest:,} bytes")
             if line.strip():
                 yield number, line
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Let garbage collection rest while much is made that stays, which it would look through again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def parse_json(content: bytes | bytearray, where: str, kind: Kind) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from vindex.errors import FormatError, QueryError
-from vindex.files import Kind, parse_json, read_bytes
+from vindex.files import Kind, parse_json, read_bytes, uncollected
 from vindex.format import MOST_TOKENS, TOKENIZER
 from vindex.hub import is_hub_id, one_file
 from vindex.pieces import CannotTakeApart, take_apart
@@ -133,6 +133,7 @@ def given_vocabulary(place: str) -> Vocabulary:
     return load_vocabulary(path)
 
 
+@uncollected()
 def parse_vocabulary(content: bytes, name: str) -> Vocabulary:
     """The vocabulary in the bytes of a tokenizer.json, called `name` in messages. Raises FormatError."""
     tokenizer = parse_json(content, f"{name}: not a tokenizer.json with a vocabulary of pieces", OF_TOKENS)

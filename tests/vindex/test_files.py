@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vindex.errors import FormatError
-from vindex.files import HOLES, Kind, opened, parse_json, read_bytes, read_json, read_lines, read_text
+from vindex.files import HOLES, Kind, opened, parse_json, read_bytes, read_json, read_lines, read_text, uncollected
 from vindex.schema import Fields, Problems, load_record
 
 KIND = Kind(FormatError, "the way out", limit=100)
@@ -145,3 +146,16 @@ def test_of_a_million_problems_the_first_five_are_shown():
 def test_a_record_is_an_object(tmp_path):
     (tmp_path / "r").write_text('{"a": 1, "a": 2}')
     assert refused(lambda: load_record(tmp_path / "r")).endswith("stands twice in one object); write it with -o")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_garbage_is_collected_afterwards_as_before(before):
+    was = gc.isenabled()
+    (gc.enable if before else gc.disable)()
+    try:
+        with pytest.raises(KeyError), uncollected():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() is before
+    finally:
+        (gc.enable if was else gc.disable)()
