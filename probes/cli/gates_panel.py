@@ -9,7 +9,7 @@ import typer
 
 from probes.cli.gates_options import Force, with_options
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
-from probes.gates.options import PanelOptions
+from probes.gates.options import OWN, PanelOptions
 from vindex.cli import Json
 from vindex.console import command, print_table, progress, put, say, stopped
 
@@ -47,7 +47,8 @@ def panel(
     if put(found.record(), json, None):
         return
     print_panel(found)
-    say(f"wrote {output}; next: {command('gates', 'train', model, '--panel', output, '-o', 'gates')}")
+    following = command("gates", "train", model, "--panel", output, "--preset", OWN, "-o", "gates")
+    say(f"wrote {output}; next: {following}")
 
 
 def print_panel(found: GatesPanel) -> None:

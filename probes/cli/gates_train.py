@@ -9,7 +9,7 @@ import typer
 
 from probes.cli.gates_options import ForgetFile, PanelDirectory, RetainFile, with_options
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
-from probes.gates.options import PRESETS, TrainOptions
+from probes.gates.options import OWN, PRESETS, TrainOptions
 from vindex.cli import Json
 from vindex.console import check_places, command, progress, put, say, say_places, stopped
 from vindex.demo import or_bundled
@@ -22,7 +22,9 @@ def train(
     panel: PanelDirectory = None,
     forget: ForgetFile = None,
     retain: RetainFile = None,
-    preset: Annotated[str, typer.Option(help=f"Published variant to start from: {', '.join(PRESETS)}.")] = "baseline",
+    preset: Annotated[
+        str, typer.Option(help=f"Settings to start from; {OWN} is ours, the others published: {', '.join(PRESETS)}.")
+    ] = "baseline",
     forget_limit: Annotated[int | None, typer.Option(min=1, help="Read only the first rows.")] = None,
     retain_limit: Annotated[int | None, typer.Option(min=1, help="Read only the first rows.")] = None,
     save_every: Annotated[int, typer.Option(min=1, help="Save the state after this many steps.")] = 100,

@@ -23,7 +23,7 @@ def _option(default: Any, description: str) -> Any:
 class TrainOptions:
     """What decides the result of a run on given data. The metadata of each field is its help text."""
 
-    preset: str = _option("baseline", "Published variant to start from.")
+    preset: str = _option("baseline", "Settings to start from: a published variant, or `reading`, which is ours.")
     scale_mode: ScaleMode = _option("none", "Rescaling after gating: none, mean, energy.")  # noqa: RUF009
     chat: bool = _option(False, "Wrap the texts in the model's chat template, thinking off.")
     beta: float = _option(4.0, "Cross-entropy, in nats, at which an entity counts as forgotten.")
