@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from probes.cli import gates_eval, gates_link, gates_mask, gates_panel, gates_train
-from probes.cli.gates_options import Directory, Force, Indices, Off, Threshold, mask_of
+from probes.cli.gates_options import Directory, Force, Indices, Off, Soft, Threshold, chosen_of
 from probes.cli.model import Device, Dtype, Model, Revision, load_model
 from vindex.cli import Json, Output
 from vindex.console import check_places, command, print_table, progress, put, say, typed
@@ -88,7 +88,7 @@ def apply(
     threshold: Threshold = None,
     off: Off = None,
     indices: Indices = False,
-    soft: Annotated[bool, typer.Option("--soft", help="Multiply by λ instead of masking.")] = False,
+    soft: Soft = False,
     scale_mode: Annotated[
         str | None, typer.Option(help="Rescaling: none, mean, energy. Default: as trained for --soft, none for masks.")
     ] = None,
@@ -107,9 +107,7 @@ def apply(
 
     check_places(output)
     gates = Gates.read(directory)
-    chosen = gates if soft else mask_of(gates, directory, threshold, off, indices, or_soft=True)
-    if soft and (threshold is not None or off is not None or indices):
-        raise ProbeError("--soft with a mask: choose one of --soft, --threshold, --off, --indices")
+    chosen = chosen_of(gates, directory, threshold, off, indices, soft)
     scale = scale_of(scale_mode) if scale_mode else gates.scale_mode if soft else "none"
     loaded = load_model(model, device=device, dtype=dtype, revision=revision)
     written = beside(loaded, [typed(text) for text in prompt], chosen.factors(scale), tokens, chat=chat)
@@ -130,22 +128,28 @@ def bake(
     threshold: Threshold = None,
     off: Off = None,
     indices: Indices = False,
+    soft: Soft = False,
     revision: Revision = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write an ordinary checkpoint in which the masked neurons are zero."""
+    """Write an ordinary checkpoint in which masked neurons are zero, or with --soft every one is scaled by its λ."""
     from probes.gates.gates import Gates
     from vindex.places import check_directory
 
     check_directory(output, force=force, reads=[directory])
-    mask = mask_of(Gates.read(directory), directory, threshold, off, indices)
+    chosen = chosen_of(Gates.read(directory), directory, threshold, off, indices, soft)
     with progress() as stages:
-        mask.bake(model, output, revision=revision, force=force, reads=directory, progress=stages)
-    if put(mask.record() | {"model": model, "checkpoint": str(output)}, json, None):
+        off_now = chosen.bake(model, output, revision=revision, force=force, reads=directory, progress=stages)
+    made = chosen.made_of()
+    if put(made | {"model": model, "checkpoint": str(output)}, json, None):
         return
-    count = f"{mask.neurons_off:,} of {mask.keep.numel():,} neurons off"
-    say(f"wrote {output}: {count} ({mask.what}); gate_proj and up_proj rows are zero")
+    if soft:
+        what = f"soft; up_proj rows are scaled by λ, rescaling {made['scale_mode']}"
+    else:
+        total = chosen.factors().numel()
+        what = f"{off_now:,} of {total:,} neurons off ({chosen.what}); gate_proj and up_proj rows are zero"
+    say(f"wrote {output}: {what}")
     say(f"next: load it as any checkpoint, or {command('probe', output)}")
 
 

@@ -21,6 +21,7 @@ Off = Annotated[
     str | None,
     typer.Option(metavar="SHARE", help="Turn off this share of the neurons, those of lowest λ: 25% or 0.25."),
 ]
+Soft = Annotated[bool, typer.Option("--soft", help="Multiply by λ instead of masking.")]
 Indices = Annotated[bool, typer.Option("--indices", help="Turn off what neuron_indices.json lists.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what this tool made there.")]
 ForgetFile = Annotated[
@@ -83,14 +84,23 @@ def _may_be_none(kind: Any) -> bool:
     return type(None) in get_args(kind)
 
 
+def chosen_of(
+    gates: Gates, directory: Path, threshold: float | None, off: str | None, indices: bool, soft: bool
+) -> Gates | Mask:
+    """The gates themselves, soft, or the mask that exactly one of the other options asks for."""
+    if soft and (threshold is not None or off is not None or indices):
+        raise ProbeError("--soft with a mask: choose one of --soft, --threshold, --off, --indices")
+    return gates if soft else mask_of(gates, directory, threshold, off, indices, " or --soft")
+
+
 def mask_of(
-    gates: Gates, directory: Path, threshold: float | None, off: str | None, indices: bool, *, or_soft: bool = False
+    gates: Gates, directory: Path, threshold: float | None, off: str | None, indices: bool, more: str = ""
 ) -> Mask:
-    """The mask that exactly one of the options asks for."""
+    """The mask that exactly one of the options asks for. more: other ways that the command has."""
     if (threshold is not None) + (off is not None) + indices != 1:
-        ways = "--threshold, --off, --indices" + (" or --soft" if or_soft else "")
         raise ProbeError(
-            f"which neurons? give exactly one of {ways}; `vindex gates stats {directory}` lists thresholds"
+            f"which neurons? give exactly one of --threshold, --off, --indices{more}; "
+            f"`vindex gates stats {directory}` lists thresholds"
         )
     if indices:
         return gates.listed(directory)

@@ -51,6 +51,32 @@ class Factors(ABC):
         """
         return gated(model.model, self.factors(scale_mode))
 
+    @abstractmethod
+    def made_of(self) -> dict[str, Any]:
+        """The gates and how they are applied, for records."""
+
+    def bake(
+        self,
+        model: str | Path,
+        output: str | Path,
+        *,
+        revision: str | None = None,
+        force: bool = False,
+        reads: Path | None = None,
+        progress: Progress = silent,
+    ) -> int:
+        """Write an ordinary checkpoint of `model`, a directory or Hub id, in which h is multiplied by the factors.
+
+        Returns how many neurons are zero. force: what this tool made at `output` may be replaced. reads: a directory
+        that `output` may not be. Raises CheckpointError, PatchError or TargetError as `probes.weights.bake.bake` does.
+        """
+        source = find(model, revision)
+        note = {"checkpoint": source.name, **self.made_of()}
+        return bake(
+            source.directory, self.factors(), Path(output), note=note, force=force, reads=[reads] if reads else [],
+            advance=progress("copying", sum(source.sizes.values())),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask(Factors):
@@ -68,29 +94,7 @@ class Mask(Factors):
     def factors(self, scale_mode: ScaleMode | None = None) -> Tensor:
         return masks.rescaled(self.keep.float(), scale_mode or "none")
 
-    def bake(
-        self,
-        model: str | Path,
-        output: str | Path,
-        *,
-        revision: str | None = None,
-        force: bool = False,
-        reads: Path | None = None,
-        progress: Progress = silent,
-    ) -> int:
-        """Write an ordinary checkpoint of `model`, a directory or Hub id, in which the masked neurons are zero.
-
-        Returns how many are. force: what this tool made at `output` may be replaced. reads: a directory that `output`
-        may not be. Raises CheckpointError, PatchError or TargetError as `probes.weights.bake.bake` does.
-        """
-        source = find(model, revision)
-        note = {"checkpoint": source.name, **self.record()}
-        return bake(
-            source.directory, self.keep, Path(output), note=note, force=force, reads=[reads] if reads else [],
-            advance=progress("copying", sum(source.sizes.values())),
-        )  # fmt: skip
-
-    def record(self) -> dict[str, Any]:
+    def made_of(self) -> dict[str, Any]:
         return {"gates": self.gates, "mask": self.what, "neurons_off": self.neurons_off}
 
     def __repr__(self) -> str:
@@ -157,6 +161,9 @@ class Gates(Result, Factors):
 
     def factors(self, scale_mode: ScaleMode | None = None) -> Tensor:
         return masks.rescaled(self.values, scale_mode or self.scale_mode)
+
+    def made_of(self) -> dict[str, Any]:
+        return {"gates": self.name, "mask": self.what, "scale_mode": self.scale_mode}
 
     def off(self, share: float) -> Mask:
         """The mask that turns off this share of all neurons, those of lowest λ; 0.25 is a quarter."""

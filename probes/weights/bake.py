@@ -1,11 +1,13 @@
-"""Gates in an ordinary checkpoint: the rows of gate_proj and up_proj of every masked neuron become zero.
+"""Gates in an ordinary checkpoint: a masked neuron's rows of gate_proj and up_proj become zero, others are scaled.
 
 1. The checkpoint is copied file by file. Weights that transformers would not load stay behind (other formats, the
    shards of another model, an adapter), for they would still hold the unmasked neurons.
 2. A safetensors header says where each tensor's bytes lie, and a row of gate_proj or up_proj (I, H) is one run of them:
    the masked rows are overwritten with zero bytes, which is +0.0 in every float format. A bias of that row too.
+   Soft gates scale what up_proj gives, which scales h = act(gate) ∘ up as much: its row and bias times the factor, in
+   float32, rounded once to the stored dtype. A factor of 1 leaves a row as it is.
 3. Only the text tower counts: other towers and multi-token heads stay as they are. Every other byte of every file is
-   the original's. Memory stays at one row, however large the model is.
+   the original's. Memory stays at a few rows, however large the model is.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NamedTuple
 
+import torch
 from torch import Tensor
 
 from probes.weights.tensors import copied, plain_files, whole
@@ -27,6 +30,8 @@ from vindex.tower import Tower
 from vindex.weights import ADAPTER, WEIGHT_MAP, Weights
 
 TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+PIECE_ROWS = 1024  # scaled at once
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
 
 
@@ -38,11 +43,12 @@ class Place(NamedTuple):
     offset: int  # of its first byte in the file
     row_bytes: int
     rows: int
+    dtype: str  # as safetensors writes it
 
 
 def bake(
     checkpoint: Path,
-    keep: Tensor,
+    factors: Tensor,
     target: Path,
     *,
     note: dict[str, Any] | None = None,
@@ -50,27 +56,29 @@ def bake(
     reads: Sequence[Path] = (),
     advance: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Write a copy of `checkpoint` to `target` in which the neurons that `keep` (L, I) bool drops are zero.
+    """Write a copy of `checkpoint` to `target` in which every neuron's h is multiplied by its factor.
 
-    Returns how many rows were zeroed in each of gate_proj and up_proj. `note` goes to baked_gates.json; `advance` is
-    told the bytes copied. Raises CheckpointError on a mixture of experts or missing weights, PatchError when the mask
-    does not fit, TargetError when the target is taken, or holds the checkpoint or any of `reads`. An interrupted run
-    leaves nothing at `target`.
+    factors: (L, I); a mask's are 0 and 1, or False and True. Returns how many neurons are zero. `note` goes to
+    baked_gates.json; `advance` is told the bytes copied. Raises CheckpointError on a mixture of experts or missing
+    weights, PatchError when the factors do not fit or weights that must be scaled are no floats, TargetError when the
+    target is taken, or holds the checkpoint or any of `reads`. An interrupted run leaves nothing at `target`.
     """
+    factors = factors.float()
     check_directory(target, force=force, reads=[checkpoint, *reads])
     tower = whole(LocalFiles(checkpoint))
     _refuse_mixture(tower, checkpoint)
     places = _places(tower)
-    _require_fit([place for found in places.values() for place in found], keep, checkpoint)
+    _require_fit([place for found in places.values() for place in found], factors, checkpoint)
     files = [file for file in plain_files(checkpoint) if _belongs(file.name, tower.weights)]
     names, reads = [file.name for file in files], [checkpoint, *files, *reads]
     with new_directory(target, [*names, BAKED], making="baked checkpoint", force=force, reads=reads) as partial:
         for file in files:
             with copied(file, partial / file.name) as copy:
-                _zero_rows(copy, places.get(file.name, []), keep)
+                for place in places.get(file.name, []):
+                    _multiply(copy, place, factors[place.layer])
             advance(file.stat().st_size)
         targets.write_json(partial / BAKED, note or {}, indent=True)
-    return int((~keep).sum())
+    return int((factors == 0).sum())
 
 
 def _refuse_mixture(tower: Tower, checkpoint: Path) -> None:
@@ -96,12 +104,12 @@ def _places(tower: Tower) -> dict[str, list[Place]]:
         match = TENSOR.fullmatch(name.removeprefix(tower.prefix)) if name.startswith(tower.prefix) else None
         if match and stored.shape and stored.shape[0]:
             rows = stored.shape[0]
-            place = Place(int(match[1]), name, stored.start, (stored.stop - stored.start) // rows, rows)
+            place = Place(int(match[1]), name, stored.start, (stored.stop - stored.start) // rows, rows, stored.dtype)
             found.setdefault(stored.file, []).append(place)
     return found
 
 
-def _require_fit(places: list[Place], keep: Tensor, checkpoint: Path) -> None:
+def _require_fit(places: list[Place], factors: Tensor, checkpoint: Path) -> None:
     weights = [place for place in places if place.name.endswith(".weight")]
     layers = max((place.layer for place in weights), default=-1) + 1
     if not layers or len(weights) != 2 * layers:
@@ -109,16 +117,38 @@ def _require_fit(places: list[Place], keep: Tensor, checkpoint: Path) -> None:
             f"{checkpoint}: {len(weights)} gate_proj and up_proj weights for {layers} layers; expected two for each"
         )
     for place in places:
-        if (layers, place.rows) != tuple(keep.shape):
+        if (layers, place.rows) != tuple(factors.shape):
             raise PatchError(
                 f"{place.name}: the model has {layers} layers × {place.rows} neurons, the gates are "
-                f"{keep.shape[0]} × {keep.shape[1]}; give the model they were trained on"
+                f"{factors.shape[0]} × {factors.shape[1]}; give the model they were trained on"
+            )
+        if place.dtype not in DTYPES and len(_scaled(place, factors[place.layer])):
+            raise PatchError(
+                f"{place.name}: stored as {place.dtype}, and soft gates scale only {', '.join(DTYPES)}; "
+                "bake a mask, or give the checkpoint in one of these"
             )
 
 
-def _zero_rows(opened: BinaryIO, places: list[Place], keep: Tensor) -> None:
-    for place in places:
-        zeros = bytes(place.row_bytes)
-        for row in (~keep[place.layer]).nonzero().flatten().tolist():
-            opened.seek(place.offset + row * place.row_bytes)
-            opened.write(zeros)
+def _scaled(place: Place, factors: Tensor) -> Tensor:
+    """The rows of a tensor that are neither left as they are nor zeroed; none in gate_proj."""
+    if ".gate_proj." in place.name:
+        return factors.new_empty(0, dtype=torch.long)
+    return ((factors != 0) & (factors != 1)).nonzero().flatten()
+
+
+def _multiply(opened: BinaryIO, place: Place, factors: Tensor) -> None:
+    """Zero and scale rows of a tensor in its file. factors: (I,)."""
+    zeros = bytes(place.row_bytes)
+    for row in (factors == 0).nonzero().flatten().tolist():
+        opened.seek(place.offset + row * place.row_bytes)
+        opened.write(zeros)
+    if not len(_scaled(place, factors)):
+        return
+    for first in range(0, place.rows, PIECE_ROWS):
+        some, at = factors[first : first + PIECE_ROWS], place.offset + first * place.row_bytes
+        opened.seek(at)
+        content = bytearray(opened.read(len(some) * place.row_bytes))
+        rows = torch.frombuffer(content, dtype=DTYPES[place.dtype]).view(len(some), -1)
+        rows.copy_(rows.float() * some[:, None])
+        opened.seek(at)
+        opened.write(content)

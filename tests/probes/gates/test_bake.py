@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -88,6 +89,60 @@ def test_hard_indices_and_baked_agree(tiny_checkpoint, gates, tmp_path, dtype):
         baked = load(tmp_path / "baked", dtype=dtype, device="cpu").model(IDS).logits
     assert same_bits(masked, by_indices)
     torch.testing.assert_close(masked, baked, rtol=0, atol=1e-6 if dtype == "float32" else 2e-2)
+
+
+@pytest.mark.parametrize("scale_mode", ["none", "energy"])
+def test_soft_gates_baked_are_soft_gates_applied(tiny_checkpoint, gates, tmp_path, scale_mode):
+    """In bfloat16 either is about as far from what float32 gives."""
+    soft = Gates(gates.logits, training={"options": {"scale_mode": scale_mode}})
+    assert soft.bake(tiny_checkpoint, tmp_path / "baked") == 0
+    logits = {}
+    for dtype in ("float32", "bfloat16"):
+        model, baked = (load(at, dtype=dtype, device="cpu").model for at in (tiny_checkpoint, tmp_path / "baked"))
+        with torch.no_grad():
+            logits[dtype, "plain"], logits[dtype, "baked"] = model(IDS).logits.float(), baked(IDS).logits.float()
+            with soft.applied(SimpleNamespace(model=model)):
+                logits[dtype, "applied"] = model(IDS).logits.float()
+    expected = logits["float32", "applied"]
+    assert float((expected - logits["float32", "plain"]).abs().max()) > 0.05
+    torch.testing.assert_close(logits["float32", "baked"], expected, rtol=0, atol=1e-5)
+    off = {how: float((logits["bfloat16", how] - expected).abs().mean()) for how in ("baked", "applied")}
+    assert off["baked"] < 1.5 * off["applied"]
+    before, after = (load_file(at / "model.safetensors") for at in (tiny_checkpoint, tmp_path / "baked"))
+    changed = {name for name in before if not same_bits(before[name], after[name])}
+    assert changed == {f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(3)}
+    note = json.loads((tmp_path / "baked" / BAKED).read_text())
+    assert note == {"checkpoint": note["checkpoint"], "gates": "gates", "mask": "soft", "scale_mode": scale_mode}
+
+
+def test_rows_and_biases_are_scaled_in_the_stored_dtype_and_rounded_once(tmp_path):
+    def narrow(tensors):
+        tensors["model.layers.0.mlp.up_proj.bias"] = torch.ones(24)
+        for name in list(tensors):
+            tensors[name] = tensors[name].bfloat16()
+
+    source = write_checkpoint(tmp_path / "source", layers=1, edit=narrow)
+    factors = torch.linspace(0, 1.5, 24)[None].clone()
+    factors[0, 5] = 1
+    assert bake(source, factors, tmp_path / "baked") == 1
+    before, after = (load_file(at / "model.safetensors") for at in (source, tmp_path / "baked"))
+    for name in ("weight", "bias"):
+        old, new = (tensors[f"model.layers.0.mlp.up_proj.{name}"] for tensors in (before, after))
+        wanted = (old.float() * factors[0].view(-1, *[1] * (old.ndim - 1))).bfloat16()
+        assert torch.equal(new, wanted) and torch.equal(new[5], old[5])
+    gate = after["model.layers.0.mlp.gate_proj.weight"]
+    assert bool((gate[0] == 0).all()) and torch.equal(gate[1:], before["model.layers.0.mlp.gate_proj.weight"][1:])
+
+
+def test_soft_gates_scale_floats_only(tmp_path):
+    def small(tensors):
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    source = write_checkpoint(tmp_path / "source", layers=1, edit=small)
+    with pytest.raises(PatchError, match="stored as F8_E4M3, and soft gates scale only F32, BF16, F16; bake a mask"):
+        bake(source, torch.full((1, 24), 0.5), tmp_path / "baked")
+    assert bake(source, torch.arange(24)[None] > 3, tmp_path / "masked") == 4
 
 
 @pytest.mark.parametrize("shards", [1, 3])

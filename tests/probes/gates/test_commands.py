@@ -180,10 +180,11 @@ def test_questions_without_an_answer(directory, rows, tmp_path):
     assert "which neurons? give exactly one of --threshold, --off, --indices or --soft" in fails(
         "apply", "atlas", directory, *prompt
     )
-    assert "give exactly one of --threshold, --off, --indices;" in fails(
+    assert "give exactly one of --threshold, --off, --indices or --soft;" in fails(
         "bake", "atlas", directory, "-o", tmp_path / "o", "--off", "5%", "--threshold", 0.4
     )
-    assert "--soft with a mask" in fails("apply", "atlas", directory, *prompt, "--soft", "--off", "5%")
+    for command in (("apply", "atlas", directory, *prompt), ("bake", "atlas", directory, "-o", tmp_path / "o")):
+        assert "--soft with a mask" in fails(*command, "--soft", "--off", "5%")
     assert "--off half: expected a share such as 25% or 0.25" in fails(
         "apply", "atlas", directory, *prompt, "--off", "half"
     )
