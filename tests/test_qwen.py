@@ -12,7 +12,7 @@ import vindex
 from extract.checkpoint import open_checkpoint
 from probes.gates import reasoning
 from probes.gates.forced import answered, batches
-from probes.gates.known import _question
+from probes.gates.panels import Prompt
 from probes.live.load import load
 from tests.commands import run
 from tests.conftest import build_quietly
@@ -71,6 +71,7 @@ def test_the_live_model_knows_its_capitals_and_is_probed(qwen_model, tmp_path):
 def test_answers_that_end_where_a_line_does_count(qwen_model):
     """Its `]` and the line break after it are one token."""
     kinds = ("code lists", "code reverse", "tags", "capitals")
-    asked = [_question(item) for kind in kinds for item in reasoning.some(kind, 8)]
+    items = [item for kind in kinds for item in reasoning.some(kind, 8)]
+    asked = [Prompt(item.question, (item.answer,), item.shots) for item in items]
     loaded = load(qwen_model, device="cpu", dtype="float32")
     assert sum(answered(loaded, asked, batches(loaded, asked, 32))) >= 26

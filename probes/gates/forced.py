@@ -51,12 +51,12 @@ def answered(
                 *said, after = best
                 number = prompts[asked.number].answers[0][-1:].isdigit()
                 goes_on = number and loaded.tokenizer.decode([after])[:1].isdigit()
-                right[asked.number] |= _same_text(loaded.tokenizer, said, asked.tail) and not goes_on
+                right[asked.number] |= same_text(loaded.tokenizer, said, asked.tail) and not goes_on
             advance(len(batch))
     return right
 
 
-def _same_text(tokenizer: Any, said: Sequence[int], wanted: Sequence[int]) -> bool:
+def same_text(tokenizer: Any, said: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether the tokens are the same, but for blanks that the last one has at its end; False of none."""
     if not wanted or said[:-1] != wanted[:-1]:
         return False

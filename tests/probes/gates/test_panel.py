@@ -15,7 +15,7 @@ from probes.gates.controls import masks
 from probes.gates.data import read_forget, read_retain
 from probes.gates.encode import collate, forget_example
 from probes.gates.evaluate import evaluate_gates
-from probes.gates.forced import _same_text, answered, batches
+from probes.gates.forced import same_text, answered, batches
 from probes.gates.gates import Gates
 from probes.gates.known import make_panel
 from probes.gates.learn import train_gates
@@ -115,8 +115,8 @@ def test_an_answer_counts_whose_last_token_holds_the_line_break_as_well(said, co
         def decode(self, ids):
             return "".join(("[1", "]", "]\n", "[2", "\n]", "]'\n")[i] for i in ids)
 
-    assert _same_text(Merging(), said, [0, 1]) is counts
-    assert not _same_text(Merging(), [], [])
+    assert same_text(Merging(), said, [0, 1]) is counts
+    assert not same_text(Merging(), [], [])
 
 
 def test_gates_are_trained_and_scored_on_a_panel(atlas, made, tmp_path):
