@@ -15,7 +15,7 @@ from probes.gates.controls import masks
 from probes.gates.data import read_forget, read_retain
 from probes.gates.encode import collate, forget_example
 from probes.gates.evaluate import evaluate_gates
-from probes.gates.forced import same_text, answered, batches
+from probes.gates.forced import answered, batches, same_text
 from probes.gates.gates import Gates
 from probes.gates.known import make_panel
 from probes.gates.learn import train_gates
