@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from probes.weights.tensors import copied, plain_files, whole
+from probes.weights.tensors import DTYPES, copied, plain_files, whole
 from vindex import targets
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, PatchError
@@ -30,7 +30,6 @@ from vindex.tower import Tower
 from vindex.weights import ADAPTER, WEIGHT_MAP, Weights
 
 TENSOR = re.compile(r"layers\.(\d+)\.mlp\.(gate_proj|up_proj)\.(weight|bias)")
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 PIECE_ROWS = 1024  # scaled at once
 OTHER_WEIGHTS = {".bin", ".pth", ".pt", ".gguf", ".onnx", ".h5", ".msgpack", ".ot"}
 
@@ -122,18 +121,16 @@ def _require_fit(places: list[Place], factors: Tensor, checkpoint: Path) -> None
                 f"{place.name}: the model has {layers} layers × {place.rows} neurons, the gates are "
                 f"{factors.shape[0]} × {factors.shape[1]}; give the model they were trained on"
             )
-        if place.dtype not in DTYPES and len(_scaled(place, factors[place.layer])):
+        if place.dtype not in DTYPES and _is_scaled(place, factors[place.layer]):
             raise PatchError(
                 f"{place.name}: stored as {place.dtype}, and soft gates scale only {', '.join(DTYPES)}; "
                 "bake a mask, or give the checkpoint in one of these"
             )
 
 
-def _scaled(place: Place, factors: Tensor) -> Tensor:
-    """The rows of a tensor that are neither left as they are nor zeroed; none in gate_proj."""
-    if ".gate_proj." in place.name:
-        return factors.new_empty(0, dtype=torch.long)
-    return ((factors != 0) & (factors != 1)).nonzero().flatten()
+def _is_scaled(place: Place, factors: Tensor) -> bool:
+    """Whether rows of a tensor are neither left as they are nor zeroed; in gate_proj none is."""
+    return ".up_proj." in place.name and bool(((factors != 0) & (factors != 1)).any())
 
 
 def _multiply(opened: BinaryIO, place: Place, factors: Tensor) -> None:
@@ -142,7 +139,7 @@ def _multiply(opened: BinaryIO, place: Place, factors: Tensor) -> None:
     for row in (factors == 0).nonzero().flatten().tolist():
         opened.seek(place.offset + row * place.row_bytes)
         opened.write(zeros)
-    if not len(_scaled(place, factors)):
+    if not _is_scaled(place, factors):
         return
     for first in range(0, place.rows, PIECE_ROWS):
         some, at = factors[first : first + PIECE_ROWS], place.offset + first * place.row_bytes

@@ -31,6 +31,7 @@ from probes.weights.delta import Delta
 from probes.weights.tensor_file import read_tensors
 from probes.weights.tensors import (
     BLOCK_BYTES,
+    DTYPES,
     Place,
     base_sha256,
     carry,
@@ -51,7 +52,6 @@ from vindex.kinds import HISTORY
 
 FORMAT = "vindex-patch"
 VERSION = "1"
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 OF_A_PATCH = Kind(PatchError, "expected a patch (gate3 --save-patch)", limit=None)
 
 

@@ -22,6 +22,7 @@ from vindex.hub import cached
 from vindex.tower import Tower, read_tower, require_equal_layers
 
 BLOCK_BYTES = 1 << 22
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class Place(NamedTuple):
