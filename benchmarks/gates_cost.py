@@ -60,6 +60,8 @@ class Inside:
 
 
 def main() -> None:
+    if len(sys.argv) not in (3, 4, 5):
+        sys.exit(__doc__)
     name, panel, dtype, count = (*sys.argv[1:], *("bfloat16", "300")[len(sys.argv) - 3 :])
     loaded = probes.load(name, dtype=dtype, device="cpu")
     panels = read_asked(Path(panel) / "asked.jsonl", neutral_texts(None), count=int(count))

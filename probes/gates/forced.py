@@ -22,6 +22,9 @@ from probes.live.tokens import pad_token
 from probes.live.tokens import prompt as prompt_ids
 from vindex.progress import Advance, unseen
 
+PASS = 32
+"""Tokens of padding that cost as much as one more pass: of the 135M on processors, about."""
+
 
 class Asked(NamedTuple):
     """One answer of the prompt of this number, in tokens."""
@@ -67,7 +70,7 @@ def same_text(tokenizer: Any, said: Sequence[int], wanted: Sequence[int]) -> boo
 
 
 def batches(loaded: Loaded, prompts: Sequence[Prompt], size: int) -> list[list[Asked]]:
-    """Answers whose shots are equally long, at most `size` to a batch, of similar length."""
+    """Answers whose shots are equally long, at most `size` to a batch, of lengths alike."""
     everything = []
     order = sorted(range(len(prompts)), key=lambda number: prompts[number].shots)
     for shots, numbers in groupby(order, key=lambda number: prompts[number].shots):
@@ -78,7 +81,20 @@ def batches(loaded: Loaded, prompts: Sequence[Prompt], size: int) -> list[list[A
                 everything.append(Asked(number, head, _after(loaded, prompts[number], head, answer), shared))
     everything.sort(key=lambda asked: (asked.shared, asked.length))
     alike = (list(same) for _, same in groupby(everything, key=lambda asked: asked.shared))
-    return [same[start : start + size] for same in alike for start in range(0, len(same), size)]
+    return [batch for same in alike for batch in _of_like_length(same, size)]
+
+
+def _of_like_length(answers: Sequence[Asked], size: int) -> Iterator[list[Asked]]:
+    """Batches of answers in order of length; a new one begins where padding would cost more than another pass."""
+    batch: list[Asked] = []
+    for asked in answers:
+        padding = sum(asked.length - before.length for before in batch)
+        if len(batch) == size or padding > PASS:
+            yield batch
+            batch = []
+        batch.append(asked)
+    if batch:
+        yield batch
 
 
 def _after(loaded: Loaded, prompt: Prompt, head: list[int], answer: str) -> list[int]:

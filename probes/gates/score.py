@@ -161,9 +161,10 @@ def neutral(
             advance(len(several))
             continue
         base, count = _log_probabilities(loaded, ids, None), count + ids.shape[1] - 1
+        probable = base.exp()
         for number, factors in enumerate(several):
             changed = base if factors is None else _log_probabilities(loaded, ids, factors)
-            kl[number] += float(F.kl_div(changed, base, reduction="sum", log_target=True))
+            kl[number] += 0.0 if factors is None else float((base - changed).mul_(probable).sum())
             surprise[number] += float(F.nll_loss(changed, ids[0, 1:], reduction="sum"))
             advance(1)
     if not count:

@@ -10,6 +10,7 @@ import torch
 
 from probes.gates.apply import gate_shape
 from probes.gates.data import forget_row, retain_row
+from probes.gates.forced import batches
 from probes.gates.panels import Panels, Prompt, from_rows, neutral_texts
 from probes.gates.panels import atlas as atlas_panels
 from probes.gates.score import Settings, Share, neutral, score, stands_in, write
@@ -62,6 +63,13 @@ def test_forced_scoring_agrees_with_what_the_model_writes(atlas, panels):
 def test_batches_do_not_change_scores(atlas, panels):
     one, many = (accuracy(atlas, panels.reasoning, Settings(size)) for size in (1, 64))
     assert one == many
+
+
+def test_short_prompts_are_not_padded_to_the_length_of_long_ones(atlas):
+    long, short = Prompt("The city stood on a hill. " * 8 + "2+3=", ("5",)), Prompt("2+3=", ("5",))
+    made = batches(atlas, [short, long] * 20, 64)
+    assert [len({answer.length for answer in batch}) for batch in made] == [1, 1]
+    assert [len(batch) for batch in batches(atlas, [short] * 20, 8)] == [8, 8, 4]
 
 
 def test_written_answers_are_found_as_words_or_as_the_last_number(atlas, panels):
