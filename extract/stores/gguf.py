@@ -23,7 +23,7 @@ from vindex.errors import CheckpointError
 from vindex.format import MOST_EXPERTS
 from vindex.model_config import checked
 
-PIECE_BYTES = 1 << 24  # dequantise about this many bytes of float32 at a time
+READ_BYTES, CACHED_BYTES = 1 << 24, 1 << 20  # of float32: what is read at a time, and dequantised in the cache
 METHOD = "GGUF, by the gguf package"
 ARCHITECTURE, TOKENS = "general.architecture", "tokenizer.ggml.tokens"
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
@@ -89,18 +89,26 @@ class Gguf:
         return self._rows(file, start + first * row_bytes, (last - first, shape[1]), dtype)
 
     def _rows(self, file: str, start: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-        from gguf import GGMLQuantizationType, dequantize
-
         (rows, columns), row_bytes = shape, _row_bytes(shape[1], dtype)
         numbers = torch.empty(rows, columns)
-        step = max(1, PIECE_BYTES // (4 * columns))
+        step = max(1, READ_BYTES // (4 * columns))
         for at in range(0, rows, step):
             end = min(at + step, rows)
             content = self._files.read(file, start + at * row_bytes, start + end * row_bytes)
             stored = np.frombuffer(content, np.uint8).reshape(end - at, row_bytes)
-            with np.errstate(all="ignore"):  # what is not finite is told with its place by whoever uses it
-                numbers[at:end] = torch.from_numpy(dequantize(stored, GGMLQuantizationType[dtype]))
+            _dequantise(stored, dtype, numbers[at:end])
         return numbers
+
+
+def _dequantise(stored: np.ndarray, dtype: str, numbers: torch.Tensor) -> None:
+    """From (rows, bytes of a row) to (rows, columns), a few rows at a time: numpy goes over them some ten times."""
+    from gguf import GGMLQuantizationType, dequantize
+
+    step = max(1, CACHED_BYTES // (4 * numbers.shape[1]))
+    with np.errstate(all="ignore"):  # what is not finite is told with its place by whoever uses it
+        for at in range(0, len(stored), step):
+            rows = slice(at, at + step)
+            numbers[rows] = torch.from_numpy(dequantize(stored[rows], GGMLQuantizationType[dtype]))
 
 
 def _placed(file: str, tensor: Tensor, dtype: str, size: int) -> Iterator[tuple[str, TensorInfo]]:

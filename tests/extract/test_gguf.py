@@ -66,7 +66,8 @@ KINDS = """F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_quantisation_is_read_as_gguf_dequantises_it(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("extract.stores.gguf.PIECE_BYTES", 4 * 256 * 7)  # seven rows at a time
+    monkeypatch.setattr("extract.stores.gguf.READ_BYTES", 4 * 256 * 7)  # seven rows at a time
+    monkeypatch.setattr("extract.stores.gguf.CACHED_BYTES", 4 * 256 * 2)  # of which two are dequantised at once
     source = write_checkpoint(tmp_path / "m", hidden=256, neurons=512, layers=1)
     numbers = write_gguf(source, tmp_path / "m.gguf", lambda name: Kind[kind])
     opened = open_checkpoint(str(tmp_path / "m.gguf"))
