@@ -22,26 +22,36 @@ RECORD = "vindex-comparison/1"
 
 
 HALF_ANGLE = 2e-3  # radians: what float16 rounding of the rows may turn a subspace by
+SINGLE_DRIFT = 1e-6  # what float32 sums may change σ by, in shares of it
 TINY = 1e-12
 
 
 class SideDifference(NamedTuple):
     """One projection of one layer. Angles in radians; drift is ‖σ_A − σ_B‖ / ‖σ_A‖.
 
-    noise: the largest angle at which two builds of the same weights may stand, from their certificates; None without.
-    None where a weight is zero, or one of the vindexes lacks it: without directions there is no angle, and without a
-    spectrum no drift from it.
+    noise, drift_noise: the largest angle and drift of two builds of the same weights, from their certificates; None
+    without. spans: whether the directions of both span the hidden space; every two such subspaces are the same, and
+    there is no angle. None as well where a weight is zero, or one of the vindexes lacks it: without directions there
+    is no angle, and without a spectrum no drift from it.
     """
 
     largest_angle: float | None
     mean_cosine: float | None
     spectrum_drift: float | None
     noise: float | None = 0.0
+    drift_noise: float | None = 0.0
+    spans: bool = False
+
+    @property
+    def turned(self) -> bool:
+        """Whether the directions stand further apart than those of two builds of one weight."""
+        return self.largest_angle is not None and self.noise is not None and self.largest_angle > self.noise
 
     @property
     def stands_out(self) -> bool:
-        """Whether the weights differ: by more than two builds of one weight do."""
-        return self.largest_angle is not None and self.noise is not None and self.largest_angle > self.noise
+        """Whether the weights differ, in angle or in spectrum, by more than two builds of one weight do."""
+        drift, noise = self.spectrum_drift, self.drift_noise
+        return self.turned or (drift is not None and noise is not None and drift > noise)
 
 
 class LayerDifference(NamedTuple):
@@ -80,20 +90,35 @@ class Comparison(Result):
     def summary(self) -> str:
         """In one line: how many weights differ by more than two builds of the same weights do, and where most."""
         sides = list(self._sides())
-        apart = [(side.largest_angle or 0.0, layer, name) for layer, name, side in sides if side.stands_out]
+        apart = [one for one in sides if one[2].stands_out]
+        by_angle = any(side.turned for _, _, side in apart) or (
+            not apart and any(side.largest_angle is not None for *_, side in sides)
+        )
+        unit = "rad" if by_angle else "of σ"
+
+        def size(one: tuple[int, str, SideDifference]) -> float:
+            return (one[2].largest_angle if by_angle else one[2].spectrum_drift) or 0.0
+
+        most = max(apart or sides, key=size, default=None)
+        shown = f"{size(most) if most else 0.0:.3g} {unit}"
         same = "same weight files; " if self.same_weights else ""
-        widest = max((side.largest_angle or 0.0 for _, _, side in sides), default=0.0)
         if self.noise is None:
-            return (
-                f"largest angle {widest:.1e} rad; without certificates of both nobody can say how much of it is noise"
-            )
-        if not apart:
-            return f"{same}no weight differs by more than two builds of the same weights: at most {widest:.1e} rad"
-        angle, layer, name = max(apart)
+            return f"at most {shown} apart; without certificates of both nobody can say how much of it is noise"
+        if not apart or most is None:
+            return f"{same}no weight differs by more than two builds of the same weights: at most {shown}"
         return (
             f"{same}{len(apart)} of {len(sides)} weights differ by more than two builds of the same weights: up to "
-            f"{angle:.3g} rad (layer {layer}, {name})"
+            f"{shown} (layer {most[0]}, {most[1]})"
         )
+
+    @property
+    def without_angles(self) -> str:
+        """Where no angle tells two weights apart, as their directions span the hidden space; else empty."""
+        count = sum(side.spans for _, _, side in self._sides())
+        if not count:
+            return ""
+        which = "all weights" if count == 2 * len(self.differences) else f"{count} weights"
+        return f"the directions of {which} span the hidden space, where no angle tells: compare with fewer --features"
 
     @property
     def kept(self) -> str:
@@ -120,6 +145,7 @@ class Comparison(Result):
             "features": list(self.features),
             "same_weights": self.same_weights,
             "summary": self.summary,
+            "without_angles": self.without_angles,
             "layers": to_json(self.differences),
         }
 
@@ -217,8 +243,13 @@ def _uncertainty(v: Vindex, side: str, layer: int, at: int, kept: int) -> float:
     if kept < entry.features:
         cut, after = getattr(v.layer(layer), f"{side}_sigma")[at, kept - 1 : kept + 1]
         gap = float((cut - after) / cut) if cut else None
-    residual = certificate.max_residual or 0.0
-    return HALF_ANGLE + (residual / max(gap, TINY) if gap is not None else 0.0)
+    return HALF_ANGLE + (_residual(v, side, layer, at) / max(gap, TINY) if gap is not None else 0.0)
+
+
+def _residual(v: Vindex, side: str, layer: int, at: int) -> float:
+    """‖WᵀWv − σ²v‖/σ², at most: by which share σ² may differ from an exact one."""
+    certificate = v.certificate(layer, side, at if v.index.layers[layer].num_experts else None)
+    return certificate.max_residual or 0.0
 
 
 def by_layer(differences: Sequence[LayerDifference]) -> list[LayerDifference]:
@@ -232,17 +263,19 @@ def by_layer(differences: Sequence[LayerDifference]) -> list[LayerDifference]:
 
 
 def _together(sides: list[SideDifference]) -> SideDifference:
-    angles, cosines, drifts, noise = (
+    angles, cosines, drifts, noise, drift_noise, spans = (
         [value for value in values if value is not None] for values in zip(*sides, strict=True)
     )
     mean = sum(cosines) / len(cosines) if cosines else None
-    return SideDifference(max(angles, default=None), mean, max(drifts, default=None), max(noise, default=None))
+    angle, drift, most, most_drift = (max(values, default=None) for values in (angles, drifts, noise, drift_noise))
+    return SideDifference(angle, mean, drift, most, most_drift, any(spans))
 
 
 def _side_difference(a: Vindex, b: Vindex, side: str, layer: int, at: int, kept: int) -> SideDifference:
-    noise = drift = None
+    noise = drift_noise = drift = None
     if a.has(MANIFEST) and b.has(MANIFEST):
         noise = sum(_uncertainty(v, side, layer, at, kept) for v in (a, b))
+        drift_noise = sum(SINGLE_DRIFT + _residual(v, side, layer, at) for v in (a, b))
     if a.has(SIGMA) and b.has(SIGMA):
         ours, theirs = (getattr(v.layer(layer), f"{side}_sigma")[at, :kept] for v in (a, b))
         size = float(np.linalg.norm(ours))
@@ -253,6 +286,8 @@ def _side_difference(a: Vindex, b: Vindex, side: str, layer: int, at: int, kept:
         if not np.isfinite(frames).all():
             raise FormatError(f"{v.name}: {spec.name} holds a number that is not finite, in layer {layer}")
     if not rows[0].any() or not rows[1].any():
-        return SideDifference(None, None, drift, noise)
+        return SideDifference(None, None, drift, noise, drift_noise)
+    if all(np.any(frames, axis=1).sum() >= frames.shape[1] for frames in rows):
+        return SideDifference(None, None, drift, noise, drift_noise, spans=True)
     angles = principal_angles(*rows)
-    return SideDifference(float(angles.max()), float(np.cos(angles).mean()), drift, noise)
+    return SideDifference(float(angles.max()), float(np.cos(angles).mean()), drift, noise, drift_noise)

@@ -46,6 +46,22 @@ def test_a_vindex_beside_itself_and_beside_another(built, tmp_path):
         assert layer.gate.largest_angle > 0.5 and layer.down.spectrum_drift > 1e-3
 
 
+def test_directions_that_span_everything_are_told_apart_by_their_spectra(tmp_path):
+    """Every two subspaces as large as the space are the same, of whatever weights."""
+    for name, seed in (("a", 0), ("b", 3)):
+        build_quietly(
+            write_checkpoint(tmp_path / name, seed=seed, hidden=24, neurons=48),
+            tmp_path / f"{name}.vindex",
+            features=24,
+        )
+    v, other = (vindex.open(tmp_path / f"{name}.vindex") for name in ("a", "b"))
+    apart, same = compare(v, other), compare(v, v)
+    assert all(side.spans and side.largest_angle is None for one in apart for side in (one.gate, one.down))
+    assert apart.summary.startswith("4 of 4 weights differ by more than two builds of the same weights: up to ")
+    assert " of σ (layer " in apart.summary and "the directions of all weights span" in apart.without_angles
+    assert same.summary.endswith("no weight differs by more than two builds of the same weights: at most 0 of σ")
+
+
 def test_other_shapes_are_refused(built, tmp_path):
     build_quietly(write_checkpoint(tmp_path / "m", layers=1), tmp_path / "other.vindex")
     with pytest.raises(QueryError, match="cannot compare: num_layers is 2 in tiny.vindex and 1 in other.vindex"):

@@ -47,6 +47,7 @@ class Beside(NamedTuple):
     ids: tuple[str, str]
     summary: str
     kept: str
+    without_angles: str
     angles: Chart
     moved: tuple[Moved, ...]
 
@@ -76,7 +77,7 @@ def beside(v: Vindex, other: Vindex, progress: Progress = silent) -> Beside:
     )
     noises = {(one.layer, one.expert, side): getattr(one, side).noise for one in found for side in ("gate", "down")}
     moved = tuple(_named(v, other, one) for one in _most(v, other, noises))
-    return Beside(found.names, found.ids, found.summary, found.kept, angles, moved)
+    return Beside(found.names, found.ids, found.summary, found.kept, found.without_angles, angles, moved)
 
 
 class _Turned(NamedTuple):

@@ -100,8 +100,10 @@ def test_a_vindex_of_it_is_built_verified_compared_and_gives_the_same_figures(ti
     one, other = (constants(loaded, vindex, ["factual"]).C3 for vindex in (None, opened))
     assert one.headline.value == pytest.approx(other.headline.value, abs=2e-3) or place == "all"
     assert [value is None for value in one.per_layer] == [value is None for value in other.per_layer]
-    build_quietly(tiny_checkpoint, tmp_path / "whole.vindex", features=32)
-    for first, second in ((opened, open_vindex(tmp_path / "whole.vindex")), (opened, opened)):
+    build_quietly(tiny_checkpoint, tmp_path / "whole.vindex", features=16)  # fewer than would span everything
+    build_quietly(source, tmp_path / "half.vindex", features=16)
+    half = open_vindex(tmp_path / "half.vindex")
+    for first, second in ((half, open_vindex(tmp_path / "whole.vindex")), (half, half)):
         for found in by_layer(compare(first, second)):
             for side in (found.gate, found.down):
                 assert (side.largest_angle is None) == (side.mean_cosine is None) == (found.layer in where)
