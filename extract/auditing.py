@@ -32,7 +32,7 @@ from vindex.audits import Audit, audited, require_directions
 from vindex.demo import or_bundled
 from vindex.errors import QueryError
 from vindex.progress import Progress, silent
-from vindex.reader import Vindex, open_vindex
+from vindex.reader import Vindex, as_vindex
 from vindex.verdicts import OF_A_ROW, Figures
 
 SIDES = ("gate", "down")
@@ -63,7 +63,7 @@ def audit(
     a GGUF file, a Hub id, hf://ID to read it by byte range. layers: so many, evenly spread; None for all.
     Raises FormatError, CheckpointError, QueryError where the two have other shapes, or NumericError.
     """
-    v = v if isinstance(v, Vindex) else open_vindex(v)
+    v = as_vindex(v)
     checkpoint = open_checkpoint(or_bundled(str(source)))
     layout = find_layout(checkpoint)
     _require_fit(v, checkpoint, layout)

@@ -27,7 +27,7 @@ from vindex.demo import or_bundled
 from vindex.differences import HALF_ANGLE, TINY, principal_angles
 from vindex.errors import QueryError
 from vindex.progress import Progress, silent
-from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 from vindex.verification import Check, Verification
 
 GAP = 1e-2  # relative distance between neighbours that separates two clusters
@@ -56,13 +56,14 @@ class Embeddings(NamedTuple):
 
 
 def verify(
-    v: Vindex, source: str | Path, *, layers: int = 3, experts: int = 4, progress: Progress = silent
+    v: Vindex | str | Path, source: str | Path, *, layers: int = 3, experts: int = 4, progress: Progress = silent
 ) -> Verification:
     """All that `vindex.verify` checks, and a sample of directions and embeddings derived again from the weights.
 
     source: the checkpoint that v was built from; another one is refused before anything else is done. layers, experts:
     so many layers, and experts of each, evenly spread. Raises QueryError or CheckpointError.
     """
+    v = as_vindex(v)
     checkpoint = open_checkpoint(or_bundled(str(source)))
     require_same_weights(v, checkpoint, progress)
     found = checks.verify(v, progress)

@@ -42,7 +42,7 @@ from vindex.format import (
 )
 from vindex.index import LayerEntry
 from vindex.progress import Advance, Progress, silent
-from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 from vindex.recomputed import responses, statistics
 from vindex.schema import listed
 from vindex.targets import is_left_over
@@ -55,8 +55,9 @@ NUMBERS = 1 << 22  # numbers at a time
 OF_THE_HUB = (".gitattributes", ".cache")  # what the Hub and its client leave in a download
 
 
-def verify(v: Vindex, progress: Progress = silent) -> Verification:
-    """Check everything in an opened vindex; opening it has already checked structure and sizes."""
+def verify(v: Vindex | str | Path, progress: Progress = silent) -> Verification:
+    """Check everything in a vindex, opened or named; opening it has already checked structure and sizes."""
+    v = as_vindex(v)
     specs = files_of(v.own_index)
     return Verification(v.path, v.id, tuple(_checks(v, specs, progress)))
 

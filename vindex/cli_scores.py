@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vindex.cli import Json, Output, VindexPath, opened
-from vindex.console import check_places, print_table, put, say, styled, typed, visible
+from vindex.console import check_places, command, print_table, put, say, styled, typed, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -66,9 +66,9 @@ def score(
     for word, pieces in apart:
         if len(pieces) > 1:
             shown = " ".join(repr(v.piece(piece)) for piece in pieces)
-            say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}", "bold"))
+            say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}{v.vocabulary.hint(word or '') or ''}", "bold"))
         for best in islice(left, len(pieces)):
-            other = v.vocabulary.hint(best.piece or "") if v.family.can_spell else None
+            other = v.vocabulary.hint(best.piece or "") if v.family.can_spell and len(pieces) == 1 else None
             hint = styled(f" ({other.removeprefix(', but ')})" if other else "", "dim")
             say(f"token {best.piece!r}, id {best.token_id}", hint)
             _print_best(v, best)
@@ -114,6 +114,10 @@ def search(
         columns = ["side", ">layer", *([">expert"] if mixture else []), ">feature", ">pole", ">score", "token"]
         more = f"; {len(found) - len(shown)} more in --json or with -k" if len(found) > len(shown) else ""
         print_table("", columns, rows, f"pole: its sign and the token's place there; ␣ is a space{more}")
+        first = shown[0]
+        expert = ("--expert", first.expert) if first.expert is not None else ()
+        down = ("--down",) if first.side == "writes" else ()
+        say(f"next: {command('feature', path, first.layer, first.feature, *expert, *down)}")
     else:
         pole = v.index.down_top_k // (1 if v.family.one_pole else 2)
         say(f"no direction holds {text!r}, with or without a leading space, among the {pole} tokens of a pole")
@@ -275,7 +279,9 @@ def _print_hits(v: Vindex, features: Sequence[tuple[Feature, FeatureHit]]) -> No
         ">cosine",
         *([">z", ">chance"] if judged else []),
     ]
-    caption = "the sign of z is the pole; chance: how often random directions reach that |z|; " if judged else ""
+    caption = (
+        "the sign of z is the pole; chance: how often one of as many random directions reaches it; " if judged else ""
+    )
     responses = bool(v.index.has_responses)
     caption += "after →: what is written then, R² beside that of 95 % of random directions; " if responses else ""
     if any(found.reads is None for found, _ in features):

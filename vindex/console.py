@@ -111,9 +111,9 @@ def print_json(record: Any) -> None:
 def check_places(output: Path | None, plot: Path | None = None) -> None:
     """Before the work: raise TargetError where --output or --plot could not be written after it."""
     if output:
-        from vindex.targets import check_file
+        from vindex.targets import check_record
 
-        check_file(output)
+        check_record(output)
     if plot:
         from vindex.charts import check_target
 

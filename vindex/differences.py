@@ -14,7 +14,7 @@ from vindex.charts import COLOURS, Curve, draw_curves
 from vindex.errors import FormatError, QueryError
 from vindex.format import DOWN, GATE, MANIFEST, SIGMA
 from vindex.progress import Advance, Progress, silent
-from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 from vindex.records import to_json
 from vindex.results import Result
 
@@ -195,12 +195,13 @@ def orthonormal_basis(rows: np.ndarray) -> np.ndarray:
     return np.linalg.qr(rows[np.any(rows != 0, axis=1)].T)[0]
 
 
-def compare(a: Vindex, b: Vindex, *, progress: Progress = silent) -> Comparison:
-    """Differences of every layer, and in a mixture of every expert, over the leading directions that both have.
+def compare(a: Vindex | str | Path, b: Vindex | str | Path, *, progress: Progress = silent) -> Comparison:
+    """Two vindexes, opened or named: every layer, in a mixture every expert, over the leading directions of both.
 
     What one of them lacks is not compared. Raises QueryError when layers, experts or hidden sizes differ, or one holds
     neurons and not directions.
     """
+    a, b = as_vindex(a), as_vindex(b)
     for v in (a, b):
         if v.family.neurons:
             raise QueryError(

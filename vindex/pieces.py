@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # openai/gpt-2, encoder.py
+NOT_BLANK = re.compile(r"[\x1c-\x1f]")  # white space for Python's patterns alone
 PROPERTY = re.compile(r"\\p\{(\w+)\}")
 NOWHERE = "\U0010fffe"  # no character: stands for a property that none in the text has
 
@@ -28,6 +29,8 @@ def take_apart(text: str, tokenizer: Mapping[str, Any], encode: Callable[[str], 
     tokenizer: the normalizer, pre_tokenizer and model of a tokenizer.json. encode: text to that spelling.
     Raises CannotTakeApart.
     """
+    if NOT_BLANK.search(text):
+        raise CannotTakeApart("a separator that patterns of Python and of tokenizers take for different things")
     model = tokenizer["model"]
     odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(key)]
     if model.get("type", "BPE") != "BPE" or not isinstance(model.get("merges"), list) or odd:

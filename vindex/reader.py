@@ -49,6 +49,11 @@ def open_vindex(path: str | Path, tokenizer: str | Path | None = None, *, progre
     return Vindex(recognise(_shelf_of(path, progress), tokenizer))
 
 
+def as_vindex(given: Vindex | str | Path) -> Vindex:
+    """An opened vindex as it is, or the one of that name."""
+    return given if isinstance(given, Vindex) else open_vindex(given)
+
+
 def _shelf_of(place: str | Path, progress: Progress) -> Shelf:
     if address := on_the_hub(place):
         from vindex.hub_shelf import HubShelf

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vindex.targets import write_json
+from vindex.targets import check_record, write_json
 
 
 class Result(ABC):
@@ -22,7 +22,8 @@ class Result(ABC):
         """The table, a dict of plain values each, for pandas, polars or a loop."""
 
     def save(self, path: str | Path) -> None:
-        """Write the record as JSON. Raises TargetError where it cannot be written."""
+        """Write the record as JSON. Raises TargetError where it cannot be written, or `path` names another format."""
+        check_record(Path(path))
         write_json(Path(path), self.record(), indent=True)
 
     def _repr_html_(self) -> str:

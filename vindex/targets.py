@@ -23,6 +23,7 @@ import orjson
 from vindex.errors import TargetError
 from vindex.format import SUMS
 
+OTHER_KINDS = {".html", ".png", ".svg", ".pdf", ".csv", ".parquet", ".txt", ".md", ".safetensors"}  # no record is one
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.new")
 PENDING = f".{SUMS.name}.pending"  # the next one, until the file of which it has a new line is there (checksums.py)
 
@@ -50,6 +51,13 @@ def check_file(path: Path, *, or_stdout: bool = False) -> None:
             raise TargetError(f"{path}: the directory {path.parent} does not exist; make it first")
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise TargetError(f"{path}: cannot be written: {path.parent} is read-only; choose another place")
+
+
+def check_record(path: Path) -> None:
+    """Raise TargetError where a record, which is JSON, could not be written at `path`, or its name says otherwise."""
+    if path.suffix in OTHER_KINDS:
+        raise TargetError(f"{path}: a record is JSON, and {path.suffix} says otherwise; name it {path.stem}.json")
+    check_file(path)
 
 
 @contextmanager

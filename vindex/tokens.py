@@ -6,6 +6,7 @@ or SentencePiece "▁" for a space). A word of several tokens is taken apart whe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -82,13 +83,24 @@ class Vocabulary:
         try:
             if not self._byte_level:
                 raise CannotTakeApart("no byte-level pieces")
-            return [self._ids[piece] for piece in take_apart(text, self._tokenizer, self._spelled)] or [
-                self.id_of(text)
-            ]
+            return [found for part in self._parts(text) for found in self._taken_apart(part)] or [self.id_of(text)]
         except (CannotTakeApart, KeyError, TypeError, ValueError) as error:
             why = f"{error} in tokenizer.json" if isinstance(error, CannotTakeApart) else "a piece of it has no id"
             apart = f", and it cannot be taken apart here ({why}); give its pieces, or their ids with --id"
             raise QueryError(f"{text!r} is not a single token of this model{self.hint(text) or apart}") from error
+
+    def _parts(self, text: str) -> list[str]:
+        """The added tokens in a text, and what lies between them."""
+        added = [one for one in self._tokenizer.get("added_tokens") or [] if one["content"] and one["content"] in text]
+        if any(one.get(flag) for one in added for flag in ("lstrip", "rstrip", "single_word")):
+            raise CannotTakeApart("an added token that minds what is beside it")
+        longest = sorted((re.escape(one["content"]) for one in added), key=len, reverse=True)
+        return [part for part in re.split(f"({'|'.join(longest)})", text) if part] if added else [text]
+
+    def _taken_apart(self, part: str) -> list[int]:
+        if part in self._special:
+            return [self._special[part]]
+        return [self._ids[piece] for piece in take_apart(part, self._tokenizer, self._spelled)]
 
     def id_of(self, text: str) -> int:
         """The id of `text` as one token. Raises QueryError, with a hint when the other spacing is a token."""

@@ -69,6 +69,7 @@ def gate3(
     from probes.deletion.delete import delete, delete_all
     from probes.deletion.experiment import named, require_patch
     from probes.deletion.results import Deletion
+    from vindex.targets import check_file
 
     methods = named(method or "both")
     if all_facts and save_patch:
@@ -77,8 +78,8 @@ def gate3(
         raise QueryError("--resume goes on with the record of --all; give --all and -o FILE")
     if save_patch:
         require_patch(methods)
+        check_file(save_patch)
     check_places(output, plot)
-    check_places(save_patch)
     choices: dict[str, Any] = {"method": methods, "layer": layer, "vindex": vindex, "chat": chat, "seed": seed}
     choices["certificate"] = certificate
     found: Deletion | Deletions

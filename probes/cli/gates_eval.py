@@ -66,6 +66,9 @@ def evaluate(
         print_json(found.record())
         return
     print_evaluation(found)
+    made_on = gates.training.get("model") or {}
+    if made_on.get("weights_sha256", found.about["model"]["weights_sha256"]) != found.about["model"]["weights_sha256"]:
+        say(f"note: the gates were made on other weights, those of {made_on.get('name')}")
     if found.reused:
         say(f"{found.reused} of {len(found.entries) + 2} masks were kept from a run that was stopped")
     say_places(plot=plot, record=output)

@@ -10,12 +10,14 @@ import typer
 from probes.cli.model import Device, Dtype, Model, Revision, Texts, load_model
 from vindex.cli import Json
 from vindex.console import command, print_json, print_table, progress, say, stopped, styled, typed, visible
+from vindex.errors import QueryError
 
 if TYPE_CHECKING:
     from probes.tracing.result import Trace
     from vindex.reader import Vindex
 
 POLE_SHOWN = 3
+CHANGED = ("without", "with its value in the other prompt")  # by whether there is one
 LONGEST_PIECE = 10
 
 
@@ -63,6 +65,8 @@ def trace(
     opened = artifact.open(vindex) if vindex else None
     if layer is not None:
         _check_layer(layer, opened)
+    if text and opened is None:
+        raise QueryError("--text is what reads are held against; give a --vindex of the model")
     with stopped(), progress() as stage:
         loaded = load_model(model, dtype=dtype, device=device, revision=revision, progress=stage)
         found = probes.trace(
@@ -90,8 +94,6 @@ def trace(
 
 def _check_layer(layer: int, vindex: Vindex | None) -> None:
     """Raise QueryError now if there is no such layer to show later."""
-    from vindex.errors import QueryError
-
     if vindex is None:
         raise QueryError(f"--layer {layer} shows what the FFN there reads and writes; give a --vindex of the model")
     if not 0 <= layer < vindex.index.num_layers:
@@ -153,6 +155,7 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
     every = range(len(shares)) if layer is None else (layer,)
     rows = [row for at in every for row in found.reads(at, 1 if layer is None else k)]
     assert found.directions is not None
+    at_sink = found.tokens[found.position].sink
     count, generic = found.directions.vindex.gate.shape[1], found.directions.generic
     responses = found.directions.responses is not None
     print_table(
@@ -180,6 +183,7 @@ def _print_reads(found: Trace, layer: int | None, k: int) -> None:
         ],
         f"READ: z of v·x{' of the difference' * bool(found.against)} against {generic.tokens} tokens of generic text"
         + ("; 95%: there the layer's largest |z| stays below this at 95 % of the tokens" * (not found.against))
+        + ", sinks left out: – at a sink" * (at_sink and not found.against)
         + "; RESPONSE: what usually goes with such a read, as it reaches the logit, by vindex respond" * responses
         + f". x inside: share of ‖x‖² in the {count} directions; by chance {found.chance:.0%}",
     )
@@ -208,7 +212,7 @@ def _print_writes(found: Trace, layer: int | None, k: int) -> None:
 
 def _print_checks(found: Trace) -> None:
     print_table(
-        "Taken out of the live model, one by one",
+        "Given the other prompt's value, one by one" if found.against else "Taken out of the live model, one by one",
         ["side", ">layer", ">feature", ">READ", ">WRITTEN", ">CAUSAL", ">log p", "tokens"],
         [
             (
@@ -221,8 +225,8 @@ def _print_checks(found: Trace) -> None:
             )
             for row in found.checks()
         ],
-        "CAUSAL: the target's logit with the direction less that without, measured; log p: the same of its "
-        "log-probability. A down direction reads nothing: –",
+        f"CAUSAL: the target's logit with the direction less that {CHANGED[bool(found.against)]}, measured; "
+        "log p: the same of its log-probability. A down direction reads nothing: –",
     )
 
 
@@ -236,7 +240,7 @@ def _next(found: Trace, model: str, vindex: str | None, output: Path | None) -> 
     if output is None:
         return "-o trace.html: every layer's directions on one page"
     strongest = found.writes(k=1)[0]
-    return command("feature", vindex, strongest["layer"], strongest["feature"])
+    return command("feature", vindex, strongest["layer"], strongest["feature"], "--down")
 
 
 def _pole(row: dict[str, Any], count: int = POLE_SHOWN) -> str:

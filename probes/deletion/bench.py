@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from probes.atlas import panel as atlas
@@ -79,8 +80,6 @@ class Bench:
         self.activation = acting[0].name
         self.baseline = Baseline(self.model)
         self.encoder = Encoder(loaded.tokenizer, options.chat)
-        self.stored = stored_dtype(loaded.path, 0)
-        """Dtype to which a patched weight is rounded: the checkpoint's, so that what is measured is what is saved."""
         tried = self.layers if set(options.methods) - FROM_WEIGHTS else ()
         ids = self.encoder.text(passages("generic.txt")[0])[:CHECKED]
         check_parts(self.model, Prompt("check", "", ids, (), (len(ids) // 2,)), tried)
@@ -88,6 +87,10 @@ class Bench:
         self._generic: dict[str, dict[int, Tensor]] = {}
         self._advance: Advance = unseen
         self._note, self._running, self._left = "", 0, 0
+
+    def stored(self, layer: int) -> torch.dtype:
+        """The checkpoint's, to which a patched weight is rounded: what is measured is what is saved."""
+        return stored_dtype(self.loaded.path, layer)
 
     @property
     def layers(self) -> tuple[int, ...]:

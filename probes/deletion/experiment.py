@@ -119,7 +119,7 @@ def judged(bench: Bench, sets: Sets, exam: Exam | None, found: Found, began: flo
     """
     delta = found.delta
     bench.tick(f"measuring {delta.method}", 5)
-    with patched(bench.model, delta.edits(bench.stored)):
+    with patched(bench.model, delta.edits(bench.stored(delta.layer))):
         effect = measure(bench.baseline, sets)
         if exam:
             bench.tick(f"attacks on {delta.method}", 30)
@@ -127,7 +127,7 @@ def judged(bench: Bench, sets: Sets, exam: Exam | None, found: Found, began: flo
     bench.tick(f"controls for {delta.method}", 5)
     tested = []
     for change in controls(delta, sets.seed):
-        with patched(bench.model, change.edits(bench.stored)):
+        with patched(bench.model, change.edits(bench.stored(change.layer))):
             headline, reference = measure_few(bench.baseline, (sets.headline, *sets.held_out.reference))
         tested.append(Control(change.method, headline.loss, reference.loss if reference.known else None))
     figures = verdict.figures(effect, random_suppression(tested), DRAWS) | (certificate.figures if certificate else {})

@@ -54,7 +54,7 @@ def own_words(trial: Trial, delta: Delta) -> tuple[Prompt, ...]:
     """
     bench, fact = trial.bench, trial.fact
     greedy = [(question, 0) for question in trial.given.questions]
-    with patched(bench.model, delta.edits(bench.stored)):
+    with patched(bench.model, delta.edits(bench.stored(delta.layer))):
         texts = written(bench.model, bench.loaded.tokenizer, greedy, fact, 0, bench.options.forward.written)
     found = []
     for number, ((question, _), text) in enumerate(texts.items()):

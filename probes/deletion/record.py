@@ -107,7 +107,7 @@ def rows(entries: Iterable[Entry]) -> list[dict[str, Any]]:
 def choices(bench: Bench) -> dict[str, Any]:
     """What was run, with every free choice."""
     about = {
-        "patch_rounded_to": str(bench.stored or bench.model.dtype).removeprefix("torch."),
+        "patch_rounded_to": ", ".join(sorted({str(bench.stored(at)).removeprefix("torch.") for at in bench.layers})),
         "threads": torch.get_num_threads(),
     }
     return plain(

@@ -85,7 +85,8 @@ class Deletion(FactResult, Result):
             raise ProbeError(f"{self.fact.name}: nothing was deleted, the model does not know this fact")
         if name not in self.methods:
             raise ProbeError(f"method {name!r}: expected one that was run, {', '.join(self.methods)}")
-        with patched(self.bench.model, self.methods[name].delta.edits(self.bench.stored)):
+        delta = self.methods[name].delta
+        with patched(self.bench.model, delta.edits(self.bench.stored(delta.layer))):
             yield
 
     def record(self) -> dict[str, Any]:

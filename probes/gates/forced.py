@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from probes.gates.panels import Prompt
+from probes.live.answers import goes_on
 from probes.live.load import Loaded
 from probes.live.tokens import pad_token
 from probes.live.tokens import prompt as prompt_ids
@@ -52,9 +53,8 @@ def answered(
         for batch in made:
             for asked, best in zip(batch, _best(loaded, batch), strict=True):
                 *said, after = best
-                number = prompts[asked.number].answers[0][-1:].isdigit()
-                goes_on = number and loaded.tokenizer.decode([after])[:1].isdigit()
-                right[asked.number] |= same_text(loaded.tokenizer, said, asked.tail) and not goes_on
+                if same_text(loaded.tokenizer, said, asked.tail) and not goes_on(loaded.tokenizer, said, after):
+                    right[asked.number] = True
             advance(len(batch))
     return right
 

@@ -39,7 +39,15 @@ def given(
             head, tail = pairs[number]
             log_p = row[len(head) - 1 : len(head) + len(tail)].float().log_softmax(-1).cpu()  # (answer and one, V)
             *said, after = log_p.argmax(-1).tolist()
-            goes_on = tokenizer.decode(list(tail))[-1:].isdigit() and tokenizer.decode([after])[:1].isdigit()
             probability = float(log_p[range(len(tail)), list(tail)].sum().exp())
-            found[number] = Given(probability, said == list(tail) and not goes_on)
+            found[number] = Given(probability, said == list(tail) and not goes_on(tokenizer, said, after))
     return [found[number] for number in range(len(pairs))]
+
+
+def goes_on(tokenizer: Any, said: Sequence[int], after: int) -> bool:
+    """Whether the next token adds a digit to the number that was said: after 3 `7` does, ` 7` and `.` do not.
+
+    The two are decoded together: by itself, SentencePiece's `▁7` would lose its space.
+    """
+    before = tokenizer.decode(list(said))
+    return before[-1:].isdigit() and tokenizer.decode([*said, after])[len(before) :][:1].isdigit()

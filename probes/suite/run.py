@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -33,9 +33,7 @@ from probes.suite.words import meanings
 from probes.texts import ProbeText
 from vindex.errors import ProbeError
 from vindex.progress import Advance, Progress, silent
-
-if TYPE_CHECKING:
-    from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,23 +83,24 @@ class Constants(Result):
 
 def constants(
     model: Loaded,
-    vindex: Vindex | None = None,
-    texts: Sequence[str] | None = None,
+    vindex: Vindex | str | Path | None = None,
+    texts: Sequence[str] | str | None = None,
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> Constants:
     """Measure C1–C5 of `model`.
 
-    vindex: an open one of the same weights, from which C3's directions and the spectra come; without it they are
-    computed. texts: names of bundled ones or UTF-8 files, the first of which gives the headline values; by default the
+    vindex: one of the same weights, opened or named, for C3's directions and the spectra; without it they are computed.
+    texts: names of bundled ones or UTF-8 files, the first of which gives the headline values; by default the
     eight bundled ones. batch_size: texts to a forward pass.
     Raises ProbeError for a text, a vindex or a model that does not do, and where an activation is not finite.
     """
     found = ffns(model.model)
     if len(found) < 2:
         raise ProbeError("the model has one layer; C3 and C5 compare adjacent layers and need at least two")
-    encoded = encode(model, texts or probe_texts.BUNDLED)
+    encoded = encode(model, [texts] if isinstance(texts, str) else texts or probe_texts.BUNDLED)
     digests = match.weights_sha256(model, progress)
+    vindex = None if vindex is None else as_vindex(vindex)
     if vindex is not None:
         match.require_match(model, vindex, digests)
     taken = read_texts(model, encoded, batch_size, progress)
@@ -117,12 +116,16 @@ def constants(
 
 
 def encode(model: Loaded, names: Sequence[str]) -> tuple[ProbeText, ...]:
-    """The texts as this model sees them."""
+    """The texts as this model sees them. Raises ProbeError where one is given twice: n texts are n observations."""
     vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    return tuple(
+    encoded = tuple(
         probe_texts.encode(name, probe_texts.read(name), model.tokenizer, tokens=TOKENS, vocabulary=vocabulary)
         for name in names
     )
+    for number, text in enumerate(encoded):
+        if text.token_ids in [other.token_ids for other in encoded[:number]]:
+            raise ProbeError(f"text {text.name}: given twice, and each counts once; leave one out")
+    return encoded
 
 
 def read_texts(

@@ -144,9 +144,11 @@ class Trace(Result):
 
     def layers(self) -> list[dict[str, Any]]:
         """Of each layer: shares of ‖x‖² and ‖y‖² inside the F directions, what the FFN adds inside and outside, and
-        below what the largest |z| stays at 95 % of generic tokens (of pairs of them it is not known)."""
+        below what the largest |z| stays at 95 % of generic tokens: nan of a difference of two prompts, and at a sink,
+        as generic text is taken without its sinks."""
         along, about = self._directions().along, self._directions().generic
-        usual = np.full(len(about.usual), np.nan) if self.against else about.usual
+        unknown = self.against or self.tokens[self.position].sink
+        usual = np.full(len(about.usual), np.nan) if unknown else about.usual
         columns = along.read_share, along.write_share, along.adds.sum(1), along.outside, usual
         names = "read_share", "write_share", "adds_inside", "adds_outside", "usual_z"
         return [

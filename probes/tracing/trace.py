@@ -30,7 +30,7 @@ from probes.tracing.stream import Stream
 from probes.weights import patches
 from vindex.errors import ProbeError
 from vindex.progress import Progress, silent
-from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 from vindex.tokens import Vocabulary, parse_vocabulary
 
 
@@ -38,7 +38,7 @@ def trace(
     model: Loaded,
     prompt: str,
     *,
-    vindex: Vindex | None = None,
+    vindex: Vindex | str | Path | None = None,
     target: str | int | None = None,
     against: str | None = None,
     patch: str | Path | None = None,
@@ -49,19 +49,22 @@ def trace(
 ) -> Trace:
     """Trace a prompt through the model.
 
-    vindex: one of the same model; without it there are no reads and writes. target: a token's exact text or its id, by
-    default what the model predicts. against: another prompt of as many tokens. patch: a file that `gate3` saved.
-    check: how many directions of either side are taken out of the live model. position: from 0, or from the end if
-    negative. text: bundled names or files, the generic text that reads are held against; by default all bundled ones.
+    vindex: one of the same model, opened or named; without it there are no reads and writes. target: a token's exact
+    text or its id, by default what the model predicts. against: another prompt of as many tokens. patch: a file that
+    `gate3` saved. check: how many directions of either side are taken out of the live model. position: from 0, or from
+    the end if negative. text: bundled names or files, the generic text that reads are held against; by default all
+    bundled ones.
     Raises ProbeError, PatchError or QueryError, in one line.
     """
     require_head(model)
+    vindex = None if vindex is None else as_vindex(vindex)
     _require_sense(model, vindex, against, patch, check)
     digests = match.weights_sha256(model, progress)
     if vindex is not None:
         match.require_match(model, vindex, digests)
     vocabulary = _vocabulary(model.tokenizer) if vindex is None else vindex.vocabulary
     ids = prompt_ids(model.tokenizer, prompt)
+    _require_room(model, len(ids))
     at = _place(position, len(ids))
     main = stream.run(model.model, ids, at)
     wanted = int(main.logits[-1].argmax()) if target is None else _target(model, vocabulary, target)
@@ -105,6 +108,13 @@ def _require_sense(
         raise ProbeError(
             f"{model.name}: is a mixture of experts, of which only the trajectory is traced; leave --vindex out"
         )
+
+
+def _require_room(model: Loaded, count: int) -> None:
+    """Raise ProbeError where the prompt is longer than what the model was made to read."""
+    most = getattr(model.model.config, "max_position_embeddings", None)
+    if most is not None and count > most:
+        raise ProbeError(f"the prompt has {count:,} tokens, {model.name} reads at most {most:,}; give a shorter one")
 
 
 def _vocabulary(tokenizer: Any) -> Vocabulary:

@@ -50,6 +50,8 @@ def test_tables_fit_eighty_columns_and_json_holds_the_same(built):
 def test_score_prints_id_and_piece_and_mentions_the_other_spacing(built):
     shown = run("score", built, " Paris", "-k", 2).stdout
     assert "token ' Paris', id 0" in shown and "'Paris' is one (id 2): leading spaces matter" in shown
+    assert f"next: vindex feature {built}" in " ".join(run("search", built, "Paris", "--writes").stdout.split())
+    assert run("search", built, "Paris", "--writes").stdout.rstrip().endswith("--down")
     record = json.loads(run("score", built, " Paris", "-k", 2, "--json").stdout)["scores"]
     assert record[0]["token_id"] == 0 and record[0]["piece"] == " Paris" and len(record[0]["features"]) == 2
 

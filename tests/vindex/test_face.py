@@ -101,6 +101,14 @@ def test_two_builds_of_the_same_weights_differ_by_noise_and_other_weights_by_mor
     apart = results["compare"]
     assert not apart.same_weights and apart.summary.startswith("4 of 4 weights differ by more")
     assert vindex.compare(v, v).kept == ""
+    assert vindex.compare(built, str(again.path)).summary == same.summary
+    assert vindex.verify(built).holds and extract.verify(built, checkpoint).holds
+
+
+def test_a_record_is_not_written_under_a_name_that_says_otherwise(results, tmp_path):
+    with pytest.raises(TargetError, match="a record is JSON, and .html says otherwise; name it a.json"):
+        results["compare"].save(tmp_path / "a.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_comparison_is_drawn(results, tmp_path):

@@ -85,3 +85,17 @@ def test_a_tokenizer_that_is_not_followed_is_refused(parts, why):
 def test_an_empty_word_has_no_pieces():
     with pytest.raises(QueryError, match="'' is not a single token"):
         load_vocabulary(CHECKPOINT / "tokenizer.json").take_apart("")
+
+
+def test_added_tokens_inside_a_text_are_found_as_the_library_finds_them():
+    text = "<|im_start|>user\n<think>\n\n</think> Paris<|im_end|>"
+    theirs = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert load_vocabulary(CHECKPOINT / "tokenizer.json").take_apart(text) == theirs
+    added = {"id": 1937, "content": "<b>", "lstrip": True, "rstrip": False, "single_word": False}
+    with pytest.raises(QueryError, match="an added token that minds what is beside it"):
+        edited(added_tokens=[added]).take_apart("a <b>")
+
+
+def test_separators_that_are_blank_to_one_of_the_two_are_refused():
+    with pytest.raises(QueryError, match="a separator that patterns of Python and of tokenizers take for different"):
+        load_vocabulary(CHECKPOINT / "tokenizer.json").take_apart("\x1f's")

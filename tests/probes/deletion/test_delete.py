@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from probes.atlas import panel as atlas
+from probes.deletion import record
 from probes.deletion.baselines import gate_directions, geometric
 from probes.deletion.bench import Bench
 from probes.deletion.delete import run
@@ -18,8 +21,10 @@ from probes.deletion.layer import Trial
 from probes.deletion.measure import Baseline, measure
 from probes.deletion.options import ForwardOptions, Options
 from probes.live.hooks import capture, patched, same_bits
+from probes.live.load import load
 from probes.live.sites import Site, layers, weight
 from probes.weights.delta import Delta
+from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
 
 
@@ -143,3 +148,15 @@ def test_an_answer_of_several_tokens_is_scored_as_a_sequence(loaded, sets):
         one = loaded.model(torch.tensor([sets.headline.ids])).logits[0, -1].softmax(-1)[first]
         two = loaded.model(torch.tensor([[*sets.headline.ids, first]])).logits[0, -1].softmax(-1)[second]
     assert outcome.probability == pytest.approx(float(one * two), rel=1e-3)
+
+
+def test_a_patched_weight_is_rounded_as_its_own_layer_is_stored(bench, tmp_path):
+    """A checkpoint may store layers in different dtypes."""
+    source = shutil.copytree(CHECKPOINT, tmp_path / "mixed")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    save_file(tensors | {name: tensors[name].float()}, source / "model.safetensors", {"format": "pt"})
+    mixed = Bench(load(source, dtype="float32", device="cpu"), atlas.panel(), Options())
+    assert [mixed.stored(layer) for layer in (0, 1)] == [torch.float32, torch.bfloat16]
+    assert record.choices(mixed)["model"]["patch_rounded_to"] == "bfloat16, float32"
+    assert record.choices(bench)["model"]["patch_rounded_to"] == "bfloat16"

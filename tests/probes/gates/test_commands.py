@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -148,6 +149,13 @@ def test_train_eval_and_compare_from_files(rows, tmp_path):
     assert found["choices"]["soft_scale_mode"] == "mean" and found["panels"]["counts"]["forget"] == 3
     digest = hashlib.sha256((CHECKPOINT / "model.safetensors").read_bytes()).hexdigest()
     assert found["model"]["weights_sha256"] == {"model.safetensors": digest}
+    assert "made on other weights" not in shown
+    training = json.loads((out / "training.json").read_text())
+    training["model"] |= {"name": "elsewhere", "weights_sha256": {"model.safetensors": "0" * 64}}
+    other = shutil.copytree(out, tmp_path / "other")
+    (other / "training.json").write_text(json.dumps(training))
+    shown = run("eval", "atlas", other, *data, "--neutral", tmp_path / "n.txt", "--thresholds", 0.5)
+    assert "note: the gates were made on other weights, those of elsewhere" in shown
     shown = run("compare", out, out)
     assert "correlation of λ over all neurons: 1.000" in shown
     assert json.loads(run("compare", out, out, "--json"))["overlaps"][0]["jaccard"] == 1

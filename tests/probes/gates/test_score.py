@@ -83,6 +83,8 @@ def test_written_answers_are_found_as_words_or_as_the_last_number(atlas, panels)
 def test_a_number_that_goes_on_is_wrong(atlas):
     sums = [Prompt("40+40=", ("80",)), Prompt("40+40=", ("8",))]
     assert [accuracy(atlas, [prompt]) for prompt in sums] == [1.0, 0.0]
+    spelled = [Prompt("40+40=", answers) for answers in (("8", "eight"), ("eight", "8"))]
+    assert [accuracy(atlas, [prompt]) for prompt in spelled] == [0.0, 0.0]  # whichever spelling comes first
 
 
 def test_any_of_several_answers_counts(atlas):

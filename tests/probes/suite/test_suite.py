@@ -235,3 +235,11 @@ def test_a_model_of_one_layer_is_refused(tiny):
     del tiny.model.model.layers[1:]
     with pytest.raises(VindexError, match="the model has one layer"):
         suite.constants(tiny, texts=["factual"])
+
+
+def test_a_text_that_is_given_twice_is_no_second_observation(tiny, tmp_path):
+    (tmp_path / "copy.txt").write_text(texts.read("story"))
+    for again in ("story", tmp_path / "copy.txt"):
+        with pytest.raises(ProbeError, match="given twice, and each counts once; leave one out"):
+            suite.constants(tiny, texts=["story", str(again)])
+    assert suite.constants(tiny, texts="story").C1.value == suite.constants(tiny, texts=["story"]).C1.value

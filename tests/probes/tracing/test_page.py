@@ -1,6 +1,7 @@
 """The page and the tables of a trace."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -64,7 +65,7 @@ def test_the_command_prints_tables_of_60_columns_and_says_what_to_do_next(v, pat
     for words in ("(sink)", "Trajectory", "Reads", "Writes", "outside the", "Taken out", "READ", "WRITTEN", "CAUSAL"):
         assert words in out
     assert max(map(len, out.replace(str(tmp_path), "").replace(str(v.path), "").splitlines())) <= 60
-    assert " – " in out and "next: vindex feature" in out
+    assert " – " in out and re.search(r"next: vindex feature \S+ \d+ \d+ --down", " ".join(out.split()))
     assert made.is_file()
     asked = ("trace", "atlas", PROMPT, "--target", " Paris")
     assert command(monkeypatch, *asked, "--patch", patch) == 0
@@ -72,7 +73,15 @@ def test_the_command_prints_tables_of_60_columns_and_says_what_to_do_next(v, pat
     assert "The answer dies at" in out and "Later the lens still shows it at" in out and "next: vindex build" in out
     assert command(monkeypatch, *asked, "--against", OTHER, "--json") == 0
     assert json.loads(capsys.readouterr().out)["against"] == OTHER
+    beside = ("--against", OTHER, "--vindex", v.path, "--check", 1)
+    assert command(monkeypatch, *asked, *beside, "-o", tmp_path / "beside.html") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Given the other prompt's value, one by one" in out and "less that with its value in the other" in out
+    assert "Given the other prompt's value, one by one" in (tmp_path / "beside.html").read_text().replace("&#39;", "'")
+    assert command(monkeypatch, *asked, "--vindex", v.path, "--position", 0) == 0
+    assert "sinks left out: – at a sink" in " ".join(capsys.readouterr().out.split())
     for options, message in (
+        (("--text", "story"), "--text is what reads are held against; give a --vindex of the model"),
         (("--layer", 1), "--layer 1 shows what the FFN there reads and writes; give a --vindex of the model"),
         (("--layer", 4, "--vindex", v.path), "--layer 4: atlas.vindex has layers 0 to 3"),
     ):

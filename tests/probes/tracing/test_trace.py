@@ -245,12 +245,23 @@ def test_what_cannot_be_traced_is_told_before_any_work(loaded, v, tiny_vindex, p
         ("position 5: the prompt has tokens 0 to 4, or -1 to -5 from the end", {"position": 5}),
         ("position -6: the prompt has tokens", {"position": -6}),
         ("target 99999: the model has tokens 0 to", {"target": 99999}),
+        (
+            "the prompt has 1,401 tokens, atlas reads at most 512; give a shorter one",
+            {"prompt": f"{PROMPT} Paris. " * 200},
+        ),
         (f"--against '{other}': has 7 tokens, the prompt 5; expected as many", {"against": other}),
         ("the vindex .* has num_layers 3, the model .* 4; give the model", {"vindex": open_vindex(tiny_vindex)}),
     ):
         with pytest.raises(ProbeError, match=message):
-            probes.trace(loaded, PROMPT, **asked)
+            probes.trace(loaded, **{"prompt": PROMPT} | asked)
     with pytest.raises(QueryError, match="'Pariss' is not a single token of this model"):
         probes.trace(loaded, PROMPT, target="Pariss")
     with pytest.raises(PatchError, match="No such file"):
         probes.trace(loaded, PROMPT, patch=patch.parent / "none.safetensors")
+
+
+def test_at_a_sink_there_is_no_null_as_generic_text_is_taken_without_sinks(loaded, v):
+    first, last = (probes.trace(loaded, PROMPT, vindex=str(v.path), position=at) for at in (0, -1))
+    assert first.tokens[0].sink and not last.tokens[-1].sink
+    assert all(np.isnan(row["usual_z"]) for row in first.layers())
+    assert all(row["usual_z"] > 1 for row in last.layers())
