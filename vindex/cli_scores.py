@@ -68,7 +68,8 @@ def score(
             shown = " ".join(repr(v.piece(piece)) for piece in pieces)
             say(styled(f"word {word!r} is {len(pieces)} tokens: {shown}{v.vocabulary.hint(word or '') or ''}", "bold"))
         for best in islice(left, len(pieces)):
-            other = v.vocabulary.hint(best.piece or "") if v.family.can_spell and len(pieces) == 1 else None
+            spaced = best.piece and v.family.can_spell and len(pieces) == 1
+            other = v.vocabulary.hint(best.piece or "") if spaced else None
             hint = styled(f" ({other.removeprefix(', but ')})" if other else "", "dim")
             say(f"token {best.piece!r}, id {best.token_id}", hint)
             _print_best(v, best)

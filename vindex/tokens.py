@@ -110,7 +110,9 @@ class Vocabulary:
         raise QueryError(f"{text!r} is not a single token of this model" + (self.hint(text) or "; try a shorter word"))
 
     def hint(self, text: str) -> str | None:
-        """What to say when `text` is not a token but the same word with or without its leading space is."""
+        """What to say when `text` is not a token but the same word with or without its leading space is, or empty."""
+        if not text:
+            return "; it is empty"
         other = text[1:] if text.startswith(" ") else f" {text}"
         token_id = self.find(other)
         return None if token_id is None else f", but {other!r} is one (id {token_id}): leading spaces matter"

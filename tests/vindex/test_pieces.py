@@ -83,7 +83,7 @@ def test_a_tokenizer_that_is_not_followed_is_refused(parts, why):
 
 
 def test_an_empty_word_has_no_pieces():
-    with pytest.raises(QueryError, match="'' is not a single token"):
+    with pytest.raises(QueryError, match="'' is not a single token of this model; it is empty"):
         load_vocabulary(CHECKPOINT / "tokenizer.json").take_apart("")
 
 
