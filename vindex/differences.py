@@ -118,7 +118,7 @@ class Comparison(Result):
         if not count:
             return ""
         which = "all weights" if count == 2 * len(self.differences) else f"{count} weights"
-        return f"the directions of {which} span the hidden space, where no angle tells: compare with fewer --features"
+        return f"the directions of {which} span the hidden space, where no angle tells: build with fewer --features"
 
     @property
     def kept(self) -> str:
