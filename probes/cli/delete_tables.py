@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vindex.console import print_table, say, styled
+from vindex.console import line, print_table, say, styled
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"pass": "green", "fail": "red", "not_applicable": "yellow"}
 MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}
+PASSED = {"pass": MARKS[True], "fail": MARKS[False], "not_applicable": MARKS[None]}
 LABELS = {
     "paraphrases": "paraphrases",
     "other_subjects": "other subjects",
@@ -164,10 +165,13 @@ def _side_by_side(found: Deletion) -> None:
     for row, outcome in zip(found.rows(), found.methods.values(), strict=True):
         losses = [row[key] for key in ("loss", "paraphrases", "other subjects", "its other facts", "same answer")]
         shown = ["–" if loss is None else f"{loss:.3f}" for loss in losses]
-        verdicts = [_coloured(verdict.result) for verdict in outcome.verdicts.values()]
-        rows.append((row["method"], str(row["layer"]), *shown, f"{row['neutral KL']:.1e}", *verdicts))
-    columns = ["method", ">L", ">fact", ">para", ">others", ">own", ">same", ">KL", *found.verdicts]
-    caption = "Losses: the fact, paraphrases, other subjects (|loss|), its other facts, other facts with the answer."
+        verdicts = line(*(part for one in outcome.verdicts.values() for part in (styled(*PASSED[one.result]), " ")))
+        rows.append((row["method"], str(row["layer"]), *shown, f"{row['neutral KL']:.0e}", verdicts))
+    columns = ["method", ">L", ">fact", ">para", ">others", ">own", ">same", ">KL", "verdicts"]
+    caption = (
+        "Losses: the fact, paraphrases, other subjects (|loss|), its other facts, other facts with the answer. "
+        f"Verdicts: {', '.join(found.verdicts)}."
+    )
     print_table("Methods side by side", columns, rows, caption=caption)
 
 

@@ -94,9 +94,7 @@ def print_evaluation(found: Evaluation) -> None:
         first = "" if at in (None, before) else _off(at.off_fraction)
         before, name = at, NAMES.get(mask, mask)
         cells = [_percent(scores.share(panel)) for panel in QUESTIONS]
-        rows.append(
-            (first, name, *cells, _number(scores.neutral_kl, ".2f"), _kept(*(_number(one, ".0%") for one in kept)))
-        )
+        rows.append((first, name, *cells, _number(scores.neutral_kl, ".2f"), _kept(*kept)))
         sides = [scores.share(panel, held_out) for panel in ("forget", "reasoning") for held_out in (False, True)]
         apart.append((first, name, *map(_percent, sides), _number(scores.perplexity, ".1f")))
     choices, panels = about["choices"], about["panels"]
@@ -106,7 +104,7 @@ def print_evaluation(found: Evaluation) -> None:
         [">off", "mask", ">param.", ">in-ctx", ">confl.", ">reason", ">KL", ">kept"],
         rows,
         caption=f"right in %, ± half of the 95 % interval: parametric (nothing but the question), in-context, "
-        f"conflict, reasoning; {sizes} prompts or texts; kept: facts / reasoning; random: mean of "
+        f"conflict, reasoning; {sizes} prompts or texts; kept: facts/reasoning in %; random: mean of "
         f"{choices['random_seeds']}; "
         f"scale: soft {choices['soft_scale_mode']}, masks {choices['mask_scale_mode']}",
     )
@@ -142,5 +140,6 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None or value != value else format(value, form)
 
 
-def _kept(knowledge: str, reasoning: str) -> str:
-    return f"{knowledge:>4} /{reasoning:>5}" if (knowledge, reasoning) != ("–", "–") else ""
+def _kept(*shares: float | None) -> str:
+    knowledge, reasoning = (_number(share, ".0%").removesuffix("%") for share in shares)
+    return f"{knowledge}/{reasoning:>3}" if (knowledge, reasoning) != ("–", "–") else ""

@@ -20,9 +20,9 @@ from vindex.demo import CHECKPOINT
 from vindex.errors import VindexError
 
 
-def run(*arguments) -> str:
+def run(*arguments, columns: int = 80) -> str:
     """The command's stdout; errors come out as exceptions, as `main` gets them."""
-    environment = {"COLUMNS": "80"}
+    environment = {"COLUMNS": str(columns)}
     done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False, env=environment)
     assert done.exit_code == 0, done.output
     return done.stdout

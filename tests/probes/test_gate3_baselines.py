@@ -18,15 +18,19 @@ def baselines(tmp_path_factory):
     """What two baselines beside geometric print and record; `--method` both repeated and with commas."""
     file = tmp_path_factory.mktemp("baselines") / "record.json"
     asked = ("--method", "neurons,rome", "--method", "geometric", "--no-certificate")
-    printed = run("gate3", CHECKPOINT, *asked, "-o", file)
+    printed = run("gate3", CHECKPOINT, *asked, "-o", file, columns=60)
     return printed, json.loads(file.read_text())
 
 
 def test_methods_stand_side_by_side(baselines):
     printed, record = baselines
-    table = [line.split() for line in printed.partition("Methods side by side")[2].splitlines()]
-    assert [row[0] for row in table if row and row[0] in record["methods"]] == ["geometric", "rome", "neurons"]
-    assert not too_wide(printed, 80)
+    side_by_side = printed.partition("Methods side by side")[2]
+    rows = {row[0]: row for row in map(str.split, side_by_side.splitlines()) if row and row[0] in record["methods"]}
+    assert list(rows) == ["geometric", "rome", "neurons"]
+    marks = {"pass": "✓", "fail": "✗"}
+    for name, found in record["methods"].items():
+        assert rows[name][-2:] == [marks[found["verdicts"][one]["result"]] for one in ("published", "strict")]
+    assert not too_wide(printed, 60)
     assert record["method"] == "geometric" and list(record["methods"]) == ["geometric", "rome", "neurons"]
 
 
