@@ -27,10 +27,9 @@ def run(*arguments, cwd=ROOT, columns: int = 80) -> subprocess.CompletedProcess:
 
 
 def too_wide(text: str, columns: int) -> list[str]:
-    """Lines that are longer, but for those with a word that is, as paths are: these are left whole."""
-    return [
-        one for one in text.splitlines() if len(one) > columns and all(len(word) <= columns for word in one.split())
-    ]
+    """Lines that are longer, but for those with a word that is, as paths are, and commands to copy: these are whole."""
+    lines = [one for one in text.splitlines() if not one.startswith(("next: vindex ", "or:   vindex "))]
+    return [one for one in lines if len(one) > columns and all(len(word) <= columns for word in one.split())]
 
 
 def _become(words: list[str], cwd: Path, columns: int, folder: str) -> None:

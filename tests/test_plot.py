@@ -45,6 +45,7 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path):
             {"record": "vindex-training/1"},
             "its record is 'vindex-training/1', of which there is no picture; known",
         ),
+        ({"record": "vindex-trace/1"}, "of which there is no picture; vindex report VINDEX --trace .*r.json shows it"),
         ({}, "its record is 'None', of which there is no picture"),
         (
             {"record": "vindex-comparison/1"},

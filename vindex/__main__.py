@@ -128,7 +128,7 @@ def demo(
     steps: tuple[tuple[str, Callable[[], None]], ...] = (
         (f"build {model} -o {v}", lambda: _build(atlas, output, json)),
         (f"verify {v} --source {model}", lambda: verifying.verify(str(output), source=atlas, json=json)),
-        (f'score {v} " Paris"', lambda: cli_scores.score(str(output), [" Paris"], k=8, json=json)),
+        (f'score {v} " Paris" -k 8', lambda: cli_scores.score(str(output), [" Paris"], k=8, json=json)),
         (
             f"gate3 {model} --vindex {v} -o {g}",
             lambda: delete.gate3(atlas, vindex=str(output), output=gate3, json=json),

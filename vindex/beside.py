@@ -73,6 +73,8 @@ class BesideChance(Questions):
         sides = [side for side in wanted if self.has(SIDES[side])]
         if wanted and not sides:
             self.family.require(SIDES[wanted[0]])
+        if not text:
+            raise QueryError("expected a token, got an empty text")
         word = text.removeprefix(" ")
         ids = [found for found in map(self.vocabulary.find, (f" {word}", word)) if found is not None]
         if not ids:

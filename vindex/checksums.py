@@ -111,7 +111,7 @@ def renew_card(directory: Path, content: bytes) -> None:
     """
     with targets.locked(directory), targets.explained(directory):
         _settle(directory)
-        targets.check_file(directory / SUMS.name)
+        targets.require_place(directory / SUMS.name)
         digests = load_sums(directory) | {CARD.name: hashlib.sha256(content).hexdigest()}
         try:
             targets.write_bytes(directory / targets.PENDING, render_sums(digests).encode())

@@ -50,7 +50,7 @@ def score(
     The cosine of the token's embedding with a direction; z is the cosine beside all tokens' on that direction. A word
     of several tokens is taken apart. Definitions: docs/scores.md.
     """
-    check_places(output)
+    check_places(output, reads=file)
     words = [*map(typed, tokens or ()), *(_lines_of(file) if file else ())]
     if not words and not ids:
         raise typer.BadParameter("give a word, --id or --file")
@@ -254,7 +254,7 @@ def _print_best(v: Vindex, best: Best) -> None:
     say(best.summary)
     beyond = sum(hit.chance is not None and hit.chance < CHANCE for hit in best.hits)
     if beyond:
-        say(f"{beyond} of these {len(best.hits)} are more than chance")
+        say(f"{beyond} of these {len(best.hits)} {'is' if beyond == 1 else 'are'} more than chance")
     else:
         say("chance explains all of these: random directions would read this token as much")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from vindex.errors import QueryError
+from vindex.errors import QueryError, TargetError
 from vindex.progress import Advance, Progress, silent
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ HIDDEN = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 NOT_ASCII = re.compile("[^\x00-\x7f]")
+QUOTED = re.compile(r"""(?<![^\s(])(?:"[^"]*"|'[^']*')""")
+HELD = "\ue000"  # stands for a space at which a line is not broken: of Unicode's private use, and as wide
 LINE_SECONDS = 20.0  # between lines about long work, where stderr is no terminal
+NARROWEST, USUAL = 10, 80  # columns below which a terminal is taken for one that does not know, and what it then has
 LONGEST_WORD = 12  # columns that a word may take on a narrow terminal before it is folded
 
 
@@ -80,10 +83,19 @@ def line(*parts: str | Text) -> Text:
 def say(*parts: str | Text) -> None:
     """Print plain and styled parts as one line to stdout, broken between words where the terminal ends.
 
-    A line with a word that is longer than that, as paths are, is left whole, so that it can be copied.
+    What is quoted is a word. A line with a word that is longer than the terminal, as paths are, is left whole, so that
+    it can be copied; so are the commands that come next, each on a line of its own.
     """
     console, text = _console(), line(*parts)
-    _print(console, text, whole=any(len(word) > console.width for word in text.plain.split()))
+    if text.plain.startswith("next: vindex "):
+        for one in text.plain.replace(", or vindex ", "\nor:   vindex ").split("\n"):
+            _print(console, one, whole=True)
+        return
+    text.plain = QUOTED.sub(lambda found: found[0].replace(" ", HELD), text.plain)
+    whole = any(len(word) > console.width for word in text.plain.split())
+    for part in [text] if whole else text.wrap(console, console.width):
+        part.plain = part.plain.rstrip().replace(HELD, " ")
+        _print(console, part, whole=True)
 
 
 def command(*words: object) -> str:
@@ -108,8 +120,13 @@ def print_json(record: Any) -> None:
     sys.stdout.write(text + "\n")
 
 
-def check_places(output: Path | None, plot: Path | None = None) -> None:
-    """Before the work: raise TargetError where --output or --plot could not be written after it."""
+def check_places(output: Path | None, plot: Path | None = None, *, reads: Path | None = None) -> None:
+    """Before the work: raise TargetError where --output or --plot could not be written after it.
+
+    reads: a file that is read, and so not written.
+    """
+    if output and reads and output.resolve() == reads.resolve():
+        raise TargetError(f"{output}: is the file that is read; name another")
     if output:
         from vindex.targets import check_record
 
@@ -270,7 +287,10 @@ def duration(seconds: float) -> str:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if console.width < NARROWEST:  # COLUMNS=0, as some give who do not know
+        console.width = USUAL
+    return console
 
 
 def _fit(table: Table, console: Console, cells: Sequence[Sequence[Text]], numbers: Sequence[bool]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vindex.errors import QueryError
 from vindex.manifest import Source
-from vindex.schema import Fields, Problems, load_record
+from vindex.schema import RECORD, Fields, Problems, load_record
 
 
 class Constant(NamedTuple):
@@ -163,7 +163,7 @@ def require_record(path: Path, kind: str, command: str, source: Source) -> dict[
 
 
 def _open(path: Path, kind: str, command: str, source: Source) -> Fields:
-    return Fields(require_record(path, kind, command, source), "", Problems(str(path)))
+    return Fields(require_record(path, kind, command, source), "", Problems(str(path), RECORD))
 
 
 def _require_weights(path: Path, theirs: Mapping[str, object], ours: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vindex.beside import BesideChance
+from vindex.errors import FormatError, QueryError
 from vindex.families.recognised import recognise
 from vindex.hub import on_the_hub
 from vindex.progress import Progress, silent
@@ -46,12 +47,21 @@ def open_vindex(path: str | Path, tokenizer: str | Path | None = None, *, progre
     re-hash (`vindex verify` does). tokenizer: for a vindex without tokenizer.json that of its model, as a file, a
     directory or a Hub id. Raises FormatError when anything is missing, malformed or of the wrong size.
     """
-    return Vindex(recognise(_shelf_of(path, progress), tokenizer))
+    try:
+        return Vindex(recognise(_shelf_of(path, progress), tokenizer))
+    except FormatError as error:
+        if str(path) in str(error):
+            raise
+        raise FormatError(f"{path}: {error}") from error
 
 
 def as_vindex(given: Vindex | str | Path) -> Vindex:
-    """An opened vindex as it is, or the one of that name."""
-    return given if isinstance(given, Vindex) else open_vindex(given)
+    """An opened vindex as it is, or the one of that name. Raises QueryError for what is neither."""
+    if isinstance(given, Vindex):
+        return given
+    if isinstance(given, str | Path):
+        return open_vindex(given)
+    raise QueryError(f"expected a vindex or the name of one, got {type(given).__name__}")
 
 
 def _shelf_of(place: str | Path, progress: Progress) -> Shelf:

@@ -24,11 +24,11 @@ RECORD = Kind(FormatError, "write it with -o")
 
 
 class Problems(list[str]):
-    """What is wrong with one file, in the order it was found."""
+    """What is wrong with one file of a kind, in the order it was found."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: Kind = OF_A_VINDEX) -> None:
         super().__init__()
-        self._name = name
+        self._name, self._kind = name, kind
 
     def append(self, problem: str) -> None:
         super().append(problem)
@@ -36,9 +36,9 @@ class Problems(list[str]):
             self.refuse()
 
     def refuse(self) -> None:
-        """Raise FormatError with the first problems and the number of the others; do nothing when there is none."""
+        """Raise the error of the kind, with the first problems and the number of the others; nothing without any."""
         if self:
-            raise FormatError(f"{self._name}: {listed(self)}")
+            raise self._kind.refusal(self._name, listed(self))
 
 
 def listed(problems: Collection[str]) -> str:

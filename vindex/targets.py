@@ -32,13 +32,22 @@ def step(what: str) -> None:
     """Called before every change on the disk, with what it is; tests put a function here that stops at one of them."""
 
 
-def check_file(path: Path, *, or_stdout: bool = False) -> None:
+def check_file(path: Path) -> None:
+    """Raise TargetError unless a user's file can be written at `path`: as `require_place` says, in no vindex, and over
+    no file of a checkpoint.
+    """
+    require_place(path)
+    if (path.parent / SUMS.name).exists():
+        raise TargetError(f"{path}: is inside a vindex, which holds its own files alone; name a file elsewhere")
+    if path.exists() and (path.parent / "config.json").exists() and any(path.parent.glob("*.safetensors")):
+        raise TargetError(f"{path}: is a file of a checkpoint; name another")
+
+
+def require_place(path: Path) -> None:
     """Raise TargetError unless a file can be written at `path`: in a directory that is there, and over nothing but a
     plain file. A link is never followed, nor replaced.
-
-    or_stdout: whether the message may say that - stands for stdout.
     """
-    other = "name a plain file" + (", or - for stdout" if or_stdout else "")
+    other = "name a plain file"
     with _explained_file(path):
         found = lstat(path) if path.name else path.stat()
         if found is not None and stat.S_ISLNK(found.st_mode):
@@ -63,7 +72,7 @@ def check_record(path: Path) -> None:
 @contextmanager
 def written(path: Path) -> Iterator[BufferedRandom]:
     """A file to write and read, which appears at `path` when this is left without an error, whole, or not at all."""
-    check_file(path)
+    require_place(path)
     with _explained_file(path):
         _drop_leftovers(path)
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
@@ -135,7 +144,7 @@ def hold(path: Path, flags: int) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TargetError(f"another build is writing {path}; wait for it or choose another place") from error
+            raise TargetError(f"another command is writing {path}; wait for it or choose another place") from error
         yield
     finally:
         os.close(descriptor)

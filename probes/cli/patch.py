@@ -73,3 +73,4 @@ def revert(
     done = patches.revert(checkpoint, output)
     if not put({"checkpoint": str(done)}, json, None):
         say(f"{done}: original weights restored, SHA-256 verified")
+        say("next: it loads like any checkpoint")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vindex.cli import Json
-from vindex.console import check_places, put, say
+from vindex.console import check_places, command, put, say
 
 DRAWN_BY = {  # record, without its version: the module whose draw(record, path) makes its picture
     "vindex-probe": "probes.suite.plot",
@@ -47,8 +47,10 @@ def plot(
     kind = str(found.get("record"))
     module = DRAWN_BY.get(kind.partition("/")[0])
     if module is None:
-        known = ", ".join(DRAWN_BY)
-        raise ProbeError(f"{record}: its record is {kind[:40]!r}, of which there is no picture; known: {known}")
+        other = f"known: {', '.join(DRAWN_BY)}"
+        if kind.startswith("vindex-trace/"):
+            other = f"{command('report', 'VINDEX', '--trace', record)} shows it"
+        raise ProbeError(f"{record}: its record is {kind[:40]!r}, of which there is no picture; {other}")
     try:
         import_module(module).draw(found, target)
     except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:

@@ -14,7 +14,7 @@ import pytest
 from rich.text import Text
 
 from tests.checkpoints import write_checkpoint
-from tests.commands import ROOT, in_tree, run, with_streams
+from tests.commands import ROOT, in_tree, run, too_wide, with_streams
 from tests.conftest import build_quietly
 from vindex import __main__ as entry
 from vindex import console
@@ -127,7 +127,7 @@ def test_every_command_is_right_in_every_locale_at_60_columns(bracketed, built, 
     done = in_tree([sys.executable, "-c", ALL_OF_THEM, *words], 60, cwd=tmp_path, **locale)
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     text = done.stdout.decode(errors="replace")
-    assert max(map(len, text.splitlines())) <= 60 and "…" not in text and "0.0e+00" in text, text
+    assert not too_wide(text, 60) and "…" not in text and "0.0e+00" in text, text
     assert json.loads((tmp_path / "r.json").read_text())["record"] == "vindex-comparison/1"
     record = json.loads(with_streams("score", bracketed, "ä", "--json", **locale).stdout)
     assert record["scores"][0]["token"] == "ä"
@@ -205,6 +205,32 @@ def test_a_line_with_a_long_path_is_left_whole_and_others_break_between_words(ca
     console.say("some words " * 20)
     first, *others = capsys.readouterr().out.splitlines()
     assert first == f"record: {place}" and len(others) == 3 and max(map(len, others)) <= 80
+
+
+def test_what_is_quoted_is_not_broken(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    console.say("before: ' Paris' 0.95  ' Moscow' 0.01 and it's the \" Rome\" of others")
+    assert capsys.readouterr().out.splitlines() == [
+        "before: ' Paris' 0.95",
+        "' Moscow' 0.01 and it's the",
+        '" Rome" of others',
+    ]
+
+
+def test_commands_that_come_next_are_whole_and_on_lines_of_their_own(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "30")
+    console.say('next: vindex verify made.vindex --source model, or vindex score made.vindex " Paris"')
+    assert capsys.readouterr().out.splitlines() == [
+        "next: vindex verify made.vindex --source model",
+        'or:   vindex score made.vindex " Paris"',
+    ]
+
+
+@pytest.mark.parametrize("columns", ["0", "3"])
+def test_a_terminal_of_no_width_is_taken_for_one_that_does_not_know(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    console.say("a line of " + "many words " * 20)
+    assert [len(one) > 60 for one in capsys.readouterr().out.splitlines()[:2]] == [True, True]
 
 
 def test_our_own_styles_are_kept_and_never_read_from_the_text(monkeypatch, capsys):

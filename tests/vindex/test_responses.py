@@ -275,6 +275,6 @@ def test_a_manifest_of_responses_is_read_strictly(answered_copy):
 
 
 def test_two_do_not_add_at_once(copy):
-    with targets.locked(copy), pytest.raises(TargetError, match="another build is writing"):
+    with targets.locked(copy), pytest.raises(TargetError, match="another command is writing"):
         add_made_up(vindex.open(copy))
     assert replace(vindex.open(copy).index).has_responses is None

@@ -15,21 +15,22 @@ from tests.kills import tree
 from tests.vindex.test_targets import dangling_link_at, fifo_at, write
 from vindex import targets
 from vindex.card import write_card
+from vindex.console import check_places
 from vindex.errors import TargetError
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (fifo_at, "is a device, a pipe or a socket; name a plain file, or - for stdout"),
-        (dangling_link_at, "is a symbolic link, which is not followed; name a plain file, or - for stdout"),
+        (fifo_at, "is a device, a pipe or a socket; name a plain file"),
+        (dangling_link_at, "is a symbolic link, which is not followed; name a plain file"),
         (Path.mkdir, "is a directory; name a file in it"),
     ],
 )
 def test_records_are_written_over_nothing_but_plain_files(tmp_path, make, message):
     make(tmp_path / "record.json")
     with pytest.raises(TargetError, match=message):
-        targets.check_file(tmp_path / "record.json", or_stdout=True)
+        targets.check_file(tmp_path / "record.json")
     with pytest.raises(TargetError):
         targets.write_json(tmp_path / "record.json", {})
     assert not (tmp_path / "nowhere").exists()
@@ -39,7 +40,7 @@ def test_records_are_written_over_nothing_but_plain_files(tmp_path, make, messag
     "name, message",
     [
         ("/dev/null", "is a device"),
-        ("/dev/stdout", "is a symbolic link, which is not followed; name a plain file, or - for stdout"),
+        ("/dev/stdout", "is a symbolic link, which is not followed; name a plain file"),
         (".", "is a directory"),
         ("..", "is a directory"),
         ("nowhere/x", "the directory nowhere does not exist; make it first"),
@@ -48,7 +49,25 @@ def test_records_are_written_over_nothing_but_plain_files(tmp_path, make, messag
 )
 def test_places_for_a_file(name, message):
     with pytest.raises(TargetError, match=message):
-        targets.check_file(Path(name), or_stdout=True)
+        targets.check_file(Path(name))
+
+
+def test_nothing_is_written_into_a_vindex_nor_over_a_checkpoint(built, checkpoint, tmp_path):
+    v, model = shutil.copytree(built, tmp_path / "v"), shutil.copytree(checkpoint, tmp_path / "m")
+    before = tree(v), tree(model)
+    for place in (v / "index.json", v / "record.json", v / "page.html"):
+        with pytest.raises(TargetError, match="is inside a vindex, which holds its own files alone; name a file"):
+            targets.check_file(place)
+    with pytest.raises(TargetError, match=r"config.json: is a file of a checkpoint; name another"):
+        check_places(model / "config.json")
+    targets.check_file(model / "record.json")
+    assert (tree(v), tree(model)) == before
+
+
+def test_a_file_that_is_read_is_not_written_over(tmp_path):
+    (tmp_path / "words.json").write_text(" Paris\n")
+    with pytest.raises(TargetError, match="words.json: is the file that is read; name another"):
+        check_places(tmp_path / "words.json", reads=tmp_path / "." / "words.json")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write to a read-only directory")

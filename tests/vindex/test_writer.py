@@ -60,7 +60,7 @@ def test_a_journal_cut_in_its_first_line_starts_over(tmp_path):
 def test_two_builds_at_once_are_refused(tmp_path):
     with write(tmp_path / "v"):
         for options in ({}, {"resume": True}, {"force": True}):
-            with pytest.raises(TargetError, match="another build is writing"), write(tmp_path / "v", **options):
+            with pytest.raises(TargetError, match="another command is writing"), write(tmp_path / "v", **options):
                 pass
 
 
