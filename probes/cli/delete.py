@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,7 +49,9 @@ def gate3(
     facts: Facts = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the fit/held-out split and the controls.")] = 0,
-    known_from: Annotated[float, typer.Option(help="With --all: smallest P of the answer before.")] = 0.2,
+    known_from: Annotated[
+        float | None, typer.Option(help="With --all: smallest P of the answer before.", show_default="0.2")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="With --all: at most so many facts of each relation.")] = None,
     certificate: Attacked = True,
     dtype: Dtype = "float32",
@@ -72,10 +74,8 @@ def gate3(
     from vindex.targets import check_file
 
     methods = named(method or "both")
-    if all_facts and save_patch:
-        raise ProbeError("--save-patch writes one patch; leave --all out")
-    if resume and not (all_facts and output):
-        raise QueryError("--resume goes on with the record of --all; give --all and -o FILE")
+    of_all = {"--relation": relation, "--known-from": known_from, "--limit": limit}
+    _require_sense(all_facts, of_all, resume, output, save_patch)
     if save_patch:
         require_patch(methods)
         check_file(save_patch)
@@ -149,6 +149,19 @@ def verify(
         )
     if not json:
         say(f"next: {command('patch', 'apply', model, patch, '-o', 'DIR')}")
+
+
+def _require_sense(
+    all_facts: bool, of_all: Mapping[str, Any], resume: bool, output: Path | None, save_patch: Path | None
+) -> None:
+    """Raise ProbeError or QueryError where options do not go together, as those of --all do not without it."""
+    if all_facts and save_patch:
+        raise ProbeError("--save-patch writes one patch; leave --all out")
+    if resume and not (all_facts and output):
+        raise QueryError("--resume goes on with the record of --all; give --all and -o FILE")
+    alone = next((name for name, given in of_all.items() if given is not None), None)
+    if alone and not all_facts:
+        raise QueryError(f"{alone} chooses among the facts of --all; give --all, or name one fact with --fact")
 
 
 def _load(model: str, facts: Path | None, dtype: str, device: str, stages: Progress) -> tuple[Loaded, Panel]:

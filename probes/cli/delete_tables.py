@@ -131,10 +131,10 @@ def _verdict(verdict: Verdict) -> None:
     say(styled(f"{verdict.standard} ", "bold"), _coloured(verdict.result, "bold "), f": {verdict.reason}")
     limits = [f"{'≥' if one.relation == '>=' else '≤'} {one.limit:g}" for one in verdict.criteria]
     if verdict.standard == "robust":
-        say(f"\n    {'attack':23} {'before':>6} {'after':>7} {'value':>7}  limit")
+        say(f"\n    {'attack':23} {'before':>6} {'after':>7} {'value':>9}  limit")
         for one, limit in zip(verdict.criteria, limits, strict=True):
             value, _, _, before, after = one.figure
-            figures = f" {one.name:23} {_g(before):>6} {_g(after):>7} {_g(value):>7}  {limit}"
+            figures = f" {one.name:23} {_g(before):>6} {_g(after):>7} {_g(value):>9}  {limit}"
             say("  ", styled(*MARKS[one.holds]), figures)
         return
     rows = [

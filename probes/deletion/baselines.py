@@ -1,8 +1,8 @@
 """Published ways to change a fact, turned to erasing one, under the same trial, measurements and verdicts.
 
-Formulas and sources are in docs/gate3-method.md. `geometric` alone reads nothing but weights, and has no trial: that it
-fails, its choice of layer with it, is part of the finding. The others begin with the fit set's phrasings at the
-subject's last token, in one layer, and make a change ΔW of one projection (`Place`).
+Formulas and sources are in docs/gate3-method.md. `geometric` reads only weights and chooses its layer itself, as it was
+published. The others begin with the fit set's phrasings at the subject's last token, in one layer, and make a change ΔW
+of one projection (`Place`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from probes.deletion.tail import Tail
 from probes.facts.passes import kl_rows, unembed
 from probes.facts.sets import Fit
 from probes.live.sites import layers, weight
-from probes.weights.delta import Delta, Wide
+from probes.weights.delta import Delta, Wide, norm
 from vindex.errors import ProbeError
 
 FEATURES = 128
@@ -45,23 +45,17 @@ class Alignment(NamedTuple):
 def geometric(trial: Trial) -> Found:
     """ΔW = −(W v) vᵀ closes the gate direction v most aligned with the embedding of the answer's first token.
 
-    Layers whose FFN writes nothing are left out. Raises ProbeError where the vindex of the bench is of another shape
-    than the model, or where no layer is left.
+    Layers whose FFN writes nothing are left out. Raises ProbeError where none is left.
     """
     bench, model = trial.bench, trial.bench.model
     bench.tick("geometric")
     count = len(layers(model))
     embedding = model.get_input_embeddings().weight[trial.given.phrasings[0].answer[0]].detach().float()
-    if bench.gate is not None and (bench.gate.shape[0], bench.gate.shape[2]) != (count, embedding.numel()):
-        raise ProbeError(
-            f"vindex gate directions have shape {tuple(bench.gate.shape)}; "
-            f"the model has {count} layers of width {embedding.numel()}"
-        )
 
     def read(index: int) -> Tensor:
-        if bench.gate is None:
+        if bench.vindex is None:
             return gate_directions(weight(model, "gate_proj", index), FEATURES)
-        return torch.as_tensor(bench.gate[index].astype("float32")).to(embedding.device)
+        return torch.as_tensor(bench.vindex.layer(index).gate[0].astype("float32")).to(embedding.device)
 
     scan = []
     for layer in range(count) if bench.options.layer is None else (bench.options.layer,):
@@ -160,8 +154,7 @@ class Place:
 
     def scaled(self, projection: str, change: Tensor, method: str) -> Wide:
         """The change at the least strength that suppresses the prompts enough, or at the one that does most."""
-        whole = getattr(self.tail.at, projection).weight.float().norm()
-        change = change * (whole / change.norm().clamp_min(1e-30))
+        change = change * (norm(getattr(self.tail.at, projection).weight) / max(norm(change), 1e-30))
         inputs = self.tail.mlp_in if projection == "gate_proj" else self.tail.down_in()
         added = inputs.float() @ change.T
 

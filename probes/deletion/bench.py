@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +23,14 @@ from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import passages
 from probes.live import activation
 from probes.live.load import Loaded, require_head
-from probes.live.match import weights_sha256
+from probes.live.match import require_match, weights_sha256
 from probes.live.sites import layers, null_layers
 from probes.weights.patches import stored_dtype
+from vindex import scoring
 from vindex.demo import CHECKPOINT
 from vindex.errors import ProbeError
 from vindex.progress import Advance, Progress, silent, unseen
-from vindex.reader import Vindex, open_vindex
+from vindex.reader import Vindex, as_vindex
 
 FROM_WEIGHTS = {"geometric"}
 """Methods without a forward pass: no layer trial, and no check of the parts that trials run."""
@@ -64,12 +64,12 @@ class Bench:
         """`vindex`: whose gate directions the geometric method takes. The hashing of the weights tells `progress`."""
         require_head(loaded)
         self.loaded, self.model, self.options = loaded, loaded.model, options
+        scoring.whole("seed", options.seed)
         own = layers(self.model)  # refuses a mixture of experts before any work
-        directions = open_vindex(vindex) if isinstance(vindex, str | Path) else vindex
-        self.gate: Any = directions and directions.gate
+        self.vindex = None if vindex is None else as_vindex(vindex)
         self.panel = panel_for(loaded.path, facts)
         self.null_layers = null_layers(self.model)
-        if options.layer is not None and not 0 <= options.layer < len(own):
+        if options.layer is not None and not 0 <= scoring.whole("layer", options.layer) < len(own):
             raise ProbeError(f"layer {options.layer}: the model has layers 0 to {len(own) - 1}")
         if options.layer in self.null_layers:
             zero = " and ".join(self.null_layers[options.layer])
@@ -84,6 +84,8 @@ class Bench:
         ids = self.encoder.text(passages("generic.txt")[0])[:CHECKED]
         check_parts(self.model, Prompt("check", "", ids, (), (len(ids) // 2,)), tried)
         self.weights_sha256 = weights_sha256(loaded, progress)
+        if self.vindex is not None:
+            require_match(loaded, self.vindex, self.weights_sha256)
         self._generic: dict[str, dict[int, Tensor]] = {}
         self._advance: Advance = unseen
         self._note, self._running, self._left = "", 0, 0

@@ -7,12 +7,11 @@ to. The limits stand in `verdict.LIMITS`.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,24 +20,17 @@ from torch.nn.functional import pad
 from probes.deletion.measure import KNOWN, Baseline, SetChange, compare
 from probes.deletion.options import Attacks
 from probes.deletion.verdict import SHOWN, Figure
-from probes.facts import Fact, Panel
+from probes.facts import Panel
 from probes.facts.passes import batch, device_of, last_hidden, unembed
 from probes.facts.prompts import Encoder, Prompt
 from probes.facts.sets import Sets
-from probes.facts.writing import Draw, write
+from probes.facts.writing import Draw, Text, write_on
 from probes.live.hooks import capture, lent
 from probes.live.sites import Site, layers
 
 GROUP, LEVELS = 32, 16
 """Weights that share a scale in 4 bits, along the input, and the values that one can take: GGUF's Q4_0."""
 NEGATIONS = ("{asked} not {wrong}, it is", "{asked} not {wrong}, but", "{asked} {wrong}. That is not true. {again}")
-
-
-class Text(NamedTuple):
-    """What the model writes after a question, up to the answer where it says it."""
-
-    text: str
-    says: bool
 
 
 class Certificate(NamedTuple):
@@ -59,7 +51,7 @@ class Certificate(NamedTuple):
     def figures(self) -> dict[str, Figure]:
         """What the verdict `robust` is about, beside the fact itself."""
         groups = self.families.items()
-        first = [Figure(one.still_first, len(one.changes), name, 1.0, one.still_first) for name, one in groups]
+        first = [Figure(one.still_first, one.first, name, 1.0, one.still_first) for name, one in groups if one.first]
         best = [(place, min(before), min(after)) for place, (before, after) in self.ranks.items()]
         ranks = [Figure(after, 1, place, before, after) for place, before, after in best if before <= SHOWN]
         return {
@@ -120,24 +112,7 @@ class Exam:
         return Certificate(families, both, {at: (self.ranks[at], ranks[at]) for at in ranks}, rounded, learnt)
 
     def _write(self, draws: list[Draw]) -> dict[Draw, Text]:
-        return written(self.model, self.tokenizer, draws, self.sets.fact, self.sets.seed, self.attacks.tokens)
-
-
-def written(model: Any, tokenizer: Any, draws: Sequence[Draw], fact: Fact, seed: int, tokens: int) -> dict[Draw, Text]:
-    """What the model writes, until it has said the answer and the word has ended."""
-
-    def over(draw: Draw, text: str) -> bool:
-        found = heard(fact, draw[0].family, text)
-        return found is not None and found.end() < len(text)
-
-    texts = write(model, tokenizer, draws, tokens, over, seed)
-    return {draw: Text(text, heard(fact, draw[0].family, text) is not None) for draw, text in texts.items()}
-
-
-def heard(fact: Fact, family: str, text: str) -> re.Match[str] | None:
-    """The answer in `text` as a whole word, in its own case; in a family of another language also as spelled there."""
-    names = {fact.answer, *(name.answer for language, name in fact.translations.items() if language == family)}
-    return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", text)
+        return write_on(self.model, self.tokenizer, draws, self.sets.fact, self.sets.seed, self.attacks.tokens)
 
 
 def negations(encoder: Encoder, panel: Panel, sets: Sets, count: int) -> tuple[Prompt, ...]:

@@ -1,6 +1,6 @@
 """Delete facts from a loaded model, and measure a patch again: what `vindex gate3` does, as three functions.
 
-Each leaves the model as it was. Work tells of itself through `progress`, from the first seconds on. One fact (`run`):
+Each leaves the model as it was, and reports to `progress` from the first seconds on. One fact (`run`):
 
 1. Split its prompts into what the methods see and what they do not (`probes.facts.sets`).
 2. Run everything once unpatched. A fact with P < 0.1 ends here: there is nothing to delete.
@@ -29,6 +29,7 @@ from probes.live.load import Loaded
 from probes.weights import patches
 from probes.weights.delta import Delta
 from probes.weights.patches import Patch
+from vindex import scoring
 from vindex.errors import PatchError, ProbeError, QueryError
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
@@ -71,7 +72,7 @@ def delete_all(
     model: Loaded,
     relation: str | Sequence[str] = "capital",
     *,
-    known_from: float = KNOWN_FROM,
+    known_from: float | None = None,
     limit: int | None = None,
     method: str | Sequence[str] = "both",
     layer: int | None = None,
@@ -87,16 +88,18 @@ def delete_all(
 ) -> Deletions:
     """Delete every fact of a relation, or of several, that the model knows, each from the unchanged model.
 
-    known_from: least P of the answer before; limit: at most so many facts of each relation. output: the record's file,
-    written anew after every fact; resume: skip the facts that it has, of a run with the same options. each: called
-    with every fact as soon as it is done. Anything else is as for `delete`.
+    known_from: least P of the answer before, by default 0.2; limit: at most so many facts of each relation. output: the
+    record's file, written anew after every fact; resume: skip the facts that it has, of a run with the same options.
+    each: called with every fact as soon as it is done. Anything else is as for `delete`.
     Raises ProbeError where no such fact is known, QueryError where the record cannot be gone on with.
     """
     if resume and output is None:
         raise QueryError("there is nothing to resume without a record; name its file as output (-o)")
     options = Options(named(method), seed, chat, layer, certificate=certificate)
     bench = Bench(model, facts, options, vindex, progress)
-    relations = [relation] if isinstance(relation, str) else list(relation)
+    relations = [relation] if isinstance(relation, str) else list(dict.fromkeys(relation))
+    limit = None if limit is None else scoring.positive("limit", limit)
+    known_from = KNOWN_FROM if known_from is None else known_from
     asked = {"relations": relations, "known_from": known_from}
     chosen = [fact for name in relations for fact in bench.known(name, known_from)[:limit]]
     if not chosen:

@@ -101,8 +101,8 @@ class FactResult:
 
     @property
     def main(self) -> str | None:
-        """The method that is spoken of where one is: forward, where it ran; None of a fact that is not known."""
-        return min(self.methods, default=None)
+        """The method that is spoken of where one is: the first, in the order of METHODS; None of an unknown fact."""
+        return next(iter(self.methods), None)
 
     @property
     def verdicts(self) -> dict[str, Verdict]:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from probes.deletion.bench import Bench
-from probes.deletion.certificate import heard, written
 from probes.deletion.keys import observe
 from probes.deletion.layer import Found, Trial, Tried, halved, once_each
 from probes.deletion.measure import KNOWN, answers
@@ -20,6 +19,7 @@ from probes.deletion.tail import begin
 from probes.deletion.value import Place
 from probes.facts.prompts import Prompt
 from probes.facts.sets import Fit
+from probes.facts.writing import find_answer, write_on
 from probes.live.hooks import patched
 from probes.weights.delta import Delta
 from vindex.errors import FactError
@@ -55,10 +55,10 @@ def own_words(trial: Trial, delta: Delta) -> tuple[Prompt, ...]:
     bench, fact = trial.bench, trial.fact
     greedy = [(question, 0) for question in trial.given.questions]
     with patched(bench.model, delta.edits(bench.stored(delta.layer))):
-        texts = written(bench.model, bench.loaded.tokenizer, greedy, fact, 0, bench.options.forward.written)
+        texts = write_on(bench.model, bench.loaded.tokenizer, greedy, fact, 0, bench.options.forward.written)
     found = []
     for number, ((question, _), text) in enumerate(texts.items()):
-        answer = heard(fact, question.family, text.text)
+        answer = find_answer(fact, question.family, text.text)
         if answer:
             with suppress(FactError):  # the tokenizer parts the words elsewhere
                 whole = question.text + text.text[: answer.start()]

@@ -1,7 +1,7 @@
 """What FFNs read, in generic text and at a subject, and the direction that reads the subject and nothing else.
 
-ROME's whitened key (Meng et al. 2022) stands for all phrasings by their mean: one that begins with the subject got a
-tenth of its response. `read_direction` wants a response of 1 to each of them (docs/gate3-method.md, 3).
+ROME's whitened key (Meng et al. 2022) stands for all phrasings by their mean: with it, a phrasing that begins with the
+subject had a response of only 0.1. `read_direction` wants a response of 1 to each of them (docs/gate3-method.md, 3).
 """
 
 from __future__ import annotations

@@ -100,8 +100,13 @@ class SetChange:
         return _mean([change.flipped for change in self.changes])
 
     @property
+    def first(self) -> int:
+        """Prompts whose most probable token began the answer …"""
+        return sum(change.before.rank == 1 for change in self.changes)
+
+    @property
     def still_first(self) -> float | None:
-        """Of the prompts whose most probable token began the answer, the share where it still does."""
+        """… and the share of them where it still does."""
         return _mean([change.after.rank == 1 for change in self.changes if change.before.rank == 1])
 
     def known_from(self, least: float) -> SetChange:

@@ -116,6 +116,7 @@ def choices(bench: Bench) -> dict[str, Any]:
             "activation": bench.activation,
             "null_layers": bench.null_layers,
             "facts_file": bench.panel.name,
+            "vindex": bench.vindex and bench.vindex.id,
             "options": asdict(bench.options),
         }
     )

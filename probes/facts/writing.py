@@ -7,8 +7,9 @@ batch, so that it costs nothing more.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +17,37 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from probes.facts import Fact
 from probes.facts.prompts import Prompt
 
 Draw = tuple[Prompt, int]
 """A prompt and the number of a text after it: 0 is the greedy one, the others are sampled."""
 BATCH_TOKENS = 4096
 """Tokens of texts that are written at once; bounds the memory of their keys and values."""
+
+
+class Text(NamedTuple):
+    """What the model writes after a question, up to the answer where it says it."""
+
+    text: str
+    says: bool
+
+
+def write_on(model: Any, tokenizer: Any, draws: Sequence[Draw], fact: Fact, seed: int, tokens: int) -> dict[Draw, Text]:
+    """What the model writes, until it has said the answer and the word has ended."""
+
+    def over(draw: Draw, text: str) -> bool:
+        found = find_answer(fact, draw[0].family, text)
+        return found is not None and found.end() < len(text)
+
+    texts = write(model, tokenizer, draws, tokens, over, seed)
+    return {draw: Text(text, find_answer(fact, draw[0].family, text) is not None) for draw, text in texts.items()}
+
+
+def find_answer(fact: Fact, family: str, text: str) -> re.Match[str] | None:
+    """The answer in `text` as a whole word, in its own case; in a family of another language also as spelled there."""
+    names = {fact.answer, *(name.answer for language, name in fact.translations.items() if language == family)}
+    return re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)", text)
 
 
 @torch.no_grad()
@@ -35,7 +61,7 @@ def write(
 ) -> dict[Draw, str]:
     """The text of each draw: at most `length` tokens, fewer where the model ends it or `over` says that it is enough.
 
-    What a sampled text is drawn by hangs on `seed` and its number alone.
+    A sampled text's random numbers depend on `seed` and its number alone.
     """
     chances = {number: random.Random(f"{seed}/{number}") for _, number in draws if number}
     chance = {number: [draw.random() for _ in range(length)] for number, draw in chances.items()}

@@ -29,7 +29,7 @@ class Delta:
     @property
     def norm(self) -> float:
         """Frobenius norm of ΔW."""
-        return float(self.gate_write.norm() * self.gate_read.norm())
+        return norm(self.gate_write) * norm(self.gate_read)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,7 +68,7 @@ class Wide:
     @property
     def norm(self) -> float:
         """Frobenius norm of ΔW."""
-        return float(self.change.norm())
+        return norm(self.change)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,4 +96,9 @@ class Wide:
 
 def relative_norm(model: nn.Module, delta: Delta | Wide) -> float:
     """‖ΔW‖ / ‖W‖ of the weight that `delta` changes."""
-    return delta.norm / float(weight(model, delta.projection, delta.layer).float().norm())
+    return delta.norm / norm(weight(model, delta.projection, delta.layer))
+
+
+def norm(values: Tensor) -> float:
+    """Frobenius norm, summed in float64: in float32 a weight of 50 million entries comes out 0.4 % too short."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))

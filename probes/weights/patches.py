@@ -142,12 +142,16 @@ def read(path: str | Path) -> Patch:
     return Patch(delta, known["tensor"], (shape[0], shape[1]), known["dtype"], known["base_sha256"], provenance)
 
 
-def apply(checkpoint: str | Path, patch: Patch, out: str | Path) -> Path:
+def apply(checkpoint: str | Path, patch: Patch | str | Path, out: str | Path) -> Path:
     """Write `checkpoint` (or `atlas`) with `patch` in it to the new directory `out`; the checkpoint is not changed.
 
-    Raises PatchError when the checkpoint's tensor is not the one the patch was made for, TargetError when `out` exists.
+    patch: as `read` gives it, or its file. Raises PatchError when the checkpoint's tensor is not the one the patch was
+    made for, TargetError when `out` exists.
     """
     checkpoint, out = Path(or_bundled(str(checkpoint))), Path(out)
+    if not checkpoint.is_dir():
+        raise PatchError(f"{checkpoint}: no such directory; give a checkpoint directory, or atlas")
+    patch = patch if isinstance(patch, Patch) else read(patch)
     place = require_base(checkpoint, patch)
     latest = f"{HISTORY}/{len(_applied(checkpoint)):04}.safetensors"
     with _carried(checkpoint, out, "patched checkpoint", (latest,), without=place.file.name) as partial:
@@ -252,7 +256,8 @@ def require_base(checkpoint: Path, patch: Patch) -> Place:
     ours, theirs = (place.tensor, place.dtype, place.shape), (patch.tensor, patch.dtype, patch.shape)
     if ours[1:] != theirs[1:]:
         raise PatchError(
-            f"{place.tensor}: is {place.dtype} {place.shape}, the patch was made for {patch.dtype} {patch.shape}"
+            f"{place.tensor}: is {place.dtype} {place.shape}, the patch was made for {patch.dtype} {patch.shape}; "
+            "give the model it was made from (vindex patch show says which)"
         )
     if ours != theirs:
         raise PatchError(f"{place.tensor}: the patch was made for {patch.tensor}, layer {patch.delta.layer}")

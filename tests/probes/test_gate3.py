@@ -232,6 +232,13 @@ def test_only_a_record_of_many_facts_can_be_gone_on_with(whole, tmp_path):
     )
 
 
+@pytest.mark.parametrize(("option", "value"), [("--relation", "capital"), ("--limit", 3), ("--known-from", 0.5)])
+def test_what_chooses_among_all_facts_is_no_option_of_one(option, value):
+    assert fails("gate3", CHECKPOINT, option, value) == (
+        f"{option} chooses among the facts of --all; give --all, or name one fact with --fact"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [(("--all",), "no fact is finished, nothing was written"), (("--fact", "France/capital"), "nothing was written")],

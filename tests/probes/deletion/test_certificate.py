@@ -16,20 +16,18 @@ from probes.deletion.certificate import (
     NEGATIONS,
     Certificate,
     Exam,
-    Text,
     four_bit,
-    heard,
     lens,
     negations,
     q4_0,
     relearned,
-    written,
 )
 from probes.deletion.delete import run
 from probes.deletion.measure import Baseline, Change, Outcome, SetChange, answers
 from probes.deletion.options import Attacks, Options
 from probes.facts import Fact
 from probes.facts.prompts import Encoder, Prompt
+from probes.facts.writing import Text, find_answer, write_on
 from probes.live.hooks import patched, same_bits
 from probes.live.sites import layers, weight
 from probes.weights.delta import Delta
@@ -155,7 +153,7 @@ def test_wrong_answers_of_held_out_subjects_are_denied_after_held_out_phrasings(
 )
 def test_an_answer_is_a_whole_word_in_its_own_case(text, family, says):
     fact = Fact("France", "capital", "Paris", translations={"it": SimpleNamespace(answer="Parigi")})
-    assert bool(heard(fact, family, text)) == says
+    assert bool(find_answer(fact, family, text)) == says
 
 
 PARIS = Fact("France", "capital", "Paris")
@@ -164,8 +162,8 @@ QUESTION = Prompt("q", "… is", (5, 1), (), (0,), family="plain")
 
 def test_what_is_hidden_at_the_first_word_alone_is_found_in_what_is_written_next():
     draws = [(QUESTION, draw) for draw in range(3)]
-    before = written(Chain({1: 2, 2: 6, 6: 9}), Words(), draws, PARIS, 0, 6)
-    after = written(Chain({1: 3, 3: 4, 4: 5, 5: 2, 2: 6}), Words(), draws, PARIS, 0, 6)
+    before = write_on(Chain({1: 2, 2: 6, 6: 9}), Words(), draws, PARIS, 0, 6)
+    after = write_on(Chain({1: 3, 3: 4, 4: 5, 5: 2, 2: 6}), Words(), draws, PARIS, 0, 6)
     assert set(before.values()) == {Text(" Paris.", True)}
     assert set(after.values()) == {Text(" the city of Paris.", True)}
     gone = SetChange((Change("p", Outcome(0.9, 1, ((2, 0.9),)), Outcome(0.0, 9, ((3, 1.0),))),), 1)
@@ -185,7 +183,7 @@ def test_what_is_hidden_at_the_first_word_alone_is_found_in_what_is_written_next
     ],
 )
 def test_a_text_ends_when_the_word_is_said_and_over_or_the_model_ends_it(table, text):
-    assert written(Chain(table), Words(), [(QUESTION, 0)], PARIS, 0, 4) == {(QUESTION, 0): text}
+    assert write_on(Chain(table), Words(), [(QUESTION, 0)], PARIS, 0, 4) == {(QUESTION, 0): text}
 
 
 def _change(before: float, after: float, rank: int = 1) -> Change:
@@ -233,6 +231,15 @@ def test_each_attack_decides_alone_and_names_where(changed, named, worst):
     [failed] = [one for one in judged.criteria if one.holds is False]
     assert named in failed.name and failed.figure.worst == worst and named in judged.reason
     assert worst is None or f"({worst})" in judged.reason
+
+
+def test_only_prompts_that_had_the_answer_first_are_counted_as_first_choices():
+    """Ten had it as first choice before; five more had another, and another family has none that did."""
+    second = _change(0.3, 0.01, 9)
+    second = second._replace(before=second.before._replace(rank=2))
+    families = {"chat": SetChange((*GONE.changes, *[second] * 5), 20), "fr": SetChange((second,), 4)}
+    figure = CLEAN._replace(families=families).figures["families, first choice"]
+    assert figure == verdict.Figure(0.0, 10, "chat", 1.0, 0.0)
 
 
 def test_what_the_model_does_not_know_is_not_measured():

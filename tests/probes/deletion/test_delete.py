@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import extract
 from probes.atlas import panel as atlas
 from probes.deletion import record
-from probes.deletion.baselines import gate_directions, geometric
+from probes.deletion.baselines import geometric
 from probes.deletion.bench import Bench
-from probes.deletion.delete import run
+from probes.deletion.delete import delete, delete_all, run
 from probes.deletion.experiment import random_suppression
 from probes.deletion.forward import forward
 from probes.deletion.layer import Trial
@@ -22,10 +22,10 @@ from probes.deletion.measure import Baseline, measure
 from probes.deletion.options import ForwardOptions, Options
 from probes.live.hooks import capture, patched, same_bits
 from probes.live.load import load
-from probes.live.sites import Site, layers, weight
+from probes.live.sites import Site, weight
 from probes.weights.delta import Delta
 from vindex.demo import CHECKPOINT
-from vindex.errors import ProbeError
+from vindex.errors import ProbeError, QueryError
 
 
 @pytest.fixture
@@ -100,18 +100,38 @@ def test_geometric_closes_the_direction_most_aligned_with_the_answer(loaded, res
     assert best == max(abs(a.cosine) for a in found.scan if a.layer == found.delta.layer)
 
 
-def test_geometric_takes_the_same_direction_from_a_vindex(loaded, sets, result):
-    gates = [gate_directions(weight(loaded.model, "gate_proj", n), 128) for n in range(len(layers(loaded.model)))]
+def test_geometric_takes_the_same_direction_from_a_vindex_of_the_same_weights(loaded, sets, result, tmp_path):
     exact = result.methods["geometric"]
-    bench = Bench(
-        loaded, atlas.panel(), Options(("geometric",)), SimpleNamespace(gate=torch.stack(gates).half().numpy())
-    )
+    built = extract.build(CHECKPOINT, tmp_path / "atlas.vindex", threads=1)
+    bench = Bench(loaded, atlas.panel(), Options(("geometric",)), built.path)
     stored = geometric(Trial(bench, sets.fact, sets.fit))
     assert stored.delta.layer == exact.delta.layer
     assert abs(float(stored.delta.gate_read @ exact.delta.gate_read)) > 0.999
-    with pytest.raises(ProbeError, match="vindex gate directions have shape"):
-        bench.gate = torch.zeros(2, 4, 8).numpy()
-        geometric(Trial(bench, sets.fact, sets.fit))
+    assert record.choices(bench)["vindex"] == built.id and record.choices(result.bench)["vindex"] is None
+
+
+def test_a_vindex_of_other_weights_is_refused(loaded, tmp_path):
+    """Its directions have the right shape, and are no directions of this model."""
+    shutil.copytree(CHECKPOINT, tmp_path / "other")
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    name = "model.layers.1.mlp.gate_proj.weight"
+    save_file(tensors | {name: tensors[name].flip(0).contiguous()}, tmp_path / "other" / "model.safetensors")
+    other = extract.build(tmp_path / "other", tmp_path / "other.vindex", threads=1)
+    with pytest.raises(ProbeError, match="the vindex was built from .*; give the model it was built from"):
+        delete(loaded, method="geometric", vindex=other)
+
+
+def test_a_relation_named_twice_counts_once_and_a_limit_is_one_or_more(loaded):
+    found = delete_all(loaded, ["capital", "capital"], limit=2, method="geometric", certificate=False)
+    assert found.rates("geometric")["strict"].of == 2 and found.asked["relations"] == ["capital"]
+    with pytest.raises(QueryError, match="limit -1: expected a positive integer"):
+        delete_all(loaded, limit=-1, method="geometric")
+
+
+def test_the_method_that_is_spoken_of_is_the_first_that_ran(loaded):
+    found = delete(loaded, method="rome,gradient", layer=0, certificate=False)
+    assert list(found.methods) == ["rome", "gradient"]
+    assert found.main == found.record()["method"] == "rome"
 
 
 def test_a_fact_the_model_does_not_know_is_not_applicable(bench):
@@ -125,6 +145,9 @@ def test_a_fact_the_model_does_not_know_is_not_applicable(bench):
 def test_a_layer_out_of_range_is_refused(loaded):
     with pytest.raises(ProbeError, match="layer 9: the model has layers 0 to 3"):
         Bench(loaded, atlas.panel(), Options(layer=9))
+    for options, message in ((Options(layer=1.0), "layer 1.0: expected an integer"), (Options(seed=1.5), "seed 1.5: ")):
+        with pytest.raises(QueryError, match=message):
+            Bench(loaded, atlas.panel(), options)
 
 
 def test_measuring_an_unpatched_model_finds_no_change(bench, sets, result):

@@ -80,7 +80,7 @@ def test_a_patch_reads_back_as_it_was_saved(saved, delta):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_saved_checkpoint_is_the_patched_model(checkpoint, saved, delta, tmp_path, dtype):
     """Same logits, bit for bit, in the dtype it is stored in and in float32."""
-    out = patches.apply(checkpoint, patches.read(saved), tmp_path / "out")
+    out = patches.apply(checkpoint, saved, tmp_path / "out")
     original, written = load(checkpoint, dtype=dtype, device="cpu"), load(out, dtype=dtype, device="cpu")
     ids = torch.arange(40)[None]
     with torch.no_grad(), patched(original.model, delta.edits(patches.stored_dtype(checkpoint, LAYER))):
@@ -258,6 +258,8 @@ def test_factors_that_are_not_finite_are_refused(checkpoint, delta, tmp_path):
 
 
 def test_files_that_are_no_patches(tmp_path):
+    with pytest.raises(PatchError, match="nowhere: no such directory; give a checkpoint directory, or atlas"):
+        patches.apply(tmp_path / "nowhere", tmp_path / "p.safetensors", tmp_path / "out")
     with pytest.raises(PatchError, match="none.safetensors: cannot be read .*; expected a patch"):
         patches.read(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("hello, this is text")
@@ -266,7 +268,7 @@ def test_files_that_are_no_patches(tmp_path):
 
 
 def test_a_patch_of_another_shape_is_refused(checkpoint, saved, tiny_checkpoint, tmp_path):
-    with pytest.raises(PatchError, match=r"is F32 \(48, 32\), the patch was made for"):
+    with pytest.raises(PatchError, match=r"is F32 \(48, 32\), the patch was made for .*; give the model it was"):
         patches.apply(tiny_checkpoint, patches.read(saved), tmp_path / "out")
 
 
