@@ -28,6 +28,7 @@ from extract.layouts import Layout, find_layout
 from extract.measuring import measure
 from extract.rederive import evenly
 from extract.run import build
+from vindex import scoring
 from vindex.audits import Audit, audited, require_directions
 from vindex.demo import or_bundled
 from vindex.errors import QueryError
@@ -63,12 +64,13 @@ def audit(
     a GGUF file, a Hub id, hf://ID to read it by byte range. layers: so many, evenly spread; None for all.
     Raises FormatError, CheckpointError, QueryError where the two have other shapes, or NumericError.
     """
-    v = as_vindex(v)
+    v, layers = as_vindex(v), None if layers is None else scoring.positive("layers", layers)
     checkpoint = open_checkpoint(or_bundled(str(source)))
     layout = find_layout(checkpoint)
     _require_fit(v, checkpoint, layout)
     there = [entry.layer for entry in v.index.layers if entry.num_features]
-    claims = list(_claims(v, layout, [there[at] for at in evenly(len(there), layers or len(there))]))
+    chosen = there if layers is None else [there[at] for at in evenly(len(there), layers)]
+    claims = list(_claims(v, layout, chosen))
     advance, room, found = progress("audit", len(claims)), _Room(sum(len(claim.rows) for claim in claims)), []
     neurons = Neurons() if v.family.neurons else None
     for of, by_neuron in ahead((claim, claim.weight.by_neuron(checkpoint)) for claim in claims):

@@ -22,7 +22,7 @@ from extract.checkpoint import Checkpoint, open_checkpoint
 from extract.layouts import Layout, find_layout
 from extract.planning import DirectionBlock, direction_blocks
 from extract.svd import top_directions
-from vindex import checks
+from vindex import checks, scoring
 from vindex.demo import or_bundled
 from vindex.differences import HALF_ANGLE, TINY, principal_angles
 from vindex.errors import QueryError
@@ -64,6 +64,7 @@ def verify(
     so many layers, and experts of each, evenly spread. Raises QueryError or CheckpointError.
     """
     v = as_vindex(v)
+    layers, experts = scoring.positive("layers", layers), scoring.positive("experts", experts)
     checkpoint = open_checkpoint(or_bundled(str(source)))
     require_same_weights(v, checkpoint, progress)
     found = checks.verify(v, progress)

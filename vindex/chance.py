@@ -23,6 +23,7 @@ from vindex.format import META_TOP_K, RANDOM_DIRECTIONS, SAMPLE
 POLE = META_TOP_K // 2
 CHANCE = 0.05  # what random directions reach more often than this is called chance
 CLOSE = 1e-3  # relative distance of neighbouring singular values that makes a cluster …
+ROUNDING = 1e-5  # relative: a peak is stored in float32, and a token reaches its own
 RESIDUALS = 10  # … or so many residuals of the certificate: past it they turn a direction by at most 0.05 radians
 
 
@@ -73,7 +74,7 @@ def judge(cosines: np.ndarray, vector: np.ndarray, statistics: Statistics) -> Ju
     mean, deviation = statistics.gate
     z = np.divide(cosines - mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
     scale, directions, reached = scale_of(vector, statistics.centre), int((deviation > 0).sum()), float(np.abs(z).max())
-    share = float((statistics.peaks.max(axis=0) >= reached).mean())
+    share = float((statistics.peaks.max(axis=0) >= reached * (1 - ROUNDING)).mean())
     return Judged(z, scale, directions, reached, share, reach_of(scale, directions))
 
 

@@ -90,8 +90,9 @@ class Questions(Responding):
         k, row = scoring.positive("k", k), self.row(layer, feature, expert)
         directions = self.gate.reshape(-1, self.index.hidden_size)
         scores = scoring.cosines(directions, directions[row].astype(np.float32))
-        scores[row] = 0.0
-        return self._hits(scores, k, key=np.abs(scores))
+        key = np.abs(scores)
+        key[row] = -1.0  # comes last
+        return self._hits(scores, min(k, len(key) - 1), key=key)
 
     def feature(self, layer: int, feature: int, *, expert: int | None = None) -> Feature:
         """One feature with both poles' tokens from gate_meta and down_meta; None for what the vindex does not have.

@@ -264,8 +264,10 @@ def _expert_coherence(experts: Sequence[np.ndarray | None]) -> dict[str, Measure
 
 
 def _rows(frame: np.ndarray) -> np.ndarray:
-    """The directions of a frame (F, H): without the rows that are zero, past the weight's rank."""
-    return frame[np.linalg.norm(frame, axis=1) > 0.5].astype(np.float64)
+    """The directions of a frame (F, H) at length one: without the rows that are zero, past the weight's rank."""
+    wide = frame.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1)
+    return wide[lengths > 0.5] / lengths[lengths > 0.5, None]
 
 
 def _off_diagonal_mean(square: np.ndarray) -> float:

@@ -286,6 +286,13 @@ def test_what_cannot_be_audited_is_one_line(built, built_mixture, checkpoint, tm
         NumericError, match="row 2 of the directions said to be of w holds what is no finite number; run v"
     ):
         verdict(holed)
+    for layers in (0, -1):
+        with pytest.raises(QueryError, match=f"layers {layers}: expected a positive integer"):
+            extract.audit(built, checkpoint, layers=layers)
+        with pytest.raises(QueryError, match=f"layers {layers}: expected a positive integer"):
+            extract.verify(built, checkpoint, layers=layers)
+    with pytest.raises(QueryError, match="experts 0: expected a positive integer"):
+        extract.verify(built, checkpoint, experts=0)
     with pytest.raises(FormatError, match="nowhere is not a directory"):
         extract.audit(tmp_path / "nowhere", checkpoint)
     with pytest.raises(TargetError, match=r"already exists; choose another place, or replace it with --force"):

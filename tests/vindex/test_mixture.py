@@ -58,7 +58,8 @@ def test_every_feature_is_found_by_its_own_direction(which, request):
     scores = v.cosines(" Paris")
     assert scores.shape == v.gate.shape[:-1] and v.cosines([0, 1]).shape == (2, *scores.shape)
     nearest = v.nearest_features(1, 2, k=99, expert=3)
-    assert (nearest[-1].layer, nearest[-1].expert, nearest[-1].feature, nearest[-1].cosine) == (1, 3, 2, 0.0)
+    assert (1, 3, 2) not in [(hit.layer, hit.expert, hit.feature) for hit in nearest]
+    assert len(nearest) == min(99, v.gate[..., 0].size - 1)
 
 
 @pytest.mark.parametrize(

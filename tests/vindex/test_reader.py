@@ -50,7 +50,9 @@ def test_top_features_are_the_largest_cosines_in_order(built):
 def test_nearest_features_leave_out_the_feature_itself(built):
     v = vindex.open(built)
     nearest = v.nearest_features(1, 2, k=3)
-    assert (1, 2) not in [(hit.layer, hit.feature) for hit in nearest]
+    every = v.nearest_features(1, 2, k=16)
+    assert len(every) == 15 and every[:3] == nearest
+    assert (1, 2) not in [(hit.layer, hit.feature) for hit in every]
     own = v.gate[1, 2].astype(np.float32)
     for hit in nearest:
         assert hit.cosine == pytest.approx(float(v.gate[hit.layer, hit.feature].astype(np.float32) @ own), abs=1e-3)

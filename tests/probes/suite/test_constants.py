@@ -101,6 +101,13 @@ def test_c3_is_1_for_identical_layers():
         assert c3.variants[name].value == pytest.approx(1)
 
 
+def test_c3_is_a_cosine_whatever_the_rows_lengths():
+    """As half precision leaves them, a little off 1."""
+    frame = frames(1, 8, 64)[0]
+    c3 = constants.gate_coherence([frame * 1.001, frame * 0.999], np.ones((2, 64)))
+    assert c3.headline.value == pytest.approx(1, abs=1e-12) == c3.variants["8-dim subspaces"].value
+
+
 def test_c3_equals_the_random_frame_null_for_independent_layers():
     rows = np.random.default_rng(1).standard_normal((400, 64))
     c3 = constants.gate_coherence(frames(400, 8, 64), rows)
