@@ -43,12 +43,14 @@ def times(model_name: str, dtype: str) -> None:
     from probes.suite import constants, readings
     from probes.suite.activity import Activations
     from probes.suite.cka import compare, gram
-    from probes.suite.run import encode, read_texts
+    from probes.suite.definition import TOKENS
+    from probes.suite.run import read_texts
+    from probes.texts import encoded
 
     loaded = load(model_name, dtype=dtype, device="cpu")
     model, count = loaded.model, len(layers(loaded.model))
     own = [readings.own_activations(model, layer) for layer in layers(model)]
-    (text,) = encode(loaded, ["factual"])
+    (text,) = encoded(loaded, "factual", TOKENS)
     ids = torch.tensor([text.token_ids])
     with torch.inference_mode(), capture(model, sites(model, "gate", "up", "hidden", "residual")) as seen:
         logits = model(ids, use_cache=False).logits[0]
@@ -73,7 +75,7 @@ def times(model_name: str, dtype: str) -> None:
             compare(grams, list(range(1, len(text.token_ids))))
 
     def whole() -> None:
-        taken = read_texts(loaded, encode(loaded, ["factual"]))
+        taken = read_texts(loaded, [text])
         for measure in (constants.ffn_sparsity, constants.layer_temperature, constants.circuit_stages):
             measure(taken)
 
@@ -90,12 +92,13 @@ def peak(model_name: str, dtype: str, count: int, what: str) -> None:
     """Print MB resident after loading, and at the peak of `count` texts read (`suite`) or only run (`bare`)."""
     import torch
 
-    from probes import texts
     from probes.live.load import load
-    from probes.suite.run import encode, read_texts
+    from probes.suite.definition import TOKENS
+    from probes.suite.run import read_texts
+    from probes.texts import BUNDLED, encoded
 
     loaded = load(model_name, dtype=dtype, device="cpu")
-    probe_texts = encode(loaded, texts.BUNDLED[:count])
+    probe_texts = encoded(loaded, BUNDLED[:count], TOKENS)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = resident("VmRSS")
     if what == "suite":

@@ -162,11 +162,11 @@ def documents(seed: int, practice: bool = False) -> Iterator[Document]:
         yield rng.choices(kinds, shares)[0].write(rng)
 
 
-def fact_prompts(withheld: bool, relation: str | None = None) -> list[Prompt]:
+def fact_prompts(withheld: bool) -> list[Prompt]:
     """Every statement of every fact as a prompt: those training used, or those it never used."""
     return [
         Prompt(fact.prompt(i), f" {fact.answer}")
-        for fact in facts(relation)
+        for fact in facts()
         for i in (fact.withheld_statements if withheld else fact.seen_statements())
     ]
 
@@ -187,13 +187,13 @@ def sum_prompts(style: str, withheld: bool, count: int, seed: int = 0) -> list[P
     return [Prompt(asked.text, _number(answered.text)) for asked, answered in said]
 
 
-def context_prompts(true: bool, relation: str | None = None, seed: int = 0) -> list[Prompt]:
+def context_prompts(true: bool, seed: int = 0) -> list[Prompt]:
     """One prompt per fact that first states its answer (`true`), or another answer, and then asks for it.
 
     The answer asked for is the stated one: an oracle or a conflict with what was learnt.
     """
     rng = random.Random(f"{true} {seed}")
-    chosen = facts(relation)
+    chosen = facts()
     return [_context(rng, fact, fact.answer if true else _other_answer(rng, fact), 0) for fact in chosen]
 
 

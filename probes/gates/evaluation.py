@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     """One mask at one operating point."""
 
     family: str
-    """gates, random, largest |h|, smallest |h|, |h| ratio."""
+    """gates, random, largest |h|, |h| contrast or |h| ratio."""
     seed: int | None
     point: Point
     scores: Scores

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +23,9 @@ from probes.live.load import Loaded
 from probes.live.match import require_match, weights_sha256
 from probes.live.sites import layers
 from probes.records import Result, head, plain
+from vindex import scoring
 from vindex.progress import Progress, silent
-from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 
 RANDOM = 99
 TOKENS = 5
@@ -76,13 +78,20 @@ class Link(Result):
 
 
 def link_gates(
-    model: Loaded, mask: Mask, vindex: Vindex, *, count: int = 20, seed: int = 0, progress: Progress = silent
+    model: Loaded,
+    mask: Mask,
+    vindex: Vindex | str | Path,
+    *,
+    count: int = 20,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Link:
     """The `count` gate directions of a vindex on which the neurons that `mask` turns off load most, beside chance.
 
-    mask: as `gates.off(0.05)`. Raises PatchError unless it is of a model of this size, ProbeError unless the vindex is
-    of this model.
+    mask: as `gates.off(0.05)`. vindex: opened or named. Raises PatchError unless the mask is of a model of this size,
+    ProbeError unless the vindex is of this model.
     """
+    count, vindex = scoring.positive("count", count), as_vindex(vindex)
     require_fit(mask.keep.shape, model.model)
     require_match(model, vindex, weights_sha256(model, progress))
     generator, found, directions, beyond = np.random.default_rng(seed), [], 0, 0

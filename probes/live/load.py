@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from probes.live.tokens import pad_token
 from probes.live.tokens import prompt as prompt_ids
+from vindex import scoring
 from vindex.demo import or_bundled
 from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError, first_line
@@ -67,14 +68,15 @@ class Loaded:
     def generate(self, prompt: str, tokens: int = 20) -> str:
         """What the model goes on to write after `prompt`, its most probable token each time.
 
-        At most so many tokens, fewer where it ends the text. Raises ProbeError for a prompt without tokens, and for a
-        model that predicts none.
+        At most so many tokens, fewer where it ends the text. Raises ProbeError for a prompt without tokens and for a
+        model that predicts none, QueryError for fewer tokens than one.
         """
         return self.write([prompt], tokens)[0]
 
     def write(self, prompts: Sequence[str], tokens: int) -> list[str]:
         """As `generate`, after each of several prompts at once, padded on the left."""
         require_head(self)
+        tokens = scoring.positive("tokens", tokens)
         pad = pad_token(self.tokenizer)
         heads = [torch.tensor(prompt_ids(self.tokenizer, prompt)) for prompt in prompts]
         ids = pad_sequence(heads, batch_first=True, padding_value=-1, padding_side="left").to(self.model.device)

@@ -14,9 +14,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,32 +34,29 @@ from probes.responses.lens import poles
 from probes.responses.result import RECORD, Responses
 from probes.suite.activity import sink_tokens
 from probes.suite.definition import SEED, TOKENS
-from probes.suite.run import encode
 from probes.texts import ProbeText
 from vindex.chance import random_directions
 from vindex.errors import ProbeError
 from vindex.index import FINAL_NORM
 from vindex.manifest import MeasuredResponses
 from vindex.progress import Advance, Progress, silent
-
-if TYPE_CHECKING:
-    from vindex.reader import Vindex
+from vindex.reader import Vindex, as_vindex
 
 USUAL = 0.95
 """Share of random directions whose R² stays below the second null."""
 
 
 def respond(
-    model: Loaded, *, vindex: Vindex, texts: Sequence[str] | None = None, progress: Progress = silent
+    model: Loaded, *, vindex: Vindex | str | Path, texts: Iterable[str] | str | None = None, progress: Progress = silent
 ) -> Responses:
     """Measure what is written when each gate direction of `vindex` is read.
 
-    vindex: one of the same weights. texts: names of bundled ones or UTF-8 files; by default the eight bundled. Nothing
-    is written before `Responses.add`. Raises ProbeError for a text, a vindex or a model that does not do, and where an
-    activation is not finite.
+    vindex: one of the same weights, opened or named. texts: names of bundled ones or UTF-8 files; by default the eight
+    bundled. Nothing is written before `Responses.add`. Raises ProbeError for a text, a vindex or a model that does not
+    do, and where an activation is not finite.
     """
-    found = ffns(model.model)
-    encoded = encode(model, texts or probe_texts.BUNDLED)
+    vindex, found = as_vindex(vindex), ffns(model.model)
+    encoded = probe_texts.encoded(model, texts, TOKENS)
     measured = _measured(model, encoded)
     digests = match.weights_sha256(model, progress)
     match.require_match(model, vindex, digests)

@@ -6,7 +6,7 @@
    activations are dropped: one layer's activations are held at a time, besides the (n, n) Gram matrices that CKA needs.
 3. After the pass the logits give the top-8 mass, and the Gram matrices become similarities of layers.
 
-Texts in a batch are read row by row; positions that the attention mask hides are cut off before anything is counted.
+Texts in a batch have as many tokens each, and are read row by row.
 """
 
 from __future__ import annotations
@@ -48,21 +48,19 @@ class Reading(NamedTuple):
 def read(
     model: Any,
     input_ids: Tensor,
-    attention_mask: Tensor | None = None,
     *,
     head: bool = True,
     advance: Callable[[int], object] = unseen,
 ) -> list[Reading]:
-    """One Reading for each row of `input_ids` (batch, tokens) on the model's device, 1 = counted in the mask.
+    """One Reading for each row of `input_ids` (batch, tokens) on the model's device.
 
     head: whether the model has one; the logits of one drawn at random say nothing. advance: told of every layer of
     every row as the hooks fire.
     Raises ProbeError naming the layer where an activation is not finite, or the FFN is none that the probes know.
     """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     found = ffns(model)
     mixtures = {ffn.number: ffn for ffn in found if isinstance(ffn, Mixture)}
-    observer = _Observer(mask.bool(), mixtures, [own_activations(model, ffn) for ffn in found], advance)
+    observer = _Observer(input_ids.shape, mixtures, [own_activations(model, ffn) for ffn in found], advance)
     dense = [ffn.number for ffn in found if isinstance(ffn, Layer)]
     wanted = (
         *sites(model, *DENSE, only=dense),
@@ -70,9 +68,8 @@ def read(
         *sites(model, "residual"),
     )
     with torch.inference_mode(), capture(model, wanted, observe=observer.see):
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-        counted = [observer.counted(logits, row) for row in range(len(logits))]
-        masses = [top_mass(each) if head else (None,) * len(each) for each in counted]
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        masses = [top_mass(each) if head else (None,) * len(each) for each in logits]
     return [observer.reading(row, mass) for row, mass in enumerate(masses)]
 
 
@@ -90,27 +87,25 @@ class _Observer:
 
     def __init__(
         self,
-        mask: Tensor,
+        shape: torch.Size,
         mixtures: Mapping[int, Mixture],
         activations: Sequence[tuple[Activation, ...]],
         advance: Callable[[int], object],
     ) -> None:
-        self.mask = mask  # (batch, tokens) bool
+        self.shape = shape  # (batch, tokens)
         self.mixtures = mixtures
         self.activations = activations  # of each layer
         self.advance = advance
-        self.whole = [bool(row.all()) for row in mask]
         self.pending: dict[str, Tensor] = {}  # the current layer's activations
         self.scratch = torch.empty(2, 0, 0)  # reused by every layer: fresh memory costs more than the arithmetic
-        self.layers: list[list[LayerReading]] = [[] for _ in mask]
-        self.grams: list[list[Tensor]] = [[] for _ in mask]
+        self.layers: list[list[LayerReading]] = [[] for _ in range(shape[0])]
+        self.grams: list[list[Tensor]] = [[] for _ in range(shape[0])]
 
     def see(self, site: Site, value: Tensor) -> None:
         self.pending[site.role] = value
         if site.role != "residual":
             return
-        for row in range(len(self.mask)):
-            residual = self.counted(value, row).float()
+        for row, residual in enumerate(value.float()):
             sink = sink_tokens(residual, site.layer)
             self.layers[row].append(self.layer(site.layer, row, sink))
             self.grams[row].append(gram(residual, about=residual[~sink].mean(0)))
@@ -119,20 +114,14 @@ class _Observer:
 
     def layer(self, number: int, row: int, sink: Tensor) -> LayerReading:
         if number in self.mixtures:
-            routed, chosen, weight, output = (
-                self.counted(self.pending[role].reshape(*self.mask.shape, -1), row) for role in MIXTURE
-            )
+            routed, chosen, weight, output = (self.pending[role].reshape(*self.shape, -1)[row] for role in MIXTURE)
             own = self.activations[number]
             return read_mixture(self.mixtures[number], own, routed, chosen, weight, output, sink)
-        gate, up, hidden = (self.counted(self.pending[role], row).float() for role in DENSE)
+        gate, up, hidden = (self.pending[role][row].float() for role in DENSE)
         if self.scratch.shape[1:] != hidden.shape or self.scratch.device != hidden.device:
             self.scratch = torch.empty(2, *hidden.shape, device=hidden.device)
         found = Activations(gate, up, hidden, self.pending["hidden"].dtype, self.activations[number][0])
         return read_layer(found, sink, number, self.scratch)
-
-    def counted(self, values: Tensor, row: int) -> Tensor:
-        """The row's tokens that are no padding: (batch, tokens, width) → (n, width), without a copy where all are."""
-        return values[row] if self.whole[row] else values[row][self.mask[row]]
 
     def reading(self, row: int, mass: tuple[float | None, ...]) -> Reading:
         layers = tuple(self.layers[row])

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from probes.suite.geometry import Geometry, geometry
 from probes.suite.readings import Reading
 from probes.suite.words import meanings
 from probes.texts import ProbeText
+from vindex import scoring
 from vindex.errors import ProbeError
 from vindex.progress import Advance, Progress, silent
 from vindex.reader import Vindex, as_vindex
@@ -84,7 +85,7 @@ class Constants(Result):
 def constants(
     model: Loaded,
     vindex: Vindex | str | Path | None = None,
-    texts: Sequence[str] | str | None = None,
+    texts: Iterable[str] | str | None = None,
     batch_size: int = 1,
     progress: Progress = silent,
 ) -> Constants:
@@ -95,10 +96,11 @@ def constants(
     eight bundled ones. batch_size: texts to a forward pass.
     Raises ProbeError for a text, a vindex or a model that does not do, and where an activation is not finite.
     """
+    batch_size = scoring.positive("batch_size", batch_size)
     found = ffns(model.model)
     if len(found) < 2:
         raise ProbeError("the model has one layer; C3 and C5 compare adjacent layers and need at least two")
-    encoded = encode(model, [texts] if isinstance(texts, str) else texts or probe_texts.BUNDLED)
+    encoded = probe_texts.encoded(model, texts, TOKENS)
     digests = match.weights_sha256(model, progress)
     vindex = None if vindex is None else as_vindex(vindex)
     if vindex is not None:
@@ -113,19 +115,6 @@ def constants(
         define.circuit_stages(taken),
     )
     return Constants(*measured, taken, shape, record.build(model, encoded, taken, shape, measured, digests))
-
-
-def encode(model: Loaded, names: Sequence[str]) -> tuple[ProbeText, ...]:
-    """The texts as this model sees them. Raises ProbeError where one is given twice: n texts are n observations."""
-    vocabulary = model.model.get_input_embeddings().weight.shape[0]
-    encoded = tuple(
-        probe_texts.encode(name, probe_texts.read(name), model.tokenizer, tokens=TOKENS, vocabulary=vocabulary)
-        for name in names
-    )
-    for number, text in enumerate(encoded):
-        if text.token_ids in [other.token_ids for other in encoded[:number]]:
-            raise ProbeError(f"text {text.name}: given twice, and each counts once; leave one out")
-    return encoded
 
 
 def read_texts(

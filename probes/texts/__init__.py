@@ -8,13 +8,17 @@ because padding it would change what is measured.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from probes.live.tokens import encode as tokens_of
 from vindex.errors import ProbeError
 from vindex.files import Kind, read_text
+
+if TYPE_CHECKING:
+    from probes.live.load import Loaded
 
 BUNDLED = ("factual", "science", "story", "dialogue", "code", "mathematics", "instructions", "report")
 """Names of the bundled texts; the first is the headline text."""
@@ -28,6 +32,24 @@ class ProbeText(NamedTuple):
     sha256: str
     """Of the text's UTF-8 bytes, whole, before it is cut."""
     token_ids: tuple[int, ...]
+
+
+def encoded(model: Loaded, names: Iterable[str] | str | None, tokens: int) -> tuple[ProbeText, ...]:
+    """The texts of these names, or the one of that name, as the model sees them; by default BUNDLED, cut to `tokens`.
+
+    Raises ProbeError where no text is named, and where one is given twice: n texts are n observations.
+    """
+    chosen = BUNDLED if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if not chosen:
+        raise ProbeError(f"no text is given; expected files, or bundled texts: {', '.join(BUNDLED)}")
+    vocabulary = model.model.get_input_embeddings().weight.shape[0]
+    found = tuple(
+        encode(name, read(name), model.tokenizer, tokens=tokens, vocabulary=vocabulary) for name in map(str, chosen)
+    )
+    for number, text in enumerate(found):
+        if text.token_ids in [other.token_ids for other in found[:number]]:
+            raise ProbeError(f"text {text.name}: given twice, and each counts once; leave one out")
+    return found
 
 
 def read(name: str) -> str:

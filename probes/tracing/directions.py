@@ -16,7 +16,7 @@ for Transformers", ICML 2026) reads and writes of GPT-2 in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,14 +73,10 @@ class Along(NamedTuple):
 
 
 def generic(
-    loaded: Loaded, vindex: Vindex, names: Sequence[str] = texts.BUNDLED, progress: Progress = silent
+    loaded: Loaded, vindex: Vindex, names: Iterable[str] | str | None = None, progress: Progress = silent
 ) -> Generic:
     """Read the first TOKENS tokens of each text (bundled names or files) and tell what v · x is there."""
-    model = loaded.model
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    given = [
-        texts.encode(name, texts.read(name), loaded.tokenizer, tokens=TOKENS, vocabulary=vocabulary) for name in names
-    ]
+    model, given = loaded.model, texts.encoded(loaded, names, TOKENS)
     frames = [torch.from_numpy(gate.astype(np.float32)).to(model.device) for gate in vindex.gate]  # (F, H) each
     advance = progress("generic text", len(frames))
     pending: list[Tensor] = []
@@ -101,7 +97,7 @@ def generic(
     with torch.inference_mode(), capture(model, sites(model, "mlp_in", "residual"), observe=see):
         model.get_decoder()(input_ids=ids, use_cache=False)
     mean, spread, usual = (torch.stack(each).cpu().numpy() for each in zip(*found, strict=True))
-    return Generic(mean, spread, usual, ids.numel(), tuple(names))
+    return Generic(mean, spread, usual, ids.numel(), tuple(text.name for text in given))
 
 
 def along(

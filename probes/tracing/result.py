@@ -14,7 +14,7 @@ from probes.tracing.causal import Tested
 from probes.tracing.directions import Along, Generic, largest
 from probes.tracing.stream import Seen
 from probes.tracing.target import check_target
-from vindex import targets
+from vindex import scoring, targets
 from vindex.errors import ProbeError, QueryError
 from vindex.reader import Vindex
 from vindex.records import TokenScore
@@ -242,8 +242,10 @@ class Trace(Result):
         return self.directions
 
     def _largest(self, values: np.ndarray, layer: int | None, k: int) -> Iterable[tuple[int, int]]:
+        k = scoring.positive("k", k)
         if layer is None:
             return largest(values, k)
+        layer = scoring.whole("layer", layer)
         if not 0 <= layer < len(values):
             raise QueryError(f"layer {layer}: the model has layers 0 to {len(values) - 1}")
         return ((layer, feature) for _, feature in largest(values[layer : layer + 1], k))

@@ -11,13 +11,12 @@ What must add up is checked on the way; the largest differences are part of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probes import texts
 from probes.live import match
 from probes.live.hooks import patched
 from probes.live.load import Loaded, require_head
@@ -28,6 +27,7 @@ from probes.tracing import causal, directions, stream
 from probes.tracing.result import Directions, Token, Trace
 from probes.tracing.stream import Stream
 from probes.weights import patches
+from vindex import scoring
 from vindex.errors import ProbeError
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex, as_vindex
@@ -44,7 +44,7 @@ def trace(
     patch: str | Path | None = None,
     check: int = 0,
     position: int = -1,
-    text: Sequence[str] | None = None,
+    text: Iterable[str] | str | None = None,
     progress: Progress = silent,
 ) -> Trace:
     """Trace a prompt through the model.
@@ -57,6 +57,7 @@ def trace(
     Raises ProbeError, PatchError or QueryError, in one line.
     """
     require_head(model)
+    check, position = scoring.whole("check", check), scoring.whole("position", position)
     vindex = None if vindex is None else as_vindex(vindex)
     _require_sense(model, vindex, against, patch, check)
     digests = match.weights_sha256(model, progress)
@@ -79,7 +80,7 @@ def trace(
     }
     found = None
     if vindex is not None:
-        about = directions.generic(model, vindex, text or texts.BUNDLED, progress)
+        about = directions.generic(model, vindex, text, progress)
         along = directions.along(vindex, traced.x, traced.y, frozen.u, about, difference=beside is not None)
         rows = np.concatenate([along.adds, along.outside[:, None]], axis=1)
         sums["writes"] = frozen.require_sum(rows, traced.grown @ frozen.u, "what the FFNs write")
@@ -123,7 +124,7 @@ def _vocabulary(tokenizer: Any) -> Vocabulary:
 
 
 def _target(model: Loaded, vocabulary: Vocabulary, target: str | int) -> int:
-    found = vocabulary.id_of(target) if isinstance(target, str) else int(target)
+    found = vocabulary.id_of(target) if isinstance(target, str) else scoring.whole("target", target)
     if found < 0 or not is_embedded(model.tokenizer, found):
         raise ProbeError(f"target {found}: the model has tokens 0 to {model.tokenizer.embedded - 1}")
     return found

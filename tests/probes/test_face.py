@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import probes
-from vindex.errors import ProbeError
+from vindex.errors import ProbeError, QueryError
 
 
 @pytest.fixture(scope="module")
@@ -57,5 +57,7 @@ def test_several_prompts_at_once_give_what_each_gives_alone(atlas):
 def test_what_cannot_be_gone_on_from_is_one_line(atlas):
     with pytest.raises(ProbeError, match="prompt '': no tokens; expected some text to go on from"):
         atlas.generate("")
+    with pytest.raises(QueryError, match="tokens 0: expected a positive integer"):
+        atlas.generate("The", tokens=0)
     with pytest.raises(ProbeError, match="atlas: no head is stored"):
         replace(atlas, head=False).generate("The")

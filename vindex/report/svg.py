@@ -137,8 +137,8 @@ def _pieces(x: Sequence[float], y: Sequence[float | None]) -> list[list[tuple[fl
     return [piece for piece in pieces if piece]
 
 
-def axis(name: str, values: Iterable[float | None], *, zero: bool = True, log: bool = False) -> Axis:
-    """An axis that holds these values, marked at round ones. zero: whether it holds 0 as well."""
+def axis(name: str, values: Iterable[float | None], *, log: bool = False) -> Axis:
+    """An axis that holds these values, and 0 unless it is logarithmic, marked at round ones."""
     found = [value for value in values if value is not None and (value > 0 or not log)] or [1.0]
     low, high = min(found), max(found)
     if log:
@@ -147,7 +147,7 @@ def axis(name: str, values: Iterable[float | None], *, zero: bool = True, log: b
         every = (ends[1] - ends[0]) // 4 + 1
         marks = [(10.0**power, f"{10.0**power:g}") for power in range(ends[0], ends[1] + 1, every)]
         return Axis(name, 10.0 ** ends[0], 10.0 ** ends[1], marks, True)
-    low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+    low, high = min(low, 0.0), max(high, 0.0)
     high = high if high > low else low + 1.0
     step = _round((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -155,10 +155,10 @@ def axis(name: str, values: Iterable[float | None], *, zero: bool = True, log: b
     return Axis(name, first * step, last * step, marks)
 
 
-def layers_axis(count: int, name: str = "layer") -> Axis:
+def layers_axis(count: int) -> Axis:
     """Over layers 0 … count − 1."""
     every = max(1, math.ceil(count / 12))
-    return Axis(name, -0.5, count - 0.5, [(float(at), str(at)) for at in range(0, count, every)])
+    return Axis("layer", -0.5, count - 0.5, [(float(at), str(at)) for at in range(0, count, every)])
 
 
 def _round(step: float) -> float:

@@ -15,7 +15,7 @@ from probes.live.sites import layers
 from tests.conftest import build_quietly
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
-from vindex.errors import PatchError, ProbeError
+from vindex.errors import PatchError, ProbeError, QueryError
 
 
 @pytest.fixture(scope="module")
@@ -70,5 +70,7 @@ def test_gates_that_were_not_trained_have_no_loss_curves(tmp_path):
 def test_other_models_are_refused(atlas, v, built):
     with pytest.raises(PatchError, match="the gates are 3 × 20"):
         link_gates(atlas, Mask(torch.ones(3, 20, dtype=torch.bool), "x"), v)
+    with pytest.raises(QueryError, match="count -1: expected a positive integer"):
+        link_gates(atlas, Mask(torch.ones(4, 384, dtype=torch.bool), "x"), v.path, count=-1)
     with pytest.raises(ProbeError, match="give the model it was built from"):
         link_gates(atlas, Mask(torch.ones(4, 384, dtype=torch.bool), "x"), vindex.open(built))

@@ -245,6 +245,8 @@ def test_the_record_holds_every_option_and_gates_know_how_they_were_trained(tiny
     "change, message",
     [
         ({"learning_rate": 0.0}, "learning_rate 0.0: expected more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate nan: expected more than 0"),
+        ({"lambda_r": float("nan")}, "lambda_r nan: expected 0 or more"),
         ({"batch_size": 0}, "batch_size 0: expected more than 0"),
         ({"lambda_f": -1.0}, "lambda_f -1.0: expected 0 or more"),
         ({"max_steps": 0}, "max_steps 0: expected at least 1"),

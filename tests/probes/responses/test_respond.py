@@ -44,7 +44,7 @@ def v(tiny_vindex):
 
 @pytest.fixture(scope="module")
 def found(live, v):
-    return probes.respond(live, vindex=v, texts=TEXTS)
+    return probes.respond(live, vindex=v.path, texts=iter(TEXTS))
 
 
 @pytest.fixture

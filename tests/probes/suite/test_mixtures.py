@@ -155,18 +155,6 @@ def test_one_expert_that_always_fires_has_the_figures_of_a_dense_layer():
         assert found.mixture.below == pytest.approx(found.sparsity.below[3])
 
 
-def test_padding_is_never_counted():
-    model = make("qwen2_moe")
-    mask = torch.ones_like(IDS)
-    mask[1, 30:] = 0
-    together = read(model, IDS, mask)[1]
-    (alone,) = read(model, IDS[1:, :30])
-    for one, other in zip(together.layers, alone.layers, strict=True):
-        assert one.mixture.load == other.mixture.load
-        assert one.sparsity.below == pytest.approx(other.sparsity.below, abs=1e-3)
-        assert list(one.temperature) == pytest.approx(list(other.temperature), rel=1e-3)
-
-
 def test_c3_of_a_mixture_is_that_of_its_experts_rows_together():
     model = make("qwen2_moe")
     geometry = geometry_of(ffns(model))

@@ -12,9 +12,10 @@ from probes.live.hooks import capture, edited
 from probes.live.load import load
 from probes.live.sites import sites
 from probes.suite.activity import moments, shuffled_variance, sink_tokens, sparsity, temperature
-from probes.suite.definition import RELATIVE_THRESHOLDS, SPARSITY_THRESHOLDS
+from probes.suite.definition import RELATIVE_THRESHOLDS, SPARSITY_THRESHOLDS, TOKENS
 from probes.suite.readings import read, top_mass
-from probes.suite.run import encode, read_texts
+from probes.suite.run import read_texts
+from probes.texts import encoded as texts_of
 from vindex.errors import ProbeError
 
 IDS = torch.randint(0, 256, (3, 64), generator=torch.Generator().manual_seed(0))
@@ -86,22 +87,6 @@ def test_top_mass_of_known_distributions():
     assert top_mass(logits) == pytest.approx([0.8])
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("attn", ["eager", "sdpa"])
-def test_padding_is_never_counted(tiny_checkpoint, attn, side):
-    model = load(tiny_checkpoint, device="cpu", attn=attn).model
-    lengths = (64, 40, 51)
-    ids, mask = torch.full((3, 64), 257), torch.zeros(3, 64, dtype=torch.long)
-    for row, length in enumerate(lengths):
-        place = slice(0, length) if side == "right" else slice(64 - length, 64)
-        ids[row, place], mask[row, place] = IDS[row, :length], 1
-    for row, together in enumerate(read(model, ids, mask)):
-        (alone,) = read(model, IDS[row : row + 1, : lengths[row]])
-        assert len(together.top_mass) == lengths[row]
-        assert [layer.sinks for layer in together.layers] == [layer.sinks for layer in alone.layers]
-        torch.testing.assert_close(figures(together), figures(alone), rtol=1e-3, atol=1e-3)
-
-
 def test_bfloat16_and_float32_and_both_attentions_agree(tiny_checkpoint):
     found = {}
     for dtype, attn in itertools.product(("float32", "bfloat16"), ("eager", "sdpa")):
@@ -146,7 +131,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(tiny):
         gc.collect()
         held.append(sum(item.nbytes for item in gc.get_objects() if type(item) is torch.Tensor))
 
-    encoded = encode(tiny, ["factual", "science", "story", "code"])
+    encoded = texts_of(tiny, ["factual", "science", "story", "code"], TOKENS)
     read_texts(tiny, encoded, progress=lambda _stage, _total: weigh)
     activations = 256 * 48 * 4  # one layer's h of one text
     assert len(held) == 4

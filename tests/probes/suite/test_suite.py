@@ -17,7 +17,7 @@ from probes.live.load import load
 from probes.suite import definition
 from probes.suite import run as suite
 from probes.suite.words import choice_of_stages, meanings
-from vindex.errors import ProbeError, VindexError
+from vindex.errors import ProbeError, QueryError, VindexError
 from vindex.reader import Vindex, open_vindex
 
 FLOAT = {"rel": 2e-5, "abs": 1e-9}  # the record keeps six significant digits
@@ -202,7 +202,7 @@ def test_a_bad_text_is_one_line(made, tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ProbeError, match=message) as error:
-        suite.encode(made[0], [str(path)])
+        texts.encoded(made[0], str(path), definition.TOKENS)
     assert "\n" not in str(error.value)
 
 
@@ -235,6 +235,11 @@ def test_a_model_of_one_layer_is_refused(tiny):
     del tiny.model.model.layers[1:]
     with pytest.raises(VindexError, match="the model has one layer"):
         suite.constants(tiny, texts=["factual"])
+
+
+def test_a_batch_is_one_text_or_more(tiny):
+    with pytest.raises(QueryError, match="batch_size 0: expected a positive integer"):
+        suite.constants(tiny, batch_size=0)
 
 
 def test_a_text_that_is_given_twice_is_no_second_observation(tiny, tmp_path):

@@ -101,6 +101,25 @@ def test_reads_are_z_against_generic_text(loaded, v, t):
     assert t.layers()[layer]["usual_z"] == pytest.approx(float(usual), rel=0.02)
 
 
+def test_generic_texts_are_named_whatever_they_come_in(loaded, v, t):
+    one, same = (probes.trace(loaded, PROMPT, vindex=v, text=text) for text in ("story", (name for name in ["story"])))
+    assert one.record()["generic"] == same.record()["generic"] == {"texts": ["story"], "tokens": TOKENS}
+    assert np.array_equal(one.directions.along.z, same.directions.along.z)
+    for text, message in ((["story", "story"], "text story: given twice"), ([], "no text is given; expected files")):
+        with pytest.raises(ProbeError, match=message):
+            probes.trace(loaded, PROMPT, vindex=v, text=text)
+
+
+def test_how_many_rows_is_a_whole_number_from_one(t):
+    for ask, message in (
+        (lambda: t.reads(1, k=-1), "k -1: expected a positive integer"),
+        (lambda: t.writes(1, k=0), "k 0: expected a positive integer"),
+        (lambda: t.reads(True), "layer True: expected an integer, got bool"),
+    ):
+        with pytest.raises(QueryError, match=message):
+            ask()
+
+
 def test_a_planted_write_has_the_effect_that_is_known_exactly(loaded, v):
     """The last FFN writes 300 d and nothing else: one row carries it, and taking it out leaves the stream before it."""
     d = torch.tensor(v.down[3, 5].astype(np.float32))
@@ -254,8 +273,16 @@ def test_what_cannot_be_traced_is_told_before_any_work(loaded, v, tiny_vindex, p
     ):
         with pytest.raises(ProbeError, match=message):
             probes.trace(loaded, **{"prompt": PROMPT} | asked)
-    with pytest.raises(QueryError, match="'Pariss' is not a single token of this model"):
-        probes.trace(loaded, PROMPT, target="Pariss")
+    for message, asked in (
+        ("'Pariss' is not a single token of this model", {"target": "Pariss"}),
+        ("target 3.7: expected an integer, got float", {"target": 3.7}),
+        ("target True: expected an integer, got bool", {"target": True}),
+        ("position 1.5: expected an integer", {"position": 1.5}),
+        ("check 1.5: expected an integer", {"check": 1.5, "vindex": v}),
+        ("expected a vindex or the name of one, got int", {"vindex": 3}),
+    ):
+        with pytest.raises(QueryError, match=message):
+            probes.trace(loaded, PROMPT, **asked)
     with pytest.raises(PatchError, match="No such file"):
         probes.trace(loaded, PROMPT, patch=patch.parent / "none.safetensors")
 
