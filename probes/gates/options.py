@@ -6,7 +6,6 @@ what a resumed run must agree with. Nothing heavy is imported: the command line 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -52,7 +51,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epochs", "batch_size", "retain_ratio", "micro_batch", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not getattr(self, name) > 0:
                 raise ProbeError(f"{name} {getattr(self, name)}: expected more than 0")
         for name in (
             "lambda_f",
@@ -63,7 +62,7 @@ class TrainOptions:
             "init_ratio",
             "context_weight",
         ):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not getattr(self, name) >= 0:
                 raise ProbeError(f"{name} {getattr(self, name)}: expected 0 or more")
         if self.max_steps is not None and self.max_steps < 1:
             raise ProbeError(f"max_steps {self.max_steps}: expected at least 1")
