@@ -36,11 +36,13 @@ def write_gguf(
     architecture: str = "qwen3",
     per_file: int = 0,
     metadata: dict[str, int] | None = None,
+    scale_of: Callable[[str], float | None] = lambda name: None,
 ) -> dict[str, torch.Tensor]:
     """Write the tensors of a safetensors checkpoint as GGUF and return {name: float32} as gguf dequantises them.
 
     kind_of(name): how a matrix is stored. per_file: split the model, so many tensors a file. Tensor names are those of
-    llama.cpp's own converter (gguf.get_tensor_name_map). metadata: keys after the architecture's name.
+    llama.cpp's own converter (gguf.get_tensor_name_map). metadata: keys after the architecture's name. scale_of(name):
+    what a tensor of the checkpoint is multiplied by in the float32 result and the file, in its NAME.scale; or None.
     """
     opened = open_checkpoint(str(checkpoint))
     layers = opened.config["num_hidden_layers"]
@@ -55,6 +57,10 @@ def write_gguf(
         raw = stored.numpy() if kind == Kind.F32 else _stored(stored.numpy(), kind)
         writer.add_tensor(names.get_name(merged, (".weight",)), raw, raw_dtype=kind)
         plain = torch.from_numpy(gguf.dequantize(raw, kind)).reshape(len(parts), *opened.tensor(parts[0]).shape)
+        scales = [scale_of(part) for part in parts]
+        if None not in scales:
+            writer.add_tensor(names.get_name(merged, (".weight",)).replace(".weight", ".scale"), np.float32(scales))
+            plain *= torch.tensor(scales).view(-1, *[1] * (plain.ndim - 1))
         numbers |= {part: plain[at].clone() for at, part in enumerate(parts)}
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

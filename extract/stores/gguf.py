@@ -4,6 +4,7 @@
    the architecture's tensors; bytes are read when a tensor is asked for.
 2. llama.cpp's names are mapped to those of Hugging Face. Stacks of experts are given as one matrix for each expert.
 3. Rows are dequantised by the `gguf` package, a piece at a time: (rows, bytes of a row) → (rows, columns) float32.
+   Where llama.cpp's converter stored NAME.scale beside NAME.weight, as for NVFP4, they are multiplied by it.
 4. config.json is put together from the metadata (llama.cpp, gguf-py/gguf/constants.py, class Keys).
 """
 
@@ -70,11 +71,13 @@ class Gguf:
         self.tensors: dict[str, TensorInfo] = {}
         headers = {name: read_header(files, name) for name in names}
         _require_one_model(headers)
+        shapes = {tensor.name: tensor.shape for header in headers.values() for tensor in header.tensors}
         self.metadata = next(iter(headers.values())).metadata
         known = _tensor_names(self.metadata.get("general.architecture"))
         for name, header in headers.items():
             for tensor, dtype, size in _packed(name, files.sizes[name], header):
                 _require_known(name, tensor.name, known, self.metadata)
+                _require_scale(name, tensor, dtype, shapes)
                 self.tensors.update(_placed(name, tensor, dtype, size))
         self.dtypes = FLOATS | {dtype for dtype in {info.dtype for info in self.tensors.values()} if _known(dtype)}
         self.tokens: list[str] = _texts(names[0], self.metadata)
@@ -83,10 +86,13 @@ class Gguf:
     def read(self, name: str, first: int = 0, last: int | None = None) -> torch.Tensor:
         file, shape, dtype, start = self.tensors[name]
         if len(shape) == 1:
-            return self._rows(file, start, (1, *shape), dtype)[0, first:last]
-        last = shape[0] if last is None else last
-        row_bytes = _row_bytes(shape[1], dtype)
-        return self._rows(file, start + first * row_bytes, (last - first, shape[1]), dtype)
+            numbers = self._rows(file, start, (1, *shape), dtype)[0, first:last]
+        else:
+            last = shape[0] if last is None else last
+            row_bytes = _row_bytes(shape[1], dtype)
+            numbers = self._rows(file, start + first * row_bytes, (last - first, shape[1]), dtype)
+        scale = f"{name.removesuffix('.weight')}.scale"
+        return numbers.mul_(self.read(scale)) if scale in self.tensors else numbers
 
     def _rows(self, file: str, start: int, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
         (rows, columns), row_bytes = shape, _row_bytes(shape[1], dtype)
@@ -120,13 +126,13 @@ def _placed(file: str, tensor: Tensor, dtype: str, size: int) -> Iterator[tuple[
         yield f"{WHOLE[stem]}.{kind}", info
     elif in_layer and in_layer[2] in IN_LAYER:
         yield f"model.layers.{in_layer[1]}.{IN_LAYER[in_layer[2]]}.{kind}", info
-    elif in_layer and in_layer[2] in EXPERTS and len(tensor.shape) == 3:
+    elif in_layer and in_layer[2] in EXPERTS and (len(tensor.shape) == 3 or kind == "scale"):
         experts, *shape = tensor.shape
         if experts > MOST_EXPERTS:
             raise CheckpointError(f"{file}: {tensor.name} is of {experts} experts, more than {MOST_EXPERTS}")
         for expert in range(experts):
             name = f"model.layers.{in_layer[1]}.mlp.experts.{expert}.{EXPERTS[in_layer[2]]}.{kind}"
-            yield name, TensorInfo(file, tuple(shape), dtype, tensor.start + expert * (size // experts))
+            yield name, TensorInfo(file, tuple(shape) or (1,), dtype, tensor.start + expert * (size // experts))
 
 
 def _packed(file: str, size: int, header: Header) -> Iterator[tuple[Tensor, str, int]]:
@@ -187,6 +193,19 @@ def _require_known(file: str, name: str, known: frozenset[str] | None, metadata:
     if not right or kind not in OF_A_TENSOR or (in_layer and type(layers) is int and int(in_layer[1]) >= layers):
         raise CheckpointError(
             f"{file}: {name!r} is no tensor of a {architecture} of {layers} layers; download it again, or upgrade gguf"
+        )
+
+
+def _require_scale(file: str, tensor: Tensor, dtype: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A scale is one number for its weight, or one for each expert of a stack."""
+    stem, _, kind = tensor.name.rpartition(".")
+    weight = shapes.get(f"{stem}.weight")
+    expected = (1,) if weight is None else weight[:-2] or (1,)
+    if kind == "scale" and (weight is None or tensor.shape != expected or dtype not in FLOATS):
+        beside = "no weight" if weight is None else f"a weight of shape {weight}"
+        raise CheckpointError(
+            f"{file}: {tensor.name} is {dtype} of shape {tensor.shape}, beside {beside}; expected floats of shape "
+            f"{expected} beside their weight; download it again, or convert the model again"
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
@@ -110,6 +112,62 @@ def test_a_mixture_of_gguf_equals_that_of_its_numbers(tmp_path):
         Dequantised(METHOD, "Q6_K", 10),  # three experts' gate_proj in each of three layers, and the embeddings
         Dequantised(METHOD, "Q8_0", 9),
     )
+
+
+def scale_of(name: str) -> float | None:
+    """A number of each weight's own."""
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    return 1e-3 * (1 + sum(numbers)) if "mlp.experts" in name or name.endswith("_proj.weight") else None
+
+
+@pytest.mark.parametrize("mixture", [False, True], ids=["dense", "mixture"])
+def test_weights_are_multiplied_by_the_scales_beside_them(tmp_path, mixture):
+    """As llama.cpp's converter stores NVFP4: one scale a matrix, or one for each expert of a stack."""
+    if mixture:
+        sizes = {"expert_count": 3, "expert_used_count": 2, "expert_feed_forward_length": 64}
+        options = {"experts": 3, "expert_neurons": 64, "shared_neurons": 0, "dense_layers": ()}
+        source = write_mixture(tmp_path / "m", model_type="qwen3_moe", hidden=64, **options)
+    else:
+        sizes, source = {}, write_checkpoint(tmp_path / "m", hidden=64, neurons=128, tied=False)
+    numbers = write_gguf(
+        source,
+        tmp_path / "m.gguf",
+        lambda name: Kind.Q8_0,
+        architecture="qwen3moe" if mixture else "qwen3",
+        metadata=sizes,
+        scale_of=lambda name: 0.5 if name == "lm_head.weight" else scale_of(name),
+    )
+    opened = open_checkpoint(str(tmp_path / "m.gguf"))
+    for name, expected in numbers.items():
+        assert opened.tensor(name).equal(expected), name
+    build_quietly(write_plain(source, tmp_path / "plain", numbers), tmp_path / "p.vindex", features=4)
+    (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    build_quietly(tmp_path / "m.gguf", tmp_path / "g.vindex", features=4)
+    assert contents(tmp_path / "g.vindex") == contents(tmp_path / "p.vindex")
+    assert all(found.holds for found in rederived(vindex.open(tmp_path / "g.vindex"), tmp_path / "m.gguf", [0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("scale", "beside", "message"),
+    [
+        ([1.0, 2.0], True, r"blk.0.ffn_up.scale is F32 of shape \(2,\), beside a weight of shape \(2, 4\)"),
+        ([1], True, r"blk.0.ffn_up.scale is I32 of shape \(1,\), beside a weight of shape \(2, 4\)"),
+        ([1.0], False, r"blk.0.ffn_up.scale is F32 of shape \(1,\), beside no weight"),
+    ],
+    ids=["two numbers", "integers", "no weight"],
+)
+def test_a_scale_that_does_not_fit_its_weight_is_refused(tmp_path, scale, beside, message):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "qwen3")
+    writer.add_block_count(1)
+    if beside:
+        writer.add_tensor("blk.0.ffn_up.weight", np.zeros((2, 4), np.float32))
+    writer.add_tensor("blk.0.ffn_up.scale", np.array(scale, np.float32 if isinstance(scale[0], float) else np.int32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=rf"m.gguf: {message}; expected floats of shape \(1,\)"):
+        open_checkpoint(str(tmp_path / "m.gguf"))
 
 
 def test_the_tokenizer_beside_the_file_is_copied_else_one_is_made_or_given(tmp_path):
