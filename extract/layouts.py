@@ -5,7 +5,8 @@
 2. Qwen3, Qwen2/2.5, Llama and Mistral agree on the names under that prefix, mixtures of experts included
    (extract/ffn.py). Exports of the bare model (Qwen3-Embedding and -Reranker) lack the leading `model.`; they, reward
    and classification models have no head, and their embeddings stand in for it.
-3. Qwen3-Next and Qwen3.5 store the weight of their RMS norms zero-centred: the scale is 1 + weight.
+3. Qwen3-Next and Qwen3.5 store the weight of their RMS norms zero-centred: the scale is 1 + weight. MLX adds the 1
+   when it saves them, which shows in the shape of their convolutions.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ LAYER_NORMS = {
     "linear_attn_norm": "linear_attn.norm",
 }
 ONE_CENTRED = ("linear_attn_norm",)  # in every family: it is a norm of another kind
+OF_MLX = "saved by MLX: the norms hold 1 + weight, and are read as they are stored"
 
 
 class Norm(NamedTuple):
@@ -54,7 +56,7 @@ class Layout:
 
     intermediate_size: I, of a routed expert in a mixture. config: the text tower's part of config.json.
     ignored: {part of the checkpoint: tensors in it} for what is not the text tower. tied: the head is the embeddings.
-    notes: what a user should know of the checkpoint's head, a sentence each.
+    notes: what a user should know of how the checkpoint is read, a sentence each.
     """
 
     family: str
@@ -92,6 +94,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     neurons = positive(config, name, "intermediate_size") if dense else 0
     vocabulary = positive(config, name, "vocab_size")
     ends = _ends(checkpoint, prefix, (vocabulary, hidden))
+    of_mlx = family in ZERO_CENTRED and _is_of_mlx(checkpoint, prefix)
     return Layout(
         family=family,
         prefix=prefix,
@@ -108,11 +111,11 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
             else dense_ffn(checkpoint, f"{prefix}layers.{layer}.mlp", hidden, neurons)
             for layer in range(num_layers)
         ),
-        norms=_norms(checkpoint, prefix, family, config, num_layers, hidden),
+        norms=_norms(checkpoint, prefix, family, config, num_layers, hidden, of_mlx),
         mixture=mixture,
         config=config,
         ignored=_ignored(checkpoint, prefix),
-        notes=(ends.note,) if ends.note else (),
+        notes=tuple(note for note in (ends.note, OF_MLX if of_mlx else None) if note),
     )
 
 
@@ -172,7 +175,7 @@ def _equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
 
 
 def _norms(
-    checkpoint: Checkpoint, prefix: str, family: str, config: dict[str, Any], num_layers: int, hidden: int
+    checkpoint: Checkpoint, prefix: str, family: str, config: dict[str, Any], num_layers: int, hidden: int, of_mlx: bool
 ) -> tuple[Norm, ...]:
     """Every norm in the vindex's order: those of each layer, and last the final norm.
 
@@ -192,7 +195,7 @@ def _norms(
                 found.update({(layer, short): name for layer, name in names.items()})
     final = f"{prefix}norm.weight"
     _require_norms(checkpoint, [final], hidden)
-    zero_centred = family in ZERO_CENTRED
+    zero_centred = family in ZERO_CENTRED and not of_mlx
     return (
         *(
             Norm(f"layers.{layer}.{short}", found[layer, short], zero_centred and short not in ONE_CENTRED)
@@ -202,6 +205,13 @@ def _norms(
         ),
         Norm("norm", final, zero_centred),
     )
+
+
+def _is_of_mlx(checkpoint: Checkpoint, prefix: str) -> bool:
+    """Whether MLX saved a hybrid: linear attention's convolution is (C, K, 1), which others have as (C, 1, K)."""
+    convolution = re.compile(rf"{re.escape(prefix)}layers\.[0-9]{{1,9}}\.linear_attn\.conv1d\.weight")
+    shapes = [info.shape for name, info in checkpoint.tensors.items() if convolution.fullmatch(name)]
+    return any(len(shape) == 3 and shape[1] > shape[2] == 1 for shape in shapes)
 
 
 def _linear_layers(

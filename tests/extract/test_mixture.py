@@ -107,6 +107,33 @@ def test_the_norm_inside_linear_attention_is_not_zero_centred(tmp_path):
     assert not centred["layers.1.linear_attn_norm"] and centred["layers.1.q_norm"] and centred["norm"]
 
 
+@pytest.mark.parametrize("prefix", ["model.", "language_model.model."])
+def test_norms_that_mlx_saved_hold_the_scale_already(tmp_path, prefix):
+    """mlx_lm adds the 1 to all norms but linear attention's, and turns (C, 1, K) convolutions into (C, K, 1)."""
+
+    def hybrid(tensors):
+        tensors[f"{prefix}layers.1.linear_attn.conv1d.weight"] = torch.ones(6, 1, 4)
+        tensors[f"{prefix}layers.1.linear_attn.norm.weight"] = torch.full((8,), 0.5)
+
+    def of_mlx(tensors):
+        hybrid(tensors)
+        for name, tensor in tensors.items():
+            if name.endswith("norm.weight") and "linear_attn" not in name:
+                tensors[name] = tensor + 1.0
+            elif "conv1d" in name:
+                tensors[name] = tensor.movedim(2, 1).contiguous()
+
+    scales, notes = [], []
+    for name, edit in (("hf", hybrid), ("mlx", of_mlx)):
+        options = {"model_type": "qwen3_5", "prefix": prefix, "edit": edit, "dtype": torch.float32}
+        source = open_checkpoint(str(write_checkpoint(tmp_path / name, **options)))
+        layout = find_layout(source)
+        scales.append({norm.name: norm.scale(source) for norm in layout.norms})
+        notes.append(layout.notes)
+    assert all(scales[1][name].equal(scale) for name, scale in scales[0].items()) and len(scales[0]) == len(scales[1])
+    assert notes == [(), ("saved by MLX: the norms hold 1 + weight, and are read as they are stored",)]
+
+
 def test_runs_of_layers_change_nothing_and_are_never_redone(mixture, built_mixture, tmp_path, monkeypatch):
     target, computed = tmp_path / "out.vindex", []
 
