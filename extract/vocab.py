@@ -21,6 +21,7 @@ POLE = META_TOP_K // 2
 GROUP = 64
 RUN = 1 << 14  # directions whose product with the vocabulary takes far longer than reading it
 STEP = 1 << 10  # directions at a time
+FLUSHED = 2.0**-25  # what float16 rounds to zero, and all below; float32 can square what is above
 
 
 class TopTokens:
@@ -151,8 +152,9 @@ def _largest(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, H) rows of length one; a zero row stays zero."""
-    return torch.nn.functional.normalize(rows, dim=1, eps=1e-30)
+    """(n, H) rows of length one. One that float16 rounds to zero, as embeddings.bin keeps it, is zero."""
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, keepdim=True)
+    return rows / rows.norm(dim=1, keepdim=True).where(largest > FLUSHED, torch.inf)
 
 
 def scores_of(directions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

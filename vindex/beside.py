@@ -48,7 +48,9 @@ class BesideChance(Questions):
         return Scores(self.id, cosines, tuple(self._best(*of, k, by) for of in each))
 
     def _best(self, query: Any, vector: np.ndarray, cosines: np.ndarray, k: int, by: str | None) -> Best:
-        """Of one query: a token, its id, or the vector (H,) itself. cosines: (R,)."""
+        """Of one query: a token, its id, or the vector (H,) itself. cosines: (R,). Raises QueryError for a zero row."""
+        if not vector.any():
+            raise QueryError(f"token {self.token_id(query)} has no embedding: its row is zero; ask for another token")
         judged = judge(cosines, vector, self.statistics) if self.index.has_gate_stats or by == "z" else None
         by = by or ("z" if judged else "cosine")
         rows = scoring.largest(np.abs(judged.z) if judged and by == "z" else cosines, k)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import vindex
@@ -20,7 +21,7 @@ from tests.vindex.test_verify import agree, change, failures
 from vindex.__main__ import app
 from vindex.chance import alike, chance_of, cluster_of, random_directions, reach_of, sampled_tokens, scale_of
 from vindex.errors import FormatError, QueryError
-from vindex.format import SAMPLE, STATISTICS
+from vindex.format import GATE_META, SAMPLE, STATISTICS
 
 TOKENS = 36  # of the test checkpoints; four rows of the embeddings are padding
 
@@ -90,6 +91,24 @@ def test_a_planted_token_has_the_z_that_it_must_have(tmp_path):
     first = best.hits[0]
     assert (first.layer, first.feature) == (1, 0) and first.cosine == pytest.approx(-1, abs=1e-5)
     assert first.z == pytest.approx(-math.sqrt(TOKENS - 1), rel=1e-4) and best.judged.token_share <= 2 / TOKENS
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-16, 1e-24, 1e-38])
+def test_a_row_that_float16_rounds_to_zero_is_a_zero_row(tmp_path, size):
+    """The poles and statistics are those of the embeddings that the vindex holds; the token itself has no score."""
+
+    def shrink(tensors):
+        tensors["model.embed_tokens.weight"][[3, 17, 30]] *= size
+
+    build_quietly(write_checkpoint(tmp_path / "m", edit=shrink, dtype=torch.float32), tmp_path / "v")
+    assert not failures(tmp_path / "v")
+    v = vindex.open(tmp_path / "v")
+    assert not v.embeddings[[3, 17, 30]].any()
+    poles = v.meta_records(GATE_META, 1)[1]["tokens"]
+    assert not poles["score"][np.isin(poles["token_id"], (3, 17, 30))].any() and np.abs(poles["score"]).max() < 1.001
+    for query, number in ((17, 17), ([" the", " France"], 3), (" France", 3)):
+        with pytest.raises(QueryError, match=f"token {number} has no embedding: its row is zero; ask for another"):
+            v.score(query)
 
 
 def cloud(random, tokens: int, hidden: int) -> np.ndarray:
