@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from extract.svd import top_directions
+from extract.svd import lifted, top_directions
 from extract.vocab import unit_rows
 from vindex.differences import principal_angles
 from vindex.errors import NumericError
@@ -38,6 +38,7 @@ def measure(rows: np.ndarray, sigma: np.ndarray | None, weight: torch.Tensor, na
             f"row {int(odd[0])} of the directions said to be of {name} holds what is no finite number; run vindex "
             "verify, and get the vindex again"
         )
+    weight, half = lifted(weight)
     truth = top_directions(weight, min(len(raw), most), DEFAULTS.tolerance, name)
     rank = truth.rank if len(raw) <= most else 0  # of more rows than there are directions, none is compared
     best, square = truth.rows[:rank], max(float(weight.square().sum(dtype=torch.float64)), TINY)
@@ -51,12 +52,12 @@ def measure(rows: np.ndarray, sigma: np.ndarray | None, weight: torch.Tensor, na
     own, smaller = claimed.residual(claimed.quotient), (truth.sigma[match] / claimed.quotient).square()
     found = Figures(
         beyond=int(raw[rank:].any(dim=1).sum()),
-        residual=own if stated is None else claimed.residual(torch.from_numpy(stated).float()),
+        residual=own if stated is None else claimed.residual(torch.from_numpy(stated * half * half)),
         own=own,
         outside=claimed.outside(basis.float()),
         rounded=rounded.residual(rounded.quotient)[match.numpy()] * smaller.where(unit.any(dim=1), 1.0).numpy(),
-        quotient=claimed.quotient.numpy(),
-        sigma=truth.sigma[:rank].numpy(),
+        quotient=(claimed.quotient / half / half).numpy(),
+        sigma=(truth.sigma[:rank] / half / half).numpy(),
         stated=stated,
         match=match.numpy(),
         cosine=cosines.gather(1, match[:, None])[:, 0].numpy(),

@@ -14,6 +14,7 @@ are what gate_proj reads; down_proj is passed transposed, so that they are what 
 4. Where the matrix is small, the certificate fails or the spectrum falls off too far for float32, the float64 Gram
    matrix goes to LAPACK instead, and is certified in the same way.
 5. Sign: the neuron with the largest |loading| gets a positive one.
+6. A weight of tiny numbers is decomposed times a power of two: float32 cannot hold the square of a small residual.
 
 Randomised SVD is not used: at F = 128 it returns residuals of 0.03-0.2 on real weights (benchmarks/svd.py).
 """
@@ -21,6 +22,7 @@ Randomised SVD is not used: at F = 128 it returns residuals of 0.03-0.2 on real 
 from __future__ import annotations
 
 import itertools
+import math
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -42,6 +44,7 @@ RANK_TOLERANCE = 1e-6  # σ/σ_1 under which a direction of a float64 Gram matri
 JACOBI_ROWS = 512  # up to which torch solves float32 eigenproblems on a GPU by rotations
 CLOSE = 1e-3  # relative distance under which neighbours in the spectrum count as close
 GRAM_PANELS, PANEL_WIDTH = 16, 128  # at most so many panels, none much narrower
+SMALLEST_PEAK = 2.0**-8  # largest entry of a weight, under which squares of its residuals could leave float32
 PIECE_ROWS = 64  # looked at in one go, so that what a check needs stays in the cache
 
 
@@ -81,7 +84,26 @@ def top_directions(weight: torch.Tensor, features: int, tolerance: float, name: 
             f"{name} is {neurons}×{hidden} (neurons × hidden): it has at most {min(neurons, hidden)} directions, and "
             f"{features} were asked for; use --features {min(neurons, hidden)} or fewer"
         )
-    if min(neurons, hidden) >= max(SMALL_SIDE, SIDE_PER_PAIR * (features + 1)):
+    weight, half = lifted(weight)
+    found = _certified_directions(weight, features, tolerance, name)
+    return found._replace(sigma=found.sigma / half / half)
+
+
+def lifted(weight: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """(I, H) times half², and half: a power of two that brings tiny weights near 1; the others as they are, and 1.
+
+    Nothing but exponents changes. The power is applied in halves, as float32 cannot hold the largest ones whole.
+    """
+    peak = float(torch.stack(torch.aminmax(_as_it_lies(weight))).abs().max())
+    if not 0 < peak < SMALLEST_PEAK:
+        return weight, 1.0
+    half = 2.0 ** (-math.frexp(peak)[1] // 2)
+    return (weight * half).mul_(half), half
+
+
+def _certified_directions(weight: torch.Tensor, features: int, tolerance: float, name: str) -> Directions:
+    """By Lanczos where it does, else by LAPACK. Raises NumericError as `top_directions` does."""
+    if min(weight.shape) >= max(SMALL_SIDE, SIDE_PER_PAIR * (features + 1)):
         directions = _by_lanczos(weight, features, name)
         if directions and directions.residuals.max() <= tolerance:
             return directions
@@ -131,8 +153,12 @@ def is_bfloat16(weight: torch.Tensor) -> bool:
     """Whether every entry of a float32 matrix on the CPU is a bfloat16 number: the lower half of its bits is zero."""
     if weight.is_cuda or weight.dtype != torch.float32:
         return False
-    rows = weight if weight.stride(1) == 1 else weight.T
-    return not any((piece.view(torch.int32) & 0xFFFF).any() for piece in rows.split(PIECE_ROWS))
+    return not any((piece.view(torch.int32) & 0xFFFF).any() for piece in _as_it_lies(weight).split(PIECE_ROWS))
+
+
+def _as_it_lies(weight: torch.Tensor) -> torch.Tensor:
+    """(I, H), or its transpose where that is how it lies in memory."""
+    return weight if weight.stride(1) == 1 else weight.T
 
 
 def _block_lanczos(gram: torch.Tensor, count: int) -> _Eigenpairs | None:

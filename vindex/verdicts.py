@@ -140,7 +140,7 @@ class Figures:
         """
         weighted = self.outside * self.sigma
         first, last = max(1, len(weighted) // 16), max(1, len(weighted) // 4)
-        return float(np.median(weighted[-last:]) / max(weighted[:first].min(), 1e-30))
+        return float(np.median(weighted[-last:]) / max(float(weighted[:first].min()), 1e-60))
 
 
 def judge(of: Figures) -> Verdict:

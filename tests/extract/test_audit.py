@@ -115,6 +115,18 @@ def test_a_stated_sigma_is_held_against_the_weight():
     assert with_it.residual[2] > 1e-2 > without.residual[2], "the residual is the stated σ's"
 
 
+@pytest.mark.parametrize("exponent", [-40, -70, -100])
+def test_a_weight_of_tiny_numbers_has_the_figures_of_the_same_one_near_1(exponent):
+    """All but σ, which is so much smaller: a certificate of 0 would be that of a perfect direction."""
+    rows, power = CASES["four power iterations"][0].half().numpy(), 2.0**exponent
+    found, tiny = (measure(rows, SIGMA * of, WEIGHT * of, "w") for of in (1.0, power))
+    for name in ("residual", "own", "outside", "rounded", "angles", "held", "best"):
+        np.testing.assert_array_equal(getattr(tiny, name), getattr(found, name), name)
+    for name in ("quotient", "sigma", "stated"):
+        np.testing.assert_array_equal(getattr(tiny, name), getattr(found, name) * np.float32(power), name)
+    assert judge(tiny) == judge(found) and (tiny.residual > 0).all()
+
+
 def test_a_rotation_among_equal_singular_values_is_no_fault():
     """Two σ that are closer than a thousandth have no directions of their own, only a plane."""
     near = SPECTRUM.clone()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract import svd
-from extract.svd import gram_matrix, is_bfloat16, top_directions
+from extract.svd import gram_matrix, is_bfloat16, lifted, top_directions
 from vindex.differences import principal_angles
 from vindex.errors import NumericError
 
@@ -46,6 +46,26 @@ def test_directions_equal_float64_svd(large, path):
     np.testing.assert_allclose(found.sigma, sigma[:64], rtol=1e-5)
     assert found.residuals.max() <= 1e-5
     np.testing.assert_allclose(found.gap_at_cut, (sigma[63] - sigma[64]) / sigma[63], rtol=0.02)
+
+
+@pytest.mark.parametrize("path", ["block-lanczos", "lapack"])
+@pytest.mark.parametrize("exponent", [-15, -30, -46, -67, -90, -115])
+def test_a_weight_of_tiny_numbers_has_the_directions_and_certificates_of_the_same_one_near_1(large, path, exponent):
+    """Squares of what float32 holds need not be in it: without care certificates come out as 0."""
+    weight = (large if path == "block-lanczos" else large[:, :300]).bfloat16().float()
+    found, tiny = (top_directions(of, 24, TOLERANCE, "w") for of in (weight, weight * 2.0**exponent))
+    assert found.method == tiny.method == path
+    assert tiny.rows.equal(found.rows) and tiny.residuals.equal(found.residuals) and (found.residuals > 0).all()
+    assert tiny.sigma.equal(found.sigma * 2.0**exponent) and tiny.gap_at_cut == found.gap_at_cut
+
+
+@pytest.mark.parametrize("exponent", [-10, -126, -140, -149])
+def test_the_smallest_numbers_are_lifted_and_others_left_alone(exponent):
+    weight = torch.tensor([[0.5, -1.0], [0.0, 0.25]]) * 2.0**exponent
+    near, half = lifted(weight)
+    assert 0.25 <= near.abs().max() < 1 and (near.double() / half / half).equal(weight.double())
+    for left in (torch.ones(2, 2), torch.zeros(2, 2), torch.tensor([[1e-9, torch.nan]])):
+        assert lifted(left)[0] is left and lifted(left)[1] == 1.0
 
 
 def test_lanczos_and_lapack_agree_vector_by_vector_where_gaps_are_wide(large):
