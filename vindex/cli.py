@@ -101,7 +101,7 @@ def compare(
     columns = [">layer", *(f">{side}\n{what}" for side in ("gate", "down") for what in ("angle", "cos", "σ drift"))]
     layers = by_layer(found.differences)
     rows = [(d.layer, *(text for side in (d.gate, d.down) for text in _difference_cells(side))) for d in layers]
-    caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/‖σ_A‖"
+    caption = "angle: largest principal angle, rad; cos: mean cosine of all; σ drift: ‖σ_A − σ_B‖/max(‖σ_A‖, ‖σ_B‖)"
     if found.noise is not None:
         caption += f"; two builds of the same weights, by their certificates: angles up to {found.noise:.1e}"
     if any(value is None for one in found for side in (one.gate, one.down) for value in side[:3] if not side.spans):

@@ -27,12 +27,12 @@ TINY = 1e-12
 
 
 class SideDifference(NamedTuple):
-    """One projection of one layer. Angles in radians; drift is ‖σ_A − σ_B‖ / ‖σ_A‖.
+    """One projection of one layer. Angles in radians; drift is ‖σ_A − σ_B‖ over the larger of ‖σ_A‖ and ‖σ_B‖.
 
     noise, drift_noise: the largest angle and drift of two builds of the same weights, from their certificates; None
     without. spans: whether the directions of both span the hidden space; every two such subspaces are the same, and
     there is no angle. None as well where a weight is zero, or one of the vindexes lacks it: without directions there
-    is no angle, and without a spectrum no drift from it.
+    is no angle, and without a spectrum no drift. A zero weight has drift 1 from any other, and none from another zero.
     """
 
     largest_angle: float | None
@@ -278,8 +278,8 @@ def _side_difference(a: Vindex, b: Vindex, side: str, layer: int, at: int, kept:
         noise = sum(_uncertainty(v, side, layer, at, kept) for v in (a, b))
         drift_noise = sum(SINGLE_DRIFT + _residual(v, side, layer, at) for v in (a, b))
     if a.has(SIGMA) and b.has(SIGMA):
-        ours, theirs = (getattr(v.layer(layer), f"{side}_sigma")[at, :kept] for v in (a, b))
-        size = float(np.linalg.norm(ours))
+        ours, theirs = (getattr(v.layer(layer), f"{side}_sigma")[at, :kept].astype(np.float64) for v in (a, b))
+        size = float(max(np.linalg.norm(ours), np.linalg.norm(theirs)))
         drift = float(np.linalg.norm(ours - theirs) / size) if size else None
     spec = GATE if side == "gate" else DOWN
     rows = [v.side(layer, side)[at, :kept] if v.has(spec) else np.empty(0) for v in (a, b)]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -60,6 +62,21 @@ def test_directions_that_span_everything_are_told_apart_by_their_spectra(tmp_pat
     assert apart.summary.startswith("4 of 4 weights differ by more than two builds of the same weights: up to ")
     assert " of σ (layer " in apart.summary and "the directions of all weights span" in apart.without_angles
     assert same.summary.endswith("no weight differs by more than two builds of the same weights: at most 0 of σ")
+
+
+@pytest.mark.parametrize("size", [0.0, 2.0**-80])
+def test_a_weight_that_is_zero_or_nearly_differs_from_another_whichever_stands_first(built, tmp_path, size):
+    def shrink(tensors):
+        tensors["model.layers.1.mlp.down_proj.weight"] *= size
+
+    build_quietly(write_checkpoint(tmp_path / "m", edit=shrink), tmp_path / "zero.vindex", features=6)
+    zero, whole = vindex.open(tmp_path / "zero.vindex"), vindex.open(built)
+    for first, second in ((zero, whole), (whole, zero)):
+        found = compare(first, second)
+        assert re.match("1 of 4 weights differ by more than two .* up to 1 of σ", found.summary)
+        drifts = [layer["down"]["spectrum_drift"] for layer in found.record()["layers"]]
+        assert drifts == [0, pytest.approx(1, abs=1e-6)] and found.rows()[1]["down_spectrum_drift"] == drifts[1]
+    assert "no weight differs by more" in compare(zero, zero).summary
 
 
 def test_other_shapes_are_refused(built, tmp_path):

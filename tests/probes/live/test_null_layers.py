@@ -103,11 +103,14 @@ def test_a_vindex_of_it_is_built_verified_compared_and_gives_the_same_figures(ti
     build_quietly(tiny_checkpoint, tmp_path / "whole.vindex", features=16)  # fewer than would span everything
     build_quietly(source, tmp_path / "half.vindex", features=16)
     half = open_vindex(tmp_path / "half.vindex")
-    for first, second in ((half, open_vindex(tmp_path / "whole.vindex")), (half, half)):
+    whole = open_vindex(tmp_path / "whole.vindex")
+    for first, second in ((half, whole), (whole, half), (half, half)):
         for found in by_layer(compare(first, second)):
             for side in (found.gate, found.down):
                 assert (side.largest_angle is None) == (side.mean_cosine is None) == (found.layer in where)
-                assert (side.spectrum_drift is None) == (found.layer in where)
+                assert side.stands_out == (found.layer in where and first is not second)
+                if found.layer in where:
+                    assert side.spectrum_drift == (None if first is second else 1)
 
 
 def test_the_commands_work_and_say_which_layers(tiny_checkpoint, tmp_path, monkeypatch, capsys):
