@@ -86,7 +86,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
     Raises CheckpointError on an unknown model_type, a missing tensor or a shape that differs.
     """
     family, config = _text_tower(checkpoint)
-    prefix = text_prefix(checkpoint.tensors, checkpoint.model)
+    prefix = text_prefix(checkpoint.tensors, checkpoint.config, checkpoint.model)
     name = checkpoint.model
     num_layers, hidden = (positive(config, name, key) for key in ("num_hidden_layers", "hidden_size"))
     mixture = mixture_of(config, name) if family in MIXTURES else None

@@ -6,7 +6,7 @@ Other towers, adapters and multi-token heads may stand beside it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from vindex.errors import CheckpointError
@@ -22,6 +22,7 @@ TOWERS = {  # prefix of the text tower's tensors: the head that goes with it
     "language_model.": "lm_head.weight",
     "": "lm_head.weight",
 }
+PLAIN = ("model.", "")  # prefixes of a model that is nothing but its text tower
 WRAPPERS = {  # what a training framework puts before every name: what it is
     "_orig_mod.": "torch.compile",
     "module.": "DataParallel or DDP",
@@ -48,7 +49,7 @@ def read_tower(files: Readable) -> Tower:
     Raises CheckpointError when it is damaged, only an adapter, has no text tower, or lacks a layer.
     """
     config, weights = read_checkpoint(files)
-    prefix = text_prefix(weights.tensors, files.name)
+    prefix = text_prefix(weights.tensors, config, files.name)
     found: dict[int, set[str]] = {}
     for name in weights.tensors:
         match = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
@@ -64,10 +65,13 @@ def read_tower(files: Readable) -> Tower:
     return Tower(config, weights, prefix, found)
 
 
-def text_prefix(tensors: Iterable[str], where: str) -> str:
-    """What the names of the text tower's tensors begin with. Raises CheckpointError when there is no such tower."""
-    known = set(tensors)
-    for prefix, head in TOWERS.items():
+def text_prefix(tensors: Iterable[str], config: Mapping[str, Any], where: str) -> str:
+    """What the names of the text tower's tensors begin with. Raises CheckpointError when there is no such tower.
+
+    Where several would do, transformers loads the plain one for a config without a nested tower, else the nested one.
+    """
+    known, nested = set(tensors), len(towers(config)) > 1
+    for prefix, head in sorted(TOWERS.items(), key=lambda tower: not nested and tower[0] not in PLAIN):
         if f"{prefix}embed_tokens.weight" in known or (head in known and f"{prefix}norm.weight" in known):
             return prefix
     for wrapper, what in WRAPPERS.items():

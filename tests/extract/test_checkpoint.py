@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 
 from extract.checkpoint import open_checkpoint
 from extract.layouts import find_layout
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import nest, write_checkpoint
+from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError
+from vindex.tower import read_tower
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -71,6 +73,21 @@ def test_heads_are_told_apart_by_config_and_tensors(tmp_path, options, tied, une
     assert (layout.tied, layout.unembedding) == (tied, unembedding)
     assert layout.embeddings == (unembedding if tied or (note and "no head" in note) else "model.embed_tokens.weight")
     assert [text.startswith(note) for text in layout.notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("other", ["model.language_model.", "language_model.model."])
+def test_of_two_text_towers_the_one_is_read_that_transformers_loads(tmp_path, nested, other):
+    """The plain one for the config of a text model, the nested one for that of a model that also sees."""
+
+    def add(tensors):
+        tensors |= {name.replace("model.", other, 1): tensor + 1 for name, tensor in tensors.items()}
+
+    source = write_checkpoint(tmp_path / "m", model_type="qwen2", edit=add)
+    if nested:
+        nest(source, "qwen2_vl", "text_config")
+    prefix = other if nested else "model."
+    assert find_layout(open_checkpoint(str(source))).prefix == prefix == read_tower(LocalFiles(source)).prefix
 
 
 @pytest.mark.parametrize("model_class", ["Qwen3", "Qwen2", "Llama", "Mistral"])
