@@ -23,7 +23,7 @@ from extract.families import FAMILIES, MIXTURES, QK_NORMED, ZERO_CENTRED
 from extract.ffn import Ffn, dense_ffn, mixture_ffn, require_shape
 from vindex.errors import CheckpointError
 from vindex.model_config import Mixture, mixture_of, positive, towers
-from vindex.tower import TOWERS, text_prefix
+from vindex.tower import TOWERS, stored_layers, text_prefix
 
 SUFFIXES = ("_text", "_thinker")  # of the model_type of a tower that was saved by itself
 BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")  # of every layer of every family, as long as H
@@ -115,7 +115,7 @@ def find_layout(checkpoint: Checkpoint) -> Layout:
         mixture=mixture,
         config=config,
         ignored=_ignored(checkpoint, prefix),
-        notes=tuple(note for note in (ends.note, OF_MLX if of_mlx else None) if note),
+        notes=tuple(filter(None, (ends.note, OF_MLX if of_mlx else "", _left_out(checkpoint, prefix, num_layers)))),
     )
 
 
@@ -244,6 +244,15 @@ def _require_norms(checkpoint: Checkpoint, names: list[str], length: int | None)
             if not length:
                 raise CheckpointError(f"{name} has shape {shape}; expected one number or more in one dimension")
         require_shape(checkpoint, name, (length,))
+
+
+def _left_out(checkpoint: Checkpoint, prefix: str, num_layers: int) -> str:
+    """What to say of layers that are stored past those that config.json counts; empty where there are none."""
+    last = max(stored_layers(checkpoint.tensors, prefix), default=0)
+    if last < num_layers:
+        return ""
+    which = f"layer {last} is" if last == num_layers else f"layers {num_layers} to {last} are"
+    return f"{which} stored and not in config.json, which counts {num_layers}: left out"
 
 
 def _ignored(checkpoint: Checkpoint, prefix: str) -> dict[str, int]:

@@ -50,11 +50,7 @@ def read_tower(files: Readable) -> Tower:
     """
     config, weights = read_checkpoint(files)
     prefix = text_prefix(weights.tensors, config, files.name)
-    found: dict[int, set[str]] = {}
-    for name in weights.tensors:
-        match = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        if match:
-            found.setdefault(int(match[1]), set()).add(match[2])
+    found = stored_layers(weights.tensors, prefix)
     count = towers(config)[-1].get("num_hidden_layers") or 0
     lost = next((layer for layer in range(count) if layer not in found), None)
     if lost is not None:
@@ -63,6 +59,16 @@ def read_tower(files: Readable) -> Tower:
             "the checkpoint is incomplete"
         )
     return Tower(config, weights, prefix, found)
+
+
+def stored_layers(tensors: Iterable[str], prefix: str) -> dict[int, set[str]]:
+    """{layer: names of its tensors, after `layers.N.`} of the text tower with this prefix."""
+    found: dict[int, set[str]] = {}
+    for name in tensors:
+        match = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if match:
+            found.setdefault(int(match[1]), set()).add(match[2])
+    return found
 
 
 def text_prefix(tensors: Iterable[str], config: Mapping[str, Any], where: str) -> str:

@@ -90,6 +90,14 @@ def test_of_two_text_towers_the_one_is_read_that_transformers_loads(tmp_path, ne
     assert find_layout(open_checkpoint(str(source))).prefix == prefix == read_tower(LocalFiles(source)).prefix
 
 
+@pytest.mark.parametrize(("stored", "note"), [(2, None), (3, "layer 2 is stored"), (5, "layers 2 to 4 are stored")])
+def test_layers_past_those_of_the_config_are_left_out_with_a_note(tmp_path, stored, note):
+    source = write_checkpoint(tmp_path / "m", layers=stored, config={"num_hidden_layers": 2})
+    layout = find_layout(open_checkpoint(str(source)))
+    said = f"{note} and not in config.json, which counts 2: left out"
+    assert layout.num_layers == len(layout.ffns) == 2 and layout.notes == ((said,) if note else ())
+
+
 @pytest.mark.parametrize("model_class", ["Qwen3", "Qwen2", "Llama", "Mistral"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_transformers_saves_is_understood(tmp_path, model_class, tied):
