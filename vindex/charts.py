@@ -1,17 +1,26 @@
-"""What the pictures of every capability share: suffixes, colours, and the check before any work."""
+"""What the pictures of every capability share: suffixes, colours, the check before any work, and the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from vindex import targets
 from vindex.errors import TargetError
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 SUFFIXES = (".html", ".png")
 COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8b4a9c")
 QUIET = "#888888"
+STYLE = """\
+body { margin: 1.2rem auto; max-width: 84rem; padding: 0 1rem; color: #2a3f5f }
+body { font: 15px/1.4 "Open Sans", Verdana, sans-serif }
+h1 { font-size: 1.2rem } h2 { font-size: .95rem; margin: 0 } h1, h2 { font-weight: 600; overflow-wrap: anywhere }
+main { display: grid; gap: 1.5rem } section { min-width: 0 }"""
 
 
 def check_target(path: Path) -> None:
@@ -26,6 +35,24 @@ def check_target(path: Path) -> None:
             raise TargetError(
                 f"{path}: PNG needs matplotlib; pip install 'vindex-svd[plot]', or write .html"
             ) from error
+
+
+def write_page(figures: Sequence[tuple[str, Figure]], title: str, file: BinaryIO, *, least: str = "100%") -> None:
+    """Figures of plotly, each below its title, as one page that opens without a network.
+
+    least: a width in CSS; where a window has room for several figures of it, they stand side by side.
+    """
+    parts: list[str] = []
+    for heading, figure in figures:
+        figure.update_layout(template="plotly_white", margin={"l": 60, "r": 20, "t": 30, "b": 50})
+        figure.update_layout(legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"})
+        drawn = figure.to_html(full_html=False, include_plotlyjs=not parts, config={"responsive": True})
+        parts.append(f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{drawn}</section>")
+    columns = f"main {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, {least}), 1fr)) }}"
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}\n{columns}</style>"
+    body = f"<h1>{escape(title)}</h1><main>{''.join(parts)}</main>"
+    file.write(f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode())
 
 
 class Curve(NamedTuple):

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from probes.deletion.record import ALL
 from vindex import targets
-from vindex.charts import COLOURS, QUIET, check_target
+from vindex.charts import COLOURS, QUIET, check_target, write_page
 from vindex.errors import ProbeError
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 NAMES = {
     "paraphrases": "paraphrases",
@@ -25,6 +28,8 @@ NAMES = {
 }
 SINGLE, MEAN = 4, 11
 """Sizes of the points of single prompts, and of means."""
+PROBABILITY = (-0.03, 1.03)
+"""From 0 to 1 with room for a point: the panels of two methods have one scale, so that a small effect looks small."""
 
 
 class Points(NamedTuple):
@@ -46,6 +51,8 @@ class Panel(NamedTuple):
     points: list[Points]
     rows: list[str]
     y_name: str = ""
+    x_range: tuple[float, float] | None = None
+    """None: what holds the points."""
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -78,7 +85,8 @@ def _sets(record: dict[str, Any], method: str) -> Panel:
             Points(f"{side}, mean", colour, MEAN, [sum(some) / len(some) for some in values], range(len(values)))
         )
     verdicts = ", ".join(f"{name} {verdict['result']}" for name, verdict in found["verdicts"].items())
-    return Panel(f"{method}, layer {found['layer']}: {verdicts}", "P(answer)", points, list(sets))
+    title = f"{method}, layer {found['layer']}: {verdicts}"
+    return Panel(title, "P(answer)", points, list(sets), x_range=PROBABILITY)
 
 
 def _trial(record: dict[str, Any]) -> list[Panel]:
@@ -136,7 +144,7 @@ def _draw_png(panels: list[Panel], title: str, file: BinaryIO) -> None:
         if panel.rows:
             axis.set_yticks(range(len(panel.rows)), panel.rows)
             axis.set_ylim(len(panel.rows) - 0.5, -0.5)
-        axis.set(title=panel.title, xlabel=panel.x_name, ylabel=panel.y_name)
+        axis.set(title=panel.title, xlabel=panel.x_name, ylabel=panel.y_name, xlim=panel.x_range)
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
@@ -145,18 +153,20 @@ def _draw_png(panels: list[Panel], title: str, file: BinaryIO) -> None:
 
 
 def _draw_html(panels: list[Panel], title: str, file: BinaryIO) -> None:
-    from plotly.subplots import make_subplots
+    write_page([(panel.title, _figure(panel)) for panel in panels], title, file)
 
-    figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels])
-    for column, panel in enumerate(panels, start=1):
-        for each in panel.points:
-            figure.add_scatter(
-                x=each.x, y=[panel.rows[int(y)] for y in each.y] if panel.rows else each.y, name=each.label,
-                mode="lines+markers" if each.joined else "markers", marker={"color": each.colour, "size": each.size},
-                legendgroup=each.label, showlegend=column == 1 or each.joined, row=1, col=column,
-            )  # fmt: skip
-        figure.update_xaxes(title_text=panel.x_name, row=1, col=column)
-        rows = {"categoryorder": "array", "categoryarray": panel.rows[::-1]} if panel.rows else {}
-        figure.update_yaxes(title_text=panel.y_name, **rows, row=1, col=column)
-    figure.update_layout(title=title, template="plotly_white", height=100 * _height(panels))
-    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())
+
+def _figure(panel: Panel) -> Figure:
+    """A panel by itself, as wide as the page."""
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for each in panel.points:
+        figure.add_scatter(
+            x=each.x, y=[panel.rows[int(y)] for y in each.y] if panel.rows else each.y, name=each.label,
+            mode="lines+markers" if each.joined else "markers", marker={"color": each.colour, "size": each.size},
+        )  # fmt: skip
+    figure.update_xaxes(title_text=panel.x_name, range=panel.x_range)
+    rows = {"categoryorder": "array", "categoryarray": panel.rows[::-1]} if panel.rows else {}
+    figure.update_yaxes(title_text=panel.y_name, **rows)
+    return figure.update_layout(height=180 + 36 * (len(panel.rows) or 5))

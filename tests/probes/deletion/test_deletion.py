@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,19 @@ def test_a_result_is_saved_by_its_ending(deleted, tmp_path):
     assert "forward, layer" in (tmp_path / "p.html").read_text()
     with pytest.raises(TargetError, match=r"p.txt: expected .safetensors for the patch, or .json for the record"):
         deleted.save(tmp_path / "p.txt")
+
+
+def test_the_pictures_show_both_methods_on_one_scale_and_below_each_other(deleted, tmp_path, monkeypatch):
+    """A method that did nothing looks like that, and no title stands in another panel."""
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    deleted.plot(tmp_path / "p.html")
+    deleted.plot(tmp_path / "p.png")
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("Plotly.newPlot(") == page.count("<section>") == 3 and page.count('"range":[-0.03,1.03]') == 2
+    titles = [method.split(", layer")[0] for method in re.findall("<h2>(.*?)</h2>", page)]
+    assert titles == ["forward", "geometric", "forward: layer 0 is chosen"]
+    assert [axis.get_xlim() for axis in drawn[0].axes[:2]] == [(-0.03, 1.03)] * 2
 
 
 def test_what_a_model_does_not_know_is_deleted_by_nothing(loaded, tmp_path):
