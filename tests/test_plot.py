@@ -33,6 +33,15 @@ def test_records_of_every_kind_are_drawn_again(name, tmp_path):
     assert json.loads((RECORDS / name).read_text())["model"]["name"] in content and "plotly" in content
 
 
+def test_each_panel_of_a_probe_names_its_curves_axes_and_colours(tmp_path):
+    """Layers are marked at whole numbers; the heat map says what its colours are."""
+    plot(RECORDS / "atlas.json", "-o", tmp_path / "p.html")
+    panels = (tmp_path / "p.html").read_text().split("<h2>")[1:]
+    assert len(panels) == 6 and all('"title":{"text":"layer"}' in panel and '"dtick":1' in panel for panel in panels)
+    assert all('"showlegend":true' in panel for panel in panels[:5])
+    assert '"showscale":false' not in panels[5] and panels[5].count('"title":{"text":"layer"}') == 2
+
+
 def test_what_was_drawn_as_json(tmp_path):
     shown = json.loads(plot(RECORDS / DRAWN[0], "-o", tmp_path / "p.html", "--json").output)
     assert shown == {"record": "vindex-probe/1", "plot": str(tmp_path / "p.html")} and (tmp_path / "p.html").exists()

@@ -48,11 +48,16 @@ def write_page(figures: Sequence[tuple[str, Figure]], title: str, file: BinaryIO
         figure.update_layout(legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"})
         drawn = figure.to_html(full_html=False, include_plotlyjs=not parts, config={"responsive": True})
         parts.append(f"<section>{f'<h2>{escape(heading)}</h2>' if heading else ''}{drawn}</section>")
-    columns = f"main {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, {least}), 1fr)) }}"
+    columns = f"main {{ grid-template-columns: repeat(auto-fill, minmax(min(100%, {least}), 1fr)) }}"
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{STYLE}\n{columns}</style>"
     body = f"<h1>{escape(title)}</h1><main>{''.join(parts)}</main>"
     file.write(f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode())
+
+
+def whole_marks(count: int) -> dict[str, int]:
+    """What keeps an axis of plotly over that many layers from marks between two; of many it marks none there."""
+    return {"dtick": 1} if count <= 12 else {}
 
 
 class Curve(NamedTuple):

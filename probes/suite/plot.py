@@ -10,10 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vindex import targets
-from vindex.charts import COLOURS, QUIET, check_target
+from vindex.charts import COLOURS, QUIET, check_target, whole_marks, write_page
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+HEIGHT = 360
+"""Of a panel of the page, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -169,31 +175,34 @@ def _draw_png(panels: Sequence[Panel], heatmap: Heatmap, title: str, file: Binar
 
 
 def _draw_html(panels: Sequence[Panel], heatmap: Heatmap, title: str, file: BinaryIO) -> None:
-    from plotly import graph_objects as go
-    from plotly.subplots import make_subplots
+    figures = [*((panel.title, _curves(panel)) for panel in panels), (heatmap.title, _heatmap(heatmap))]
+    write_page(figures, title, file, least="24rem")
 
-    titles = [*(panel.title for panel in panels), heatmap.title]
-    figure = make_subplots(2, 3, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.12)
-    for place, panel in enumerate(panels):
-        at = {"row": place // 3 + 1, "col": place % 3 + 1}
-        for line in panel.lines:
-            style = {"color": line.colour, "dash": "dash" if line.dashed else "solid", "width": 1.5}
-            mode = "lines" if line.dashed else "lines+markers"
-            hover = f"{panel.x_label} %{{x}}: %{{y:.4g}}<extra>{line.label}</extra>"
-            figure.add_trace(
-                go.Scatter(x=line.x, y=line.y, mode=mode, line=style, name=line.label, hovertemplate=hover), **at
-            )
-        figure.update_xaxes(title_text=panel.x_label, **at)
-        figure.update_yaxes(type="log" if panel.log else "linear", rangemode="normal" if panel.log else "tozero", **at)
-    at = {"row": 2, "col": 3}
+
+def _curves(panel: Panel) -> Figure:
+    from plotly import graph_objects as go
+
+    figure = go.Figure()
+    for line in panel.lines:
+        style = {"color": line.colour, "dash": "dash" if line.dashed else "solid", "width": 1.5}
+        mode = "lines" if line.dashed else "lines+markers"
+        hover = f"{panel.x_label} %{{x}}: %{{y:.4g}}<extra>{line.label}</extra>"
+        figure.add_scatter(x=line.x, y=line.y, mode=mode, line=style, name=line.label, hovertemplate=hover)
+    figure.update_xaxes(title_text=panel.x_label, **whole_marks(max(len(line.y) for line in panel.lines)))
+    figure.update_yaxes(type="log" if panel.log else "linear", rangemode="normal" if panel.log else "tozero")
+    return figure.update_layout(height=HEIGHT, showlegend=True)
+
+
+def _heatmap(heatmap: Heatmap) -> Figure:
+    from plotly import graph_objects as go
+
     hover = "layers %{x}, %{y}: %{z:.4f}<extra></extra>"
-    figure.add_trace(
-        go.Heatmap(z=heatmap.values, zmin=0, zmax=1, colorscale="Viridis", hovertemplate=hover, showscale=False), **at
-    )
+    figure = go.Figure(go.Heatmap(z=heatmap.values, zmin=0, zmax=1, colorscale="Viridis", hovertemplate=hover))
     for starts, dash in ((heatmap.starts, "solid"), (heatmap.segments, "dot")):
         for start in starts[1:]:
-            figure.add_hline(start - 0.5, line={"color": "white", "width": 1, "dash": dash}, **at)
-            figure.add_vline(start - 0.5, line={"color": "white", "width": 1, "dash": dash}, **at)
-    figure.update_layout(title=title, template="plotly_white", height=860, showlegend=False)
-    figure.update_annotations(font_size=12)
-    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())
+            figure.add_hline(start - 0.5, line={"color": "white", "width": 1, "dash": dash})
+            figure.add_vline(start - 0.5, line={"color": "white", "width": 1, "dash": dash})
+    marks = whole_marks(len(heatmap.values))
+    figure.update_xaxes(title_text="layer", **marks)
+    figure.update_yaxes(title_text="layer", **marks)
+    return figure.update_layout(height=HEIGHT)
