@@ -11,6 +11,13 @@ from vindex.reader import Vindex
 from vindex.report.panels import known, source_of, whole
 from vindex.report.svg import Axis, Chart, Line, Mark, axis, chart
 
+ADDS = {
+    "": "What each stage adds to the target's logit",
+    "patched": "What each stage adds to the target's logit before the patch",
+    "against": "What each stage adds to the difference of the two prompts in the target's logit",
+}
+"""What the bars are, alone and beside a patch or another prompt."""
+
 
 class Stage(NamedTuple):
     """What the lens says of the target after a stage, and what the stage adds to its logit."""
@@ -154,7 +161,7 @@ def _charts(stages: Sequence[Stage], layers: Sequence[int | None], beside: str) 
     legend = [("c1", "attention"), ("c0", "FFN")]
     return (
         chart("Log-probability of the target by the logit lens", x, nats, lines=lines),
-        chart("What each stage adds to the target's logit", x, logit, bars=added, legend=legend),
+        chart(ADDS[beside], x, logit, bars=added, legend=legend),
     )
 
 

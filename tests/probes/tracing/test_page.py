@@ -57,6 +57,23 @@ def test_the_page_stands_alone_and_the_record_holds_everything(loaded, v, t, tmp
         t.save(tmp_path / "t.txt")
 
 
+def test_the_page_says_of_what_its_figures_are(loaded, v, patch, tmp_path):
+    """Of the prompt; beside another one of the difference; beside a patch of the model before it."""
+    said = {}
+    for name, beside in (("alone", {}), ("against", {"against": OTHER}), ("patched", {"patch": patch})):
+        check = {} if name == "patched" else {"check": 1}
+        probes.trace(loaded, PROMPT, vindex=v, **beside, **check).save(tmp_path / "t.html")
+        said[name] = " ".join("".join(Page((tmp_path / "t.html").read_text()).words).split())
+    for name, words in (
+        ("alone", ("z against 384", "when the direction is taken out", "stage adds to the target's logit attention")),
+        ("against", ("of the difference between the two prompts", "z of the difference against 384")),
+        ("against", ("has its value in the other prompt;", "adds to the difference of the two prompts in")),
+        ("patched", ("All of this is before the patch", "target's logit before the patch", "logit, before the patch,")),
+    ):
+        assert all(some in said[name] for some in words), name
+    assert "taken out" not in said["against"] and "before the patch" not in said["alone"] + said["against"]
+
+
 def test_the_command_prints_tables_of_60_columns_and_says_what_to_do_next(v, patch, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     made = tmp_path / "t.html"
