@@ -103,7 +103,7 @@ def add_responses(
             for spec, values in content.items():
                 targets.write_bytes(partial / spec.name, values.tobytes())
                 digests[spec.name] = sha256_of(partial / spec.name)
-            for spec, text in _texts(place, v.own_index, new, digests, measured).items():
+            for spec, text in _texts(place, new, digests, measured).items():
                 targets.write_bytes(partial / spec.name, text)
                 digests[spec.name] = hashlib.sha256(text).hexdigest()
             for name in digests.keys() - set(os.listdir(partial)):
@@ -112,9 +112,7 @@ def add_responses(
     return open_vindex(v.path)
 
 
-def _texts(
-    place: Path, old: Index, new: Index, digests: Mapping[str, str], measured: MeasuredResponses
-) -> dict[FileSpec, bytes]:
+def _texts(place: Path, new: Index, digests: Mapping[str, str], measured: MeasuredResponses) -> dict[FileSpec, bytes]:
     """index.json and manifest.json as they are, keys that we do not know included, and README.md unless it was edited,
     with what is to be said of the responses.
     """
@@ -125,7 +123,7 @@ def _texts(
         MANIFEST: _edited(manifest, MANIFEST, {"responses": dataclasses.asdict(measured)}),
     }
     if hashlib.sha256(card).hexdigest() == digests.get(CARD.name):
-        texts[CARD] = with_files(card.decode(), old, new).encode()
+        texts[CARD] = with_files(card.decode(), new).encode()
     return texts
 
 

@@ -108,9 +108,9 @@ def write_card(
     return v.path / CARD.name
 
 
-def with_files(card: str, old: Index, new: Index) -> str:
-    """A card that was rendered for one index, with the files of another."""
-    return card.replace(_files(old), _files(new))
+def with_files(card: str, index: Index) -> str:
+    """A card that this or an earlier version rendered, with the files of another index."""
+    return re.sub(r"^## Files\n(?:\|.*\n)*", lambda _: _files(index) + "\n", card, flags=re.MULTILINE)
 
 
 def _published(card: str) -> Published:
@@ -290,8 +290,8 @@ def _certificates(manifest: Manifest) -> str:
 
 
 def _files(index: Index) -> str:
-    rows = [f"| `{spec.name}` | {spec.content} |" for spec in files_of(index)]
-    return "## Files\n| File | Description |\n|---|---|\n" + "\n".join(rows)
+    rows = [(f"`{spec.name}`", spec.content) for spec in files_of(index)]
+    return "## Files\n" + _table(("File", "Description"), rows)
 
 
 def _how_to_use(index: Index, vocabulary: Vocabulary, repo: str | None) -> str:

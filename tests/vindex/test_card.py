@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -104,6 +105,13 @@ def test_sections_of_the_published_card_in_their_order(built):
     positions = [text.index(part) for part in order]
     assert positions == sorted(positions)
     assert vindex.open(built).id in text and "Not measured yet" in text and "Not evaluated yet" in text
+
+
+def test_every_row_of_a_table_has_the_columns_of_its_head(built):
+    """What GitHub and the Hub leave out of a row is what an unescaped | cuts off."""
+    rows = [line for line in (built / "README.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 10 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}
+    assert any(r"largest \|z\| that 4096 tokens" in row for row in rows)
 
 
 def test_records_fill_their_sections(copy, tmp_path):
