@@ -159,7 +159,7 @@ def test_everything_is_within_reach_of_the_keyboard(page):
     page.wait_for_url(lambda url: f"#{second}" not in url)
     page.keyboard.press("k")
     page.wait_for_url(f"**#{second}")
-    page.focus("#slider")
+    page.get_by_role("slider", name="Layer").focus()
     page.keyboard.press("Home")
     assert page.locator(".traced:visible").count() == 1 and "Layer 0" in page.inner_text(".traced.shown")
     page.keyboard.press("ArrowRight")
