@@ -21,7 +21,15 @@ function el(tag, attributes = {}, ...children) {
   return made;
 }
 const signed = (value, digits) => (+value.toFixed(digits) < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
-const shown = token => JSON.stringify(token).slice(1, -1).replaceAll('\\"', '"').replaceAll("\\\\", "\\").replaceAll(" ", "␣");
+// A token as vindex.console.visible spells it: spaces as ␣, and escapes for what is invisible or turns text around.
+const NAMED = {" ": "␣", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"};
+function escaped(character) {
+  const code = character.codePointAt(0), [kind, digits] = code < 256 ? ["x", 2] : code < 65536 ? ["u", 4] : ["U", 8];
+  return NAMED[character] ?? `\\${kind}${code.toString(16).padStart(digits, "0")}`;
+}
+const shown = token => token.replace(/[\\\p{C}\p{Z}]/gu, escaped);
+// Running text, whose spaces and joiners stay.
+const prose = text => text.replaceAll("\n", "⏎").replace(/(?![\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu, escaped);
 const quoted = name => /^[\w.\/@%+=:,-]+$/.test(name) ? name : "'" + name.replaceAll("'", "'\"'\"'") + "'";
 
 // A row of all R is a layer, an expert where the layer has them, and a rank; and back.
@@ -48,8 +56,10 @@ function fill(id, ...children) {
 const link = (place, end = "") => el("a", {href: "#" + nameOf(place) + end}, nameOf(place));
 
 // A token as text; what training never met is marked.
-const tok = (at, title = data.strings[at]) => untrained.has(at)
-  ? el("span", {class: "tok never", title: `${title}: training never met this token`}, shown(data.strings[at])) : el("span", {class: "tok", title}, shown(data.strings[at]));
+function tok(at) {
+  const title = shown(data.strings[at]);
+  return untrained.has(at) ? el("span", {class: "tok never", title: `${title}: training never met this token`}, title) : el("span", {class: "tok", title}, title);
+}
 
 // Search: from a token to the places that hold it, made when it is first needed.
 let holders = null;
@@ -124,8 +134,8 @@ function poleOf(side, row, against, title, z) {
 // Places in texts, each with some tokens before it and after it.
 function snippetsOf(row, against, title) {
   const {names, tokens, texts, place, z, window: [before, after]} = snippets, kept = place.length / rows / 2, from = (2 * row + against) * kept;
-  const said = (text, first, end) => [...texts.subarray(text * tokens + Math.max(first, 0), text * tokens + Math.min(end, tokens))]
-    .map(token => data.strings[token]).join("").replaceAll("\n", "⏎");
+  const said = (text, first, end) => prose([...texts.subarray(text * tokens + Math.max(first, 0), text * tokens + Math.min(end, tokens))]
+    .map(token => data.strings[token]).join(""));
   const items = [...Array(kept).keys()].map(i => from + i).filter(i => place[i] >= 0).map(i => {
     const text = Math.floor(place[i] / tokens), at = place[i] % tokens, token = said(text, at, at + 1), space = token.startsWith(" ") && token.trim() ? " " : "";
     return el("li", {}, el("b", {}, signed(z[i], 1)), el("span", {}, said(text, at - before, at).trimStart() + space,

@@ -2,7 +2,8 @@
 
 1. Records are read and refused before any work; then the vindex is verified and its directions are gathered. One of
    another family (docs/families.md) fills what it has data for.
-2. page.html is rendered: everything from a model or a record is text, escaped; the directions go in as JSON.
+2. page.html is rendered: everything from a model or a record is text, escaped, as is what would hide or reorder text;
+   the directions go in as JSON.
 3. page.css and page.js stand in the page. Its content security policy allows that one script and no request at all.
 
 A trace by itself is a page of the same make, without a script (`trace_page`).
@@ -24,7 +25,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vindex import targets
-from vindex.console import visible
+from vindex.console import shown, visible
 from vindex.distribution import version
 from vindex.errors import TargetError
 from vindex.files import ANY, opened
@@ -109,8 +110,9 @@ def trace_page(record: Mapping[str, Any]) -> str:
 
 def _rendered(template: str, **given: Any) -> str:
     environment = Environment(
-        loader=PackageLoader("vindex.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+        loader=PackageLoader("vindex.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,
+    )  # fmt: skip
     environment.filters |= {"visible": visible, "number": number}
     return environment.get_template(template).render(version=version(), style=Markup(_part("page.css")), **given)
 

@@ -18,6 +18,7 @@ import vindex
 from tests.conftest import build_quietly
 from tests.vindex.report.records import written
 from tests.vindex.test_responses import add_made_up
+from vindex.console import visible
 from vindex.demo import CHECKPOINT
 
 pytestmark = pytest.mark.browser
@@ -115,6 +116,24 @@ def test_search_takes_spaces_case_and_places(page):
     assert [hit.strip() for hit in hits(page, "L2F7")] == ["L2F7"]
     assert hits(page, "no such token") == []
     assert "No pole of any direction holds that" in page.inner_text("#found")
+
+
+def test_a_card_spells_tokens_as_the_terminal_does(page):
+    """Nothing invisible stays so, and nothing turns the text beside it around."""
+    pieces = [
+        " Paris",
+        "a\n\n",
+        "\\n",
+        "\u202egnp.",
+        "b\u200b\ufeff",
+        "\xa0\xad",
+        "\x00\t",
+        "\U000e0041",
+        "é日本🙂",
+        '"q"',
+    ]
+    assert page.evaluate("pieces => pieces.map(shown)", pieces) == [visible(piece) for piece in pieces]
+    assert page.evaluate("prose('a\\u202eb\\n می\\u200cخواهم')") == "a\\u202eb⏎ می\u200cخواهم"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from vindex.floor import floor_of
 from vindex.report import directions as data_of
 from vindex.report import panels, traced
 from vindex.report.moved import beside
+from vindex.report.page import trace_page
 
 READERS = {"probe": panels.constants, "gate3": panels.deletion, "gates": panels.gates, "trace": traced.trace}
 
@@ -183,6 +184,17 @@ def test_text_is_never_markup_and_a_damaged_vindex_says_so(built, tmp_path):
     page = vindex.write_report(v, tmp_path / "r.html", trace=written(v, tmp_path, trace=trace)["trace"]).read_text()
     assert "img" not in Seen(page).tags and bad in Seen(page).text and bad in data_in(page)["strings"]
     assert "failed 1 of" in page
+
+
+def test_no_text_of_a_record_turns_the_page_around(built, tmp_path):
+    v = vindex.open(built)
+    given = records(v)
+    trace = given["trace"] | {"prompt": "of \u202egnp.\nFrance\u200b is"}
+    gate3 = given["gate3"] | {"fact": {"name": "Fra\u202ence/capital", "answer": " Paris"}}
+    report = vindex.write_report(v, tmp_path / "r.html", **written(v, tmp_path, trace=trace, gate3=gate3)).read_text()
+    for page in (report, trace_page(trace)):
+        assert not set("\u202e\u200b") & set(page) and r"of \u202egnp.\nFrance\u200b is".replace(r"\n", "\n") in page
+    assert r"Fra\u202ence/capital" in report
 
 
 def test_without_embeddings_the_cards_lack_coherence_and_say_why(checkpoint, tmp_path):
