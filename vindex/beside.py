@@ -80,7 +80,8 @@ class BesideChance(Questions):
         word = text.removeprefix(" ")
         ids = [found for found in map(self.vocabulary.find, (f" {word}", word)) if found is not None]
         if not ids:
-            raise QueryError(f"neither {' ' + word!r} nor {word!r} is a single token of this model; try a shorter word")
+            hint = self.vocabulary.hint(word) or "; try a shorter word"
+            raise QueryError(f"neither {' ' + word!r} nor {word!r} is a single token of this model{hint}")
         return [found for side in sides for found in sorted(self._holding(side, ids), key=lambda one: -abs(one.score))]
 
     def _holding(self, side: str, ids: list[int]) -> list[Found]:

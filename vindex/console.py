@@ -35,6 +35,7 @@ HIDDEN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+SHOWN_SPACE = "␣"
 NOT_ASCII = re.compile("[^\x00-\x7f]")
 QUOTED = re.compile(r"""(?<![^\s(])(?:"[^"]*"|'[^']*')""")
 HELD = "\ue000"  # stands for a space at which a line is not broken: of Unicode's private use, and as wide
@@ -55,7 +56,7 @@ def one_line(text: str) -> str:
 
 def visible(piece: str) -> str:
     """A token with its spaces made visible, so that a table neither hides them nor breaks there."""
-    return repr(piece)[1:-1].replace(" ", "␣")
+    return repr(piece)[1:-1].replace(" ", SHOWN_SPACE)
 
 
 def typed(argument: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from vindex.console import SHOWN_SPACE
 from vindex.errors import FormatError, QueryError
 from vindex.files import Kind, parse_json, read_bytes, uncollected
 from vindex.format import MOST_TOKENS, TOKENIZER
@@ -74,12 +75,11 @@ class Vocabulary:
     def take_apart(self, text: str) -> list[int]:
         """The ids of `text`: one where it is a token, else those of its pieces, as the model's tokenizer has them.
 
-        Raises QueryError where it is empty, has a piece without an id, or the tokenizer is none that vindex/pieces.py
-        follows.
+        Raises QueryError where it is empty, has a ␣ for a space or a piece without an id, or the tokenizer is none that
+        vindex/pieces.py follows.
         """
-        whole = self.find(text)
-        if whole is not None:
-            return [whole]
+        if self.find(text) is not None or SHOWN_SPACE in text:
+            return [self.id_of(text)]
         try:
             if not self._byte_level:
                 raise CannotTakeApart("no byte-level pieces")
@@ -110,9 +110,13 @@ class Vocabulary:
         raise QueryError(f"{text!r} is not a single token of this model" + (self.hint(text) or "; try a shorter word"))
 
     def hint(self, text: str) -> str | None:
-        """What to say when `text` is not a token but the same word with or without its leading space is, or empty."""
+        """What to say when `text` is not a token but the same word with or without its leading space is, or empty, or
+        typed as tables show it.
+        """
         if not text:
             return "; it is empty"
+        if SHOWN_SPACE in text and self.find(text) is None:
+            return f"; {SHOWN_SPACE} is how a space is shown: type a space"
         other = text[1:] if text.startswith(" ") else f" {text}"
         token_id = self.find(other)
         return None if token_id is None else f", but {other!r} is one (id {token_id}): leading spaces matter"

@@ -61,6 +61,8 @@ def test_score_prints_id_and_piece_and_mentions_the_other_spacing(built):
     [
         (("score", "Berlin"), "'Berlin' is not a single token of this model, but ' Berlin' is one"),
         (("score", "nonsense"), "'nonsense' is not a single token"),
+        (("score", "␣Paris"), "'␣Paris' is not a single token of this model; ␣ is how a space is shown: type a space"),
+        (("search", "␣Paris"), "nor '␣Paris' is a single token of this model; ␣ is how a space is shown: type a space"),
         (("feature", 7, 0), "layer 7 is out of range"),
         (("compare", "nowhere"), "nowhere is not a directory"),
         (("verify", "--source", "nowhere"), "nowhere: no such directory"),

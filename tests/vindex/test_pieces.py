@@ -82,6 +82,11 @@ def test_a_tokenizer_that_is_not_followed_is_refused(parts, why):
     assert f"'zqx' is not a single token of this model, and it cannot be taken apart here ({why}" in str(refused.value)
 
 
+def test_a_word_typed_as_it_is_shown_is_not_taken_apart_as_something_else():
+    with pytest.raises(QueryError, match="'␣Paris' is not a .*; ␣ is how a space is shown: type a space"):
+        load_vocabulary(CHECKPOINT / "tokenizer.json").take_apart("␣Paris")
+
+
 def test_an_empty_word_has_no_pieces():
     with pytest.raises(QueryError, match="'' is not a single token of this model; it is empty"):
         load_vocabulary(CHECKPOINT / "tokenizer.json").take_apart("")

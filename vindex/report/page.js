@@ -61,7 +61,8 @@ function tok(at) {
   return untrained.has(at) ? el("span", {class: "tok never", title: `${title}: training never met this token`}, title) : el("span", {class: "tok", title}, title);
 }
 
-// Search: from a token to the places that hold it, made when it is first needed.
+// Search: from a token to the places that hold it, made when it is first needed. Tokens are found as they are spelled here.
+const bare = spelled => spelled.replace(/^␣(?=.)/, "");
 let holders = null;
 function index() {
   const count = data.strings.length, names = Object.keys(sides), starts = new Uint32Array(count + 1);
@@ -71,15 +72,15 @@ function index() {
   names.forEach((name, at) => sides[name].tokens.forEach((token, place) => {
     per_side[next[token]] = at; entries[next[token]++] = place;
   }));
-  return {starts, entries, side: per_side, names, low: data.strings.map(token => token.toLowerCase())};
+  const spelled = data.strings.map(token => bare(shown(token)));
+  return {starts, entries, side: per_side, names, spelled, low: spelled.map(token => token.toLowerCase())};
 }
 const MOST = 120;
 function matches(query) {
   holders ??= index();
-  const word = query.replace(/^ /, ""), low = word.toLowerCase(), ranks = [[], [], [], []];
-  data.strings.forEach((token, at) => {
-    const text = holders.low[at].replace(/^ /, "");
-    const rank = token === word || token === " " + word ? 0 : text === low ? 1 : text.startsWith(low) ? 2
+  const word = bare(query.replaceAll(" ", "␣")), low = word.toLowerCase(), ranks = [[], [], [], []];
+  holders.low.forEach((text, at) => {
+    const rank = holders.spelled[at] === word ? 0 : text === low ? 1 : text.startsWith(low) ? 2
       : low.length > 2 && text.includes(low) ? 3 : 4;
     if (rank < 4) ranks[rank].push(at);
   });
@@ -106,7 +107,7 @@ function search(query) {
   list.sort((a, b) => a.rank - b.rank || a.side.localeCompare(b.side) || a.place % pole - b.place % pole || Math.abs(b.score) - Math.abs(a.score));
   const exact = list.filter(hit => hit.rank < 1).length, count = side => list.filter(hit => hit.rank < 1 && hit.side === side).length;
   found.textContent = exact
-    ? `${exact} poles hold “${query.replace(/^ /, "")}”: ` + holders.names.map(side => `${count(side)} ${side}`).join(", ")
+    ? `${exact} poles hold “${bare(query.replaceAll(" ", "␣"))}”: ` + holders.names.map(side => `${count(side)} ${side}`).join(", ")
       + (list.length > exact ? `; then ${list.length - exact} with tokens like it.` : ".")
     : list.length ? `No pole holds exactly that; ${list.length} hold tokens like it.`
     : per ? `No pole of any ${unit} holds that.` : "This vindex keeps no tokens to search; a direction is found as L2F7.";

@@ -77,7 +77,7 @@ def page(chromium, report):
 
 def hits(page, query: str) -> list[str]:
     page.fill("#search", query)
-    page.wait_for_selector(f'#hits[data-query="{query}"]', state="attached")
+    page.wait_for_function("query => document.getElementById('hits').dataset.query === query", arg=query)
     return page.locator("#hits a").all_inner_texts()
 
 
@@ -114,6 +114,7 @@ def test_search_takes_spaces_case_and_places(page):
     assert hits(page, "Paris") == hits(page, " Paris")
     assert any("Paris" in hit for hit in hits(page, "paris"))
     assert [hit.strip() for hit in hits(page, "L2F7")] == ["L2F7"]
+    assert hits(page, "␣Paris") == hits(page, " Paris")
     assert hits(page, "no such token") == []
     assert "No pole of any direction holds that" in page.inner_text("#found")
 
@@ -134,6 +135,10 @@ def test_a_card_spells_tokens_as_the_terminal_does(page):
     ]
     assert page.evaluate("pieces => pieces.map(shown)", pieces) == [visible(piece) for piece in pieces]
     assert page.evaluate("prose('a\\u202eb\\n می\\u200cخواهم')") == "a\\u202eb⏎ می\u200cخواهم"
+
+
+def test_search_finds_a_token_as_its_card_spells_it(page):
+    assert any("\\n" in hit for hit in hits(page, "\\n"))
 
 
 @pytest.mark.parametrize(
