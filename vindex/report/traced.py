@@ -11,6 +11,7 @@ from vindex.reader import Vindex
 from vindex.report.panels import known, source_of, whole
 from vindex.report.svg import Axis, Chart, Line, Mark, axis, chart
 
+LONGEST_HEADING = 120  # characters
 ADDS = {
     "": "What each stage adds to the target's logit",
     "patched": "What each stage adds to the target's logit before the patch",
@@ -75,6 +76,7 @@ class Traced(NamedTuple):
     """A trace, as the panel shows it. What a record of an earlier version lacks is "–" or not shown."""
 
     prompt: str
+    """As a heading has it; `tokens` are the whole of it."""
     beside: str
     """"patched", "against" or nothing; and in words."""
     beside_words: str
@@ -121,7 +123,7 @@ def traced(record: Mapping[str, Any], vindex: str | None) -> Traced:
     layers = tuple(_layer(record["layers"][at], record["reads"][at], record["writes"][at]) for at in every)
     probability, adds = _charts(stages, [row["layer"] for row in rows], beside)
     return Traced(
-        prompt=str(record["prompt"]),
+        prompt=_heading(str(record["prompt"])),
         beside=beside,
         beside_words=words.get(beside, ""),
         target=str(record["target"]["piece"]),
@@ -143,6 +145,10 @@ def traced(record: Mapping[str, Any], vindex: str | None) -> Traced:
         chance=known(record.get("chance")),
         own=record["vindex"] == vindex,
     )
+
+
+def _heading(text: str) -> str:
+    return text if len(text) <= LONGEST_HEADING else f"{text[: LONGEST_HEADING - 1]}…"
 
 
 def _charts(stages: Sequence[Stage], layers: Sequence[int | None], beside: str) -> tuple[Chart, Chart]:

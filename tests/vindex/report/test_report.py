@@ -197,6 +197,14 @@ def test_no_text_of_a_record_turns_the_page_around(built, tmp_path):
     assert r"Fra\u202ence/capital" in report
 
 
+def test_a_long_prompt_is_cut_where_it_is_a_heading(built):
+    trace = records(vindex.open(built))["trace"] | {"prompt": 200 * "word "}
+    page = trace_page(trace)
+    cut = (24 * "word ")[:119] + "…"
+    assert f"<title>Trace: {cut}</title>" in page and f"<h1>{cut}</h1>" in page
+    assert "<h1>The capital of France is</h1>" in trace_page(trace | {"prompt": "The capital of France is"})
+
+
 def test_without_embeddings_the_cards_lack_coherence_and_say_why(checkpoint, tmp_path):
     build_quietly(checkpoint, tmp_path / "v.vindex", embeddings=False)
     data = data_of.directions(vindex.open(tmp_path / "v.vindex"))
