@@ -160,11 +160,14 @@ def _charts(stages: Sequence[Stage], layers: Sequence[int | None], beside: str) 
     for place, (label, curve) in enumerate(curves.items()):
         notes = [f"{stage.name}: {value:.2f}" for stage, value in zip(stages, curve, strict=True)]
         lines.append(Line(label, f"c{place}", range(len(stages)), curve, notes))
-    added = [Mark(at, stage.adds, f"c{at % 2}", f"{stage.name}: {stage.adds:+.3f}") for at, stage in enumerate(stages)]
-    ticks = [(float(at), str(layers[at])) for at in range(2, len(stages), 2 * (len(stages) // 32 + 1))]
-    x = Axis("layer: attention, then FFN", -0.5, len(stages) - 0.5, ticks)
+    kinds = ["c2", *(f"c{at % 2}" for at in range(1, len(stages)))]
+    added = [Mark(at, stage.adds, kinds[at], f"{stage.name}: {stage.adds:+.3f}") for at, stage in enumerate(stages)]
+    every = 2 * (len(stages) // 32 + 1)
+    first = 2 if every <= 4 else 2 + every  # of a deep model layer 0 stands too near to the start for a mark
+    ticks = [(float(at), str(layers[at])) for at in range(first, len(stages), every)]
+    x = Axis("the start, then attention and FFN of each layer", -0.5, len(stages) - 0.5, [(0.0, "start"), *ticks])
     nats, logit = axis("nats", [value for line in lines for value in line.y]), axis("logit", [mark.y for mark in added])
-    legend = [("c1", "attention"), ("c0", "FFN")]
+    legend = [("c2", "embedding"), ("c1", "attention"), ("c0", "FFN")]
     return (
         chart("Log-probability of the target by the logit lens", x, nats, lines=lines),
         chart(ADDS[beside], x, logit, bars=added, legend=legend),

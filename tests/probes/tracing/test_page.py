@@ -65,7 +65,7 @@ def test_the_page_says_of_what_its_figures_are(loaded, v, patch, tmp_path):
         probes.trace(loaded, PROMPT, vindex=v, **beside, **check).save(tmp_path / "t.html")
         said[name] = " ".join("".join(Page((tmp_path / "t.html").read_text()).words).split())
     for name, words in (
-        ("alone", ("z against 384", "when the direction is taken out", "stage adds to the target's logit attention")),
+        ("alone", ("z against 384", "when the direction is taken out", "stage adds to the target's logit embedding")),
         ("against", ("of the difference between the two prompts", "z of the difference against 384")),
         ("against", ("has its value in the other prompt;", "adds to the difference of the two prompts in")),
         ("patched", ("All of this is before the patch", "target's logit before the patch", "logit, before the patch,")),

@@ -197,6 +197,18 @@ def test_no_text_of_a_record_turns_the_page_around(built, tmp_path):
     assert r"Fra\u202ence/capital" in report
 
 
+def test_the_embedding_is_neither_attention_nor_ffn(built):
+    record = records(vindex.open(built))["trace"]
+    adds = traced.traced(record, None).adds
+    assert [bar[4] for bar in adds.bars[:3]] == ["c2", "c1", "c0"]
+    assert adds.legend == [("c2", "embedding"), ("c1", "attention"), ("c0", "FFN")]
+    start, *rows = record["trajectory"]
+    for layers, marks in ((30, ["start", "0", "2"]), (80, ["start", "6", "12"])):
+        deep = record | {"trajectory": [start, *(rows[at % 2] | {"layer": at // 2} for at in range(2 * layers))]}
+        ticks = traced.traced(deep, None).adds.x_ticks
+        assert [words for _, words in ticks[:3]] == marks and ticks[1][0] - ticks[0][0] > 18
+
+
 def test_a_long_prompt_is_cut_where_it_is_a_heading(built):
     trace = records(vindex.open(built))["trace"] | {"prompt": 200 * "word "}
     page = trace_page(trace)
