@@ -243,7 +243,7 @@ document.addEventListener("keydown", event => {
 let waiting = 0;
 $("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => search($("search").value), 60); });
 $("form").addEventListener("submit", event => { event.preventDefault(); search($("search").value); links()[0]?.click(); });
-addEventListener("hashchange", () => follow(true));
+addEventListener("hashchange", () => { if (!follow(true) && !location.hash) welcome(); });
 const slider = $("slider");
 function slide() {
   document.querySelectorAll(".traced").forEach((layer, at) => layer.classList.toggle("shown", at === +slider.value));

@@ -162,6 +162,18 @@ def test_a_direction_that_moved_leads_to_its_card(page):
     assert page.url.endswith("#" + name) and "Layer 2" in page.inner_text("#card h3")
 
 
+def test_back_at_the_start_the_first_card_stands_again(page, report):
+    page.evaluate("location.hash = '#L1F95'")
+    page.wait_for_function("document.getElementById('card').innerText.includes('Layer 1, direction 95')")
+    page.evaluate("location.hash = '#gates'")
+    assert "Layer 1, direction 95" in page.inner_text("#card")
+    page.evaluate("history.go(-2)")
+    page.wait_for_function(
+        "document.getElementById('card').innerText.includes('Most coherent directions')", timeout=5000
+    )
+    assert page.url == report.as_uri() and page.locator(".small[aria-current]").count() == 0
+
+
 def test_links_that_lead_nowhere_open_no_card(page, report):
     for link in ("L99F1", "L1F999", "L1E2F3", "%F", "gate3"):
         page.goto("about:blank")
