@@ -25,7 +25,8 @@ POLE_SHOWN = 4
 Tokenizer = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR|HUB_ID", help="For a vindex without a tokenizer: that of its model, a directory or a Hub id."
+        metavar="DIR|HUB_ID",
+        help="For a vindex without a tokenizer: that of its model, a directory, a Hub id or `atlas`.",
     ),
 ]
 

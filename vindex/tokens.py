@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from vindex.console import SHOWN_SPACE
+from vindex.demo import or_bundled
 from vindex.errors import FormatError, QueryError
 from vindex.files import Kind, parse_json, read_bytes, uncollected
 from vindex.format import MOST_TOKENS, TOKENIZER
@@ -139,11 +140,11 @@ def load_vocabulary(path: Path) -> Vocabulary:
 
 
 def given_vocabulary(place: str) -> Vocabulary:
-    """That of a tokenizer.json, of a directory that has one, or of a model on the Hub.
+    """That of a tokenizer.json, of a directory that has one, of a model on the Hub, or of `atlas`, the bundled one.
 
     Raises FormatError, or CheckpointError where the Hub does not give it.
     """
-    path = Path(place)
+    path = Path(or_bundled(place))
     if path.is_dir():
         path = path / TOKENIZER.name
     elif not path.exists() and is_hub_id(place):

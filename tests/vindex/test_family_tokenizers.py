@@ -12,6 +12,11 @@ from vindex.__main__ import app
 from vindex.errors import QueryError, VindexError
 
 
+def test_the_bundled_models_tokenizer_is_named_as_the_model_is(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert vindex.open(published, "atlas").token_id(" Paris") == 997
+
+
 def test_words_are_found_with_the_models_tokenizer(published, tmp_path):
     by_file, by_directory = (vindex.open(published, place) for place in (ATLAS_TOKENIZER, ATLAS_TOKENIZER.parent))
     word = by_file.vocabulary.piece(500)
