@@ -107,7 +107,7 @@ function search(query) {
   list.sort((a, b) => a.rank - b.rank || a.side.localeCompare(b.side) || a.place % pole - b.place % pole || Math.abs(b.score) - Math.abs(a.score));
   const exact = list.filter(hit => hit.rank < 1).length, count = side => list.filter(hit => hit.rank < 1 && hit.side === side).length;
   found.textContent = exact
-    ? `${exact} poles hold “${bare(query.replaceAll(" ", "␣"))}”: ` + holders.names.map(side => `${count(side)} ${side}`).join(", ")
+    ? `${exact} ${exact === 1 ? "pole holds" : "poles hold"} “${bare(query.replaceAll(" ", "␣"))}”: ` + holders.names.map(side => `${count(side)} ${side}`).join(", ")
       + (list.length > exact ? `; then ${list.length - exact} with tokens like it.` : ".")
     : list.length ? `No pole holds exactly that; ${list.length} hold tokens like it.`
     : per ? `No pole of any ${unit} holds that.` : "This vindex keeps no tokens to search; a direction is found as L2F7.";

@@ -137,6 +137,15 @@ def test_a_card_spells_tokens_as_the_terminal_does(page):
     assert page.evaluate("prose('a\\u202eb\\n می\\u200cخواهم')") == "a\\u202eb⏎ می\u200cخواهم"
 
 
+def test_one_pole_holds_and_more_hold(page):
+    held = "matches(token)[0].reduce((sum, at) => sum + holders.starts[at + 1] - holders.starts[at], 0)"
+    seldom = page.evaluate(f"data.strings.find(token => /^[a-z]{{3,}}$/.test(token) && {held} === 1)")
+    hits(page, seldom)
+    assert page.inner_text("#found").startswith(f"1 pole holds “{seldom}”")
+    hits(page, "Paris")
+    assert re.match(r"\d\d+ poles hold “Paris”", page.inner_text("#found"))
+
+
 def test_search_finds_a_token_as_its_card_spells_it(page):
     assert any("\\n" in hit for hit in hits(page, "\\n"))
 
