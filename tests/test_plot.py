@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from vindex.__main__ import app
+from vindex.charts import COLOURS, SUFFIXES, Curve, draw_curves
 
 RECORDS = Path(__file__).parents[1] / "docs" / "records"
 DRAWN = (
@@ -30,7 +32,20 @@ def test_records_of_every_kind_are_drawn_again(name, tmp_path):
     said = "".join(done.output.split())  # a long path stands in a line of its own
     assert done.exit_code == 0 and said == f"wrote{tmp_path / 'p.html'}:openitinabrowser", done.exception
     content = (tmp_path / "p.html").read_text()
-    assert json.loads((RECORDS / name).read_text())["model"]["name"] in content and "plotly" in content
+    named = re.match(r'<!doctype html>\n<html lang="en"><head>.*?<title>(.*?)</title>', content)[1]
+    assert json.loads((RECORDS / name).read_text())["model"]["name"] in named and f"<h1>{named}</h1>" in content
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_layers_are_marked_at_whole_numbers(suffix, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
+    page = tmp_path / f"p{suffix}"
+    draw_curves([Curve("a & b", range(3), (0.1, None, 0.2), COLOURS[0])], page, "1 < 2", "layer", "rad")
+    if drawn:
+        assert {mark % 1 for mark in drawn[0].axes[0].get_xticks()} == {0}
+    else:
+        assert '"dtick":1' in page.read_text() and "<title>1 &lt; 2</title>" in page.read_text()
 
 
 def test_each_panel_of_a_probe_names_its_curves_axes_and_colours(tmp_path):

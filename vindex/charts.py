@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -55,9 +56,10 @@ def write_page(figures: Sequence[tuple[str, Figure]], title: str, file: BinaryIO
     file.write(f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'.encode())
 
 
-def whole_marks(count: int) -> dict[str, int]:
-    """What keeps an axis of plotly over that many layers from marks between two; of many it marks none there."""
-    return {"dtick": 1} if count <= 12 else {}
+def whole_marks(*values: Sequence[float]) -> dict[str, int]:
+    """What keeps an axis of plotly over these layers or steps from marks between two; over many it has none there."""
+    low, high = (end(chain(*values), default=0) for end in (min, max))
+    return {"dtick": 1} if high - low < 12 else {}
 
 
 class Curve(NamedTuple):
@@ -87,14 +89,15 @@ def _html(curves: Sequence[Curve], file: BinaryIO, title: str, x_label: str, y_l
         line = {"color": curve.colour, "dash": "dash" if curve.dashed else "solid", "width": 1.5}
         mode = "lines" if curve.dashed else "lines+markers"
         figure.add_scatter(x=list(curve.x), y=list(curve.y), mode=mode, line=line, name=curve.label)
-    figure.update_layout(title=title, template="plotly_white", xaxis_title=x_label, yaxis_title=y_label)
-    figure.update_yaxes(type="log" if log else "linear", exponentformat="e")
-    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())
+    figure.update_xaxes(title_text=x_label, **whole_marks(*(curve.x for curve in curves)))
+    figure.update_yaxes(title_text=y_label, type="log" if log else "linear", exponentformat="e")
+    write_page([("", figure.update_layout(height=600))], title, file)
 
 
 def _png(curves: Sequence[Curve], file: BinaryIO, title: str, x_label: str, y_label: str, log: bool) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9.6, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -103,6 +106,7 @@ def _png(curves: Sequence[Curve], file: BinaryIO, title: str, x_label: str, y_la
         style = {"linestyle": "--"} if curve.dashed else {"marker": "o", "markersize": 3}
         values = [float("nan") if value is None else value for value in curve.y]
         axis.plot(curve.x, values, color=curve.colour, label=curve.label, linewidth=1.3, **style)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(title=title, xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, frameon=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from probes.deletion.record import ALL
 from vindex import targets
-from vindex.charts import COLOURS, QUIET, check_target, write_page
+from vindex.charts import COLOURS, QUIET, check_target, whole_marks, write_page
 from vindex.errors import ProbeError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Panel(NamedTuple):
     y_name: str = ""
     x_range: tuple[float, float] | None = None
     """None: what holds the points."""
+    whole: bool = False
+    """Whether x are whole numbers, and so its marks."""
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -102,7 +104,7 @@ def _trial(record: dict[str, Any]) -> list[Panel]:
             ("suppressed", "suppression of withheld phrasings", COLOURS[0]),
         )
     ]
-    return [Panel(f"forward: layer {found['layer']} is chosen", "layer", points, [], "in the trial")]
+    return [Panel(f"forward: layer {found['layer']} is chosen", "layer", points, [], "in the trial", whole=True)]
 
 
 def _facts(record: dict[str, Any]) -> Panel:
@@ -134,6 +136,7 @@ def _height(panels: list[Panel]) -> float:
 def _draw_png(panels: list[Panel], title: str, file: BinaryIO) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4 * len(panels), _height(panels)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -145,6 +148,8 @@ def _draw_png(panels: list[Panel], title: str, file: BinaryIO) -> None:
             axis.set_yticks(range(len(panel.rows)), panel.rows)
             axis.set_ylim(len(panel.rows) - 0.5, -0.5)
         axis.set(title=panel.title, xlabel=panel.x_name, ylabel=panel.y_name, xlim=panel.x_range)
+        if panel.whole:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
@@ -166,7 +171,8 @@ def _figure(panel: Panel) -> Figure:
             x=each.x, y=[panel.rows[int(y)] for y in each.y] if panel.rows else each.y, name=each.label,
             mode="lines+markers" if each.joined else "markers", marker={"color": each.colour, "size": each.size},
         )  # fmt: skip
-    figure.update_xaxes(title_text=panel.x_name, range=panel.x_range)
+    marks = whole_marks(*(each.x for each in panel.points)) if panel.whole else {}
+    figure.update_xaxes(title_text=panel.x_name, range=panel.x_range, **marks)
     rows = {"categoryorder": "array", "categoryarray": panel.rows[::-1]} if panel.rows else {}
     figure.update_yaxes(title_text=panel.y_name, **rows)
     return figure.update_layout(height=180 + 36 * (len(panel.rows) or 5))

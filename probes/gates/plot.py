@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from vindex import targets
-from vindex.charts import COLOURS, QUIET, check_target
+from vindex.charts import COLOURS, QUIET, check_target, write_page
 
 FAMILIES = {  # family: (label, colour)
     "gates": ("trained gates", COLOURS[0]),
@@ -117,8 +117,7 @@ def _draw_html(drawn: list[Curve], soft: list[list[float | None]], title: str, f
         seen.add(curve.label)
     star = {"symbol": "star", "size": 16, "color": FAMILIES["gates"][1]}
     figure.add_scatter(x=soft[0], y=soft[1], mode="markers", marker=star, name="soft gates")
-    figure.update_layout(title=title, xaxis_title=AXES[0], yaxis_title=AXES[1], template="plotly_white", height=700)
-    figure.update_layout(legend_traceorder="reversed")
+    figure.update_layout(xaxis_title=AXES[0], yaxis_title=AXES[1], height=700, legend_traceorder="reversed")
     for x, y, side, text in ((0, 1.06, "left", GOOD), (1, 0, "right", BAD)):
         figure.add_annotation(x=x, y=y, text=text.replace("\n", " "), showarrow=False, xanchor=side)
-    file.write(figure.to_html(include_plotlyjs=True, full_html=True).encode())
+    write_page([("", figure)], title, file)

@@ -188,7 +188,7 @@ def _curves(panel: Panel) -> Figure:
         mode = "lines" if line.dashed else "lines+markers"
         hover = f"{panel.x_label} %{{x}}: %{{y:.4g}}<extra>{line.label}</extra>"
         figure.add_scatter(x=line.x, y=line.y, mode=mode, line=style, name=line.label, hovertemplate=hover)
-    figure.update_xaxes(title_text=panel.x_label, **whole_marks(max(len(line.y) for line in panel.lines)))
+    figure.update_xaxes(title_text=panel.x_label, **whole_marks(*(line.x for line in panel.lines)))
     figure.update_yaxes(type="log" if panel.log else "linear", rangemode="normal" if panel.log else "tozero")
     return figure.update_layout(height=HEIGHT, showlegend=True)
 
@@ -202,7 +202,7 @@ def _heatmap(heatmap: Heatmap) -> Figure:
         for start in starts[1:]:
             figure.add_hline(start - 0.5, line={"color": "white", "width": 1, "dash": dash})
             figure.add_vline(start - 0.5, line={"color": "white", "width": 1, "dash": dash})
-    marks = whole_marks(len(heatmap.values))
+    marks = whole_marks(range(len(heatmap.values)))
     figure.update_xaxes(title_text="layer", **marks)
     figure.update_yaxes(title_text="layer", **marks)
     return figure.update_layout(height=HEIGHT)

@@ -83,6 +83,7 @@ def test_the_pictures_show_both_methods_on_one_scale_and_below_each_other(delete
     titles = [method.split(", layer")[0] for method in re.findall("<h2>(.*?)</h2>", page)]
     assert titles == ["forward", "geometric", "forward: layer 0 is chosen"]
     assert [axis.get_xlim() for axis in drawn[0].axes[:2]] == [(-0.03, 1.03)] * 2
+    assert '"dtick":1' in page.split("<h2>")[3] and {mark % 1 for mark in drawn[0].axes[2].get_xticks()} == {0}
 
 
 def test_what_a_model_does_not_know_is_deleted_by_nothing(loaded, tmp_path):
