@@ -148,6 +148,7 @@ def render_card(
         _files(index),
         "## How to Use\n" + _how_to_use(index, vocabulary, published.repo),
         _licence(licence, manifest),
+        _citation(index, manifest, vindex_id(digests), published.repo),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -313,3 +314,13 @@ def _licence(licence: str | None, manifest: Manifest) -> str:
     if licence != manifest.source.licence:
         return f"## License\n`{licence}`, as its publisher says. This is a derived work of the source model."
     return f"## License\n`{licence}`, the licence of the source model, of which this is a derived work."
+
+
+def _citation(index: Index, manifest: Manifest, short_id: str, repo: str | None) -> str:
+    model = re.sub(r"([#$%&_{}])", r"\\\1", index.model)
+    fields = {"title": f"Vindex {short_id} of {model}", "year": manifest.finished_at[:4]}
+    if repo:
+        fields["url"] = f"https://huggingface.co/{repo}"
+    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+    entry = f"@misc{{vindex-{short_id},\n{lines}\n}}"
+    return f"## Citation\nIf you use this vindex in published work, please cite it:\n```bibtex\n{entry}\n```"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
 import vindex
 from tests.vindex.damaged import LEFT_OUT, damaged
-from vindex.card import write_card
+from vindex.card import render_card, write_card
 from vindex.checks import verify
+from vindex.checksums import load_sums
 from vindex.errors import FormatError, QueryError, VindexError
 from vindex.manifest import Source, SourceFile
 from vindex.measured import read_gate3, read_gates, read_probe
@@ -101,10 +103,22 @@ def test_sections_of_the_published_card_in_their_order(built):
         "## Files",
         "## How to Use",
         "## License",
+        "## Citation",
     ]
     positions = [text.index(part) for part in order]
     assert positions == sorted(positions)
     assert vindex.open(built).id in text and "Not measured yet" in text and "Not evaluated yet" in text
+
+
+def test_the_card_ends_with_how_to_cite_it(copy):
+    year = copy.manifest.finished_at[:4]
+    entry = f"@misc{{vindex-{copy.id},\n  title = {{Vindex {copy.id} of {copy.index.model}}},\n  year = {{{year}}}"
+    assert (copy.path / "README.md").read_text().endswith(f"```bibtex\n{entry}\n}}\n```\n")
+    write_card(copy, repo="someone/tiny-vindex")
+    address = "  url = {https://huggingface.co/someone/tiny-vindex}"
+    assert (copy.path / "README.md").read_text().endswith(f"{entry},\n{address}\n}}\n```\n")
+    odd = render_card(replace(copy.own_index, model="a_b {c}"), copy.manifest, load_sums(copy.path), copy.vocabulary)
+    assert r"of a\_b \{c\}}," in odd
 
 
 def test_every_row_of_a_table_has_the_columns_of_its_head(built):
