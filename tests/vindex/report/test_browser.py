@@ -168,7 +168,8 @@ def test_a_direction_that_moved_leads_to_its_card(page):
     name = link.inner_text()
     assert name.startswith("L2F")
     link.click()
-    assert page.url.endswith("#" + name) and "Layer 2" in page.inner_text("#card h3")
+    page.locator("#card h3", has_text="Layer 2").wait_for()
+    assert page.url.endswith("#" + name)
 
 
 def test_back_at_the_start_the_first_card_stands_again(page, report):
