@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".html", ".png")
 COLOURS = ("#2563a8", "#c2571a", "#2f8f5b", "#8b4a9c")
 QUIET = "#888888"
+PANEL_HEIGHT = 360  # pixels, of one of several panels on a page
 STYLE = """\
 body { margin: 1.2rem auto; max-width: 84rem; padding: 0 1rem; color: #2a3f5f }
 body { font: 15px/1.4 "Open Sans", Verdana, sans-serif }

@@ -150,10 +150,10 @@ def put(record: Any, as_json: bool, output: Path | None) -> bool:
 
 
 def say_places(**places: Path | None) -> None:
-    """Name the files that were written, each by what it is."""
+    """Name the files that were written, each by what it is, on a line that can be copied."""
     for what, place in places.items():
         if place:
-            say(f"{what}: {place}")
+            _print(_console(), line(f"{what}: {place}"), whole=True)
 
 
 @contextmanager

@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vindex import targets
-from vindex.charts import COLOURS, QUIET, check_target, whole_marks, write_page
+from vindex.charts import COLOURS, PANEL_HEIGHT, QUIET, check_target, whole_marks, write_page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-HEIGHT = 360
-"""Of a panel of the page, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ def _curves(panel: Panel) -> Figure:
         figure.add_scatter(x=line.x, y=line.y, mode=mode, line=style, name=line.label, hovertemplate=hover)
     figure.update_xaxes(title_text=panel.x_label, **whole_marks(*(line.x for line in panel.lines)))
     figure.update_yaxes(type="log" if panel.log else "linear", rangemode="normal" if panel.log else "tozero")
-    return figure.update_layout(height=HEIGHT, showlegend=True)
+    return figure.update_layout(height=PANEL_HEIGHT, showlegend=True)
 
 
 def _heatmap(heatmap: Heatmap) -> Figure:
@@ -205,4 +202,4 @@ def _heatmap(heatmap: Heatmap) -> Figure:
     marks = whole_marks(range(len(heatmap.values)))
     figure.update_xaxes(title_text="layer", **marks)
     figure.update_yaxes(title_text="layer", **marks)
-    return figure.update_layout(height=HEIGHT)
+    return figure.update_layout(height=PANEL_HEIGHT)

@@ -48,7 +48,7 @@ def test_tables_record_and_plots(tiny_checkpoint, tiny_vindex, tmp_path, monkeyp
         assert symbol in shown.out and entry["name"] in shown.out
     for words in ("no_sink", "|h| < 0.001", "definition unpublished", "Qwen3-8B", "var@64", "random floor", "null"):
         assert words in shown.out
-    assert max(map(len, shown.out.splitlines())) <= 100
+    assert not too_wide(shown.out, 100)
     page = targets["html"].read_text()
     panels, heatmap = describe(record)
     assert all(panel.title.split(":")[0] in page for panel in panels) and heatmap.title in page

@@ -140,7 +140,7 @@ def test_of_a_million_problems_the_first_five_are_shown():
 
     message = refused(read)
     assert message.startswith("f: all[0]: expected an object, got 3; all[0].name: missing")
-    assert message.count("expected") == 5 and message.endswith("; and 9,995 more")
+    assert message.count("expected") == 5 and "; and 9,995 more; rebuild the vindex or" in message
 
 
 def test_a_record_is_an_object(tmp_path):

@@ -18,6 +18,7 @@ from probes.suite import chance, constants
 from probes.suite.geometry import geometry as geometry_of
 from probes.suite.mixture import read_mixture
 from probes.suite.readings import MIXTURE, own_activations, read
+from tests.commands import too_wide
 from tests.probes.mixtures import CONFIGS, make, save
 from vindex.__main__ import main
 from vindex.errors import ProbeError
@@ -251,7 +252,7 @@ def test_the_command_on_a_checkpoint(checkpoints, kind, tmp_path, monkeypatch, c
     status = run(monkeypatch, *common, "--all", "-o", target, "--plot", page)
     shown = capsys.readouterr()
     assert status == 0, shown.err
-    assert max(map(len, shown.out.splitlines())) <= 100
+    assert not too_wide(shown.out, 100)
     for words in ("8 experts, top 3", "share of experts that fired", "|w·h| < 0.01", "nearest", "as one wide layer"):
         assert words in shown.out or (words == "nearest" and kind == "mixed")
     record = json.loads(target.read_text())
