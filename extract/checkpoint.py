@@ -26,7 +26,7 @@ from vindex.files import read_bytes
 from vindex.hub import address_of, is_hub_id, refuse_revision, snapshot
 from vindex.hub_files import HubFiles
 from vindex.manifest import Dequantised, SourceFile
-from vindex.quantised import left_over_note, quantisation
+from vindex.quantised import left_over_note, quantisation, unscaled_note
 from vindex.weights import CONFIG, TEXT, adapter_note, read_checkpoint, read_small
 
 ROWS_BYTES = 30 << 20
@@ -222,6 +222,8 @@ def _safetensors(files: Files, model: str, revision: str | None, tokenizer: Path
         read.append(quantised.file)
         if store is plain:
             notes.append(left_over_note(quantised))
+    else:
+        notes.append(unscaled_note(plain.tensors))
     return Checkpoint(
         model,
         revision,

@@ -15,7 +15,8 @@ from vindex.weights import CONFIG, Readable, read_json
 
 FLOAT8 = frozenset({"F8_E4M3", "F8_E5M2"})
 FEW_BITS = FLOAT8 | {"F8_E8M0", "F4", "I8", "U8", "I32", "U32"}
-PACKED = (".qweight", ".absmax", "_blocks", "_packed", "_scale", "_scale_inv")
+SCALES = ("_scale", "_scale_inv")
+PACKED = (".qweight", ".absmax", "_blocks", "_packed", *SCALES)
 MODELOPT = "hf_quant_config.json"
 
 
@@ -69,3 +70,12 @@ def is_quantised(tensors: Mapping[str, HasDtype]) -> bool:
 def left_over_note(found: Quantisation) -> str:
     """What to say of settings that no tensor bears out."""
     return f"plain numbers: {found.file} has {found.path}, and no tensor is quantised"
+
+
+def unscaled_note(tensors: Mapping[str, HasDtype]) -> str | None:
+    """What to say of plain numbers beside a scale of their own, where no settings say to multiply by it."""
+    for suffix in SCALES:
+        for name in (found.removesuffix(suffix) for found in tensors if found.endswith(suffix)):
+            if name in tensors and tensors[name].dtype not in FEW_BITS:
+                return f"{name}{suffix} is not applied, as no settings say so: transformers does the same"
+    return None

@@ -27,7 +27,7 @@ from vindex.directory import LocalFiles
 from vindex.errors import CheckpointError, ProbeError, first_line
 from vindex.format import MOST_TOKENS
 from vindex.hub import refuse_revision, snapshot
-from vindex.quantised import FEW_BITS, left_over_note, quantisation
+from vindex.quantised import FEW_BITS, left_over_note, quantisation, unscaled_note
 from vindex.tower import read_tower
 from vindex.weights import CONFIG, Weights, adapter_note, require_small
 
@@ -188,7 +188,11 @@ class _Stored(NamedTuple):
                 f"quantised is said {where}; use the BF16 original"
             )
         left_over = found is not None and not quantised
-        notes = (adapter_note(files, weights.tensors), left_over_note(found) if found and left_over else None)
+        notes = (
+            adapter_note(files, weights.tensors),
+            left_over_note(found) if found and left_over else None,
+            None if found else unscaled_note(weights.tensors),
+        )
         return cls(weights, left_over and "quantization_config" in config, tuple(note for note in notes if note))
 
 

@@ -34,6 +34,16 @@ def test_settings_of_a_quantisation_that_is_not_there_are_read_over(model, setti
     assert loaded.notes == ("plain numbers: config.json has quantization_config, and no tensor is quantised",)
 
 
+@pytest.mark.parametrize("suffix", ["_scale", "_scale_inv"])
+def test_a_scale_that_no_settings_mention_is_not_applied_and_told(model, suffix):
+    own = change(model, lambda tensors: tensors | {GATE + suffix: torch.tensor([2.0])})
+    loaded, opened = load(model, device="cpu", dtype="float32"), open_checkpoint(str(model))
+    assert torch.equal(weight(loaded.model, "gate_proj", 1), own[GATE].float())
+    assert torch.equal(opened.tensor(GATE), own[GATE].float())
+    said = f"{GATE}{suffix} is not applied, as no settings say so: transformers does the same"
+    assert loaded.notes == opened.notes == (said,)
+
+
 def test_settings_that_are_no_object_are_refused(model):
     configure(model, quantization_config=[1])
     both_refuse(model, r"config.json quantization_config: expected an object, got \[1\]")
