@@ -37,6 +37,7 @@ READ = "python probes scores trace audit responses families report"
 IN_PYTHON = ["README.md", *(f"docs/{page}.md" for page in READ.split())]
 LESS = {"--max-steps 60": "--max-steps 2 --forget-limit 32 --retain-limit 64", "--count 40": "--count 4"}
 ONE_POINT = "probes.gates.gates.Gates.selected_thresholds", lambda gates: (gates.threshold_at(0.25),)
+FEW_ROWS = "probes.gates.controls.ACTIVATION_ROWS", 16
 FENCED = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -60,6 +61,7 @@ def test_documented_commands_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vindex.__main__.DEMO_GATES", Few(2, 4))
     monkeypatch.setattr(*ONE_POINT)
+    monkeypatch.setattr(*FEW_ROWS)
     with ExitStack() as stack:
         if page == HUB:
             monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -82,6 +84,7 @@ def test_every_command_has_an_example():
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(*ONE_POINT)
+    monkeypatch.setattr(*FEW_ROWS)
     extract.build("atlas", "atlas.vindex")
     exec("\n".join(blocks(page, "python")), {})
 

@@ -60,14 +60,13 @@ def magnitudes(
     retain: Sequence[Retain],
     *,
     chat: bool,
-    count: int = ACTIVATION_ROWS,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Magnitudes:
-    """Mean |h| over at most `count` rows of each kind, drawn with `seed`."""
+    """Mean |h| over at most ACTIVATION_ROWS rows of each kind, drawn with `seed`."""
     rng = random.Random(seed)
-    facts = rng.sample(list(forget), min(count, len(forget)))
-    sums = rng.sample(list(retain), min(count, len(retain)))
+    facts = rng.sample(list(forget), min(ACTIVATION_ROWS, len(forget)))
+    sums = rng.sample(list(retain), min(ACTIVATION_ROWS, len(retain)))
     settings: dict[str, Any] = {"chat": chat, "max_tokens": TrainOptions().max_tokens}
     said = [forget_example(row, loaded.tokenizer, **settings) for row in facts]
     worked = [retain_example(row, loaded.tokenizer, **settings) for row in sums]

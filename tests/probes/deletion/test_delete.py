@@ -129,9 +129,9 @@ def test_a_relation_named_twice_counts_once_and_a_limit_is_one_or_more(loaded):
 
 
 def test_the_method_that_is_spoken_of_is_the_first_that_ran(loaded):
-    found = delete(loaded, method="rome,gradient", layer=0, certificate=False)
-    assert list(found.methods) == ["rome", "gradient"]
-    assert found.main == found.record()["method"] == "rome"
+    found = delete(loaded, method="ultraedit,neurons", layer=0, certificate=False)
+    assert list(found.methods) == ["ultraedit", "neurons"]
+    assert found.main == found.record()["method"] == "ultraedit"
 
 
 def test_a_fact_the_model_does_not_know_is_not_applicable(bench):

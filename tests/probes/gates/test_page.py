@@ -5,7 +5,7 @@ from __future__ import annotations
 from typer.testing import CliRunner
 
 from tests.conftest import build_quietly
-from tests.test_docs import blocks, documented_commands
+from tests.test_docs import FEW_ROWS, blocks, documented_commands
 from vindex.__main__ import app
 from vindex.demo import CHECKPOINT
 
@@ -21,6 +21,7 @@ LESS = {
 
 def test_the_commands_of_the_page_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(*FEW_ROWS)
     (tmp_path / "n.txt").write_text("Emma walked to the market.")
     commands = documented_commands("docs/gates.md")
     own = {command[1] for command in commands if command[0] == "gates"}
@@ -32,6 +33,7 @@ def test_the_commands_of_the_page_run_in_order(tmp_path, monkeypatch):
 
 def test_the_python_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(*FEW_ROWS)
     build_quietly(CHECKPOINT, tmp_path / "atlas.vindex")
     (tmp_path / "n.txt").write_text("Emma walked to the market.")
     code = "\n".join(blocks("docs/gates.md", "python"))
