@@ -22,6 +22,7 @@ import orjson
 
 from vindex.errors import TargetError
 from vindex.format import SUMS
+from vindex.weights import CONFIG
 
 OTHER_KINDS = {".html", ".png", ".svg", ".pdf", ".csv", ".parquet", ".txt", ".md", ".safetensors"}  # no record is one
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.new")
@@ -39,7 +40,7 @@ def check_file(path: Path) -> None:
     require_place(path)
     if (path.parent / SUMS.name).exists():
         raise TargetError(f"{path}: is inside a vindex, which holds its own files alone; name a file elsewhere")
-    if path.exists() and (path.parent / "config.json").exists() and any(path.parent.glob("*.safetensors")):
+    if path.exists() and (path.parent / CONFIG).exists() and any(path.parent.glob("*.safetensors")):
         raise TargetError(f"{path}: is a file of a checkpoint; name another")
 
 

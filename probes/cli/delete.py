@@ -10,6 +10,7 @@ import typer
 
 from probes.cli import delete_tables as tables
 from probes.cli.model import Device, Dtype, Model, load_model
+from probes.deletion.options import KNOWN_FROM
 from vindex.cli import Json, Output
 from vindex.console import check_places, command, progress, put, say, say_places, stopped, typed
 from vindex.demo import or_bundled
@@ -50,7 +51,7 @@ def gate3(
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the fit/held-out split and the controls.")] = 0,
     known_from: Annotated[
-        float | None, typer.Option(help="With --all: smallest P of the answer before.", show_default="0.2")
+        float | None, typer.Option(help="With --all: smallest P of the answer before.", show_default=str(KNOWN_FROM))
     ] = None,
     limit: Annotated[int | None, typer.Option(help="With --all: at most so many facts of each relation.")] = None,
     certificate: Attacked = True,

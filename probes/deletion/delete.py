@@ -21,7 +21,7 @@ from probes.deletion.certificate import Exam
 from probes.deletion.experiment import METHODS, MethodResult, judged, named
 from probes.deletion.layer import Found, Trial
 from probes.deletion.measure import KNOWN
-from probes.deletion.options import Options
+from probes.deletion.options import KNOWN_FROM, Options
 from probes.deletion.results import Claim, Deletion, Deletions
 from probes.facts import Fact, Panel
 from probes.facts.sets import split
@@ -34,9 +34,6 @@ from vindex.errors import PatchError, ProbeError, QueryError
 from vindex.progress import Progress, silent
 from vindex.reader import Vindex
 from vindex.schema import load_record
-
-KNOWN_FROM = 0.2
-"""Least probability of an answer before, for `delete_all` to delete its fact."""
 
 
 def delete(

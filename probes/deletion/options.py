@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 DEFAULT = ("forward", "geometric")
 """The methods that run where none is asked for."""
+KNOWN_FROM = 0.2
+"""Least probability of an answer before, for `delete_all` to delete its fact."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,17 @@ def test_every_quantisation_is_read_as_gguf_dequantises_it(tmp_path, kind, monke
     assert counted == (() if kind in ("F16", "BF16") else (Dequantised(METHOD, kind, 4),))
 
 
+def require_alike(source, numbers, place) -> None:
+    """m.gguf in `place` has these numbers, and its vindex is that of a checkpoint that stores them plainly."""
+    opened = open_checkpoint(str(place / "m.gguf"))
+    for name, expected in numbers.items():
+        assert opened.tensor(name).equal(expected), name
+    build_quietly(write_plain(source, place / "plain", numbers), place / "p.vindex", features=4)
+    (place / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    build_quietly(place / "m.gguf", place / "g.vindex", features=4)
+    assert contents(place / "g.vindex") == contents(place / "p.vindex")
+
+
 def test_a_mixture_of_gguf_equals_that_of_its_numbers(tmp_path):
     """ffn_gate_exps (E, I, H) and its like: each expert under its released name, without reading the others."""
     source = write_mixture(
@@ -101,13 +112,7 @@ def test_a_mixture_of_gguf_equals_that_of_its_numbers(tmp_path):
         return Kind.F32 if name.endswith("mlp.gate.weight") else Kind.Q6_K
 
     numbers = write_gguf(source, tmp_path / "m.gguf", kind, architecture="qwen3moe", metadata=sizes)
-    opened = open_checkpoint(str(tmp_path / "m.gguf"))
-    for name, expected in numbers.items():
-        assert opened.tensor(name).equal(expected), name
-    build_quietly(write_plain(source, tmp_path / "plain", numbers), tmp_path / "p.vindex", features=4)
-    (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    build_quietly(tmp_path / "m.gguf", tmp_path / "g.vindex", features=4)
-    assert contents(tmp_path / "g.vindex") == contents(tmp_path / "p.vindex")
+    require_alike(source, numbers, tmp_path)
     assert vindex.open(tmp_path / "g.vindex").manifest.dequantised == (
         Dequantised(METHOD, "Q6_K", 10),  # three experts' gate_proj in each of three layers, and the embeddings
         Dequantised(METHOD, "Q8_0", 9),
@@ -137,13 +142,7 @@ def test_weights_are_multiplied_by_the_scales_beside_them(tmp_path, mixture):
         metadata=sizes,
         scale_of=lambda name: 0.5 if name == "lm_head.weight" else scale_of(name),
     )
-    opened = open_checkpoint(str(tmp_path / "m.gguf"))
-    for name, expected in numbers.items():
-        assert opened.tensor(name).equal(expected), name
-    build_quietly(write_plain(source, tmp_path / "plain", numbers), tmp_path / "p.vindex", features=4)
-    (tmp_path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    build_quietly(tmp_path / "m.gguf", tmp_path / "g.vindex", features=4)
-    assert contents(tmp_path / "g.vindex") == contents(tmp_path / "p.vindex")
+    require_alike(source, numbers, tmp_path)
     assert all(found.holds for found in rederived(vindex.open(tmp_path / "g.vindex"), tmp_path / "m.gguf", [0, 1]))
 
 
